@@ -1,0 +1,1 @@
+"""What everything else stands on: config schema, shared types, errors, ranks, logs, files, seeds."""

@@ -1,0 +1,113 @@
+"""The values that travel between data, models, objectives and the loop.
+
+Shape letters: B rows in a micro-batch, L positions in a row, R = B * L flat positions, N selected positions,
+H hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+CountKind = Literal["tokens", "targets", "sequences"]
+"""What a term's sum runs over: attended positions, positions with a label, or rows."""
+
+COUNT_KINDS: tuple[CountKind, ...] = ("tokens", "targets", "sequences")
+
+IGNORE = -100
+"""The label of a position that is no target."""
+
+Result = TypeVar("Result")
+HeadFunction = Callable[[Tensor, Tensor, Tensor | None], Result]
+"""`fn(hidden [N, H], weight [V, H], bias [V] or None)`, run inside the vocabulary head's own forward."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of packed rows. `labels[b, l]` is what position l must predict (MLM: the token under the
+    mask; CLM: the next token of the same document), `IGNORE` where it must predict nothing."""
+
+    ids: Tensor
+    """[B, L] int64 input token ids (for MLM: after masking)."""
+    mask: Tensor
+    """[B, L] bool, False on padding."""
+    segments: Tensor
+    """[B, L] int64 document number inside the row, from 1; 0 on padding."""
+    labels: Tensor
+    """[B, L] int64."""
+    rows: Tensor
+    """[B] int64 identity of each row: its place in the shards, counted over all corpora."""
+
+    def to(self, device: torch.device) -> Batch:
+        return replace(self, **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+
+    def counts(self) -> Tensor:
+        """[len(COUNT_KINDS)] float64, known from the masks alone, before any forward."""
+        numbers = [self.mask.sum(), (self.labels != IGNORE).sum(), torch.tensor(self.ids.shape[0])]
+        return torch.stack([n.to("cpu", torch.float64) for n in numbers])
+
+
+@dataclass(frozen=True)
+class Term:
+    """What an objective returns: a sum over one micro-batch, and what the sum runs over. The loop divides it once,
+    by the count of the whole global batch, so the gradient does not depend on how the batch is split."""
+
+    sum: Tensor
+    """[] differentiable."""
+    count: CountKind
+
+
+@dataclass(frozen=True)
+class Dims:
+    """The sizes of a model that objectives build their parameters from."""
+
+    layers: int
+    hidden: int
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an objective reads; the union over all objectives decides what the forward passes capture."""
+
+    student_hidden: frozenset[int] = frozenset()
+    """Hidden states by number: 0 is the embedding output, l the output of layer l; negative counts from the last."""
+    teacher_hidden: frozenset[int] = frozenset()
+    teacher: bool = False
+    """Reads anything at all of the teacher."""
+
+    def __or__(self, other: Needs) -> Needs:
+        return Needs(
+            self.student_hidden | other.student_hidden,
+            self.teacher_hidden | other.teacher_hidden,
+            self.teacher or other.teacher,
+        )
+
+
+class Head(Protocol):
+    """Runs a function where the vocabulary head's weight can be read (under ZeRO-3 nowhere else)."""
+
+    def __call__(self, fn: HeadFunction[Result], rows: Tensor) -> Result:
+        """`fn(hidden [N, H], weight [V, H], bias)` for the flat positions `rows` [N] int64 of [B * L]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What one model says about one micro-batch."""
+
+    head: Head
+    hidden: Mapping[int, Tensor] = field(default_factory=dict)
+    """The hidden states that `Needs` asked for, by the number it used: [B, L, H]."""
+
+
+def union_of_needs(needs: Sequence[Needs]) -> Needs:
+    """What all objectives read together."""
+    total = Needs()
+    for item in needs:
+        total = total | item
+    return total

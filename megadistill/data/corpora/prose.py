@@ -1,0 +1,171 @@
+"""English prose that every installation carries: what Python and its packages say about themselves.
+
+Docstrings, the language reference inside `pydoc_data` and text files beside the code, without their code, tables and
+parameter lists. It needs no network and no licence question, so quickstart and tests can pretrain on it anywhere;
+it is small and about programming, so results on it say nothing about results on Wikipedia.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import sys
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from importlib import metadata, util
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from megadistill.core.errors import UserError
+from megadistill.data.corpora.base import Corpus, Source
+
+EXTRACTION = "prose-v1"
+"""Changes whenever what is extracted does."""
+
+COMMON = ("numpy", "networkx", "pandas", "torch", "transformers", "sympy", "datasets", "huggingface_hub", "pydantic")
+"""Packages that megadistill needs anyway, those with the most prose per second of reading first."""
+
+
+class Prose(Corpus):
+    """Docstrings and documentation of the standard library and of installed packages (about 20 MB, well under a
+    minute). One document is one docstring or one text file."""
+
+    kind: Literal["prose"] = "prose"
+    packages: list[str] | None = None
+    """Import names of installed packages; None: those of megadistill's own dependencies that are there."""
+    standard_library: bool = True
+
+    parallel: ClassVar[bool] = True
+
+    def sources(self) -> list[Source]:
+        roots = [(Path(sysconfig.get_path("stdlib")), sys.version.split()[0])] if self.standard_library else []
+        for package in COMMON if self.packages is None else self.packages:
+            spec = util.find_spec(package)
+            if spec is None or not spec.submodule_search_locations:
+                if self.packages is None:
+                    continue
+                raise UserError(
+                    f"corpus {self.name}: no package {package!r} to read prose from",
+                    "it is not installed, or a single module",
+                    f"pip install it, or take it out of corpora ({self.name}): packages",
+                )
+            roots.append((Path(spec.submodule_search_locations[0]), _version(package)))
+        return [Source(str(f), f"{EXTRACTION}:{version}") for root, version in roots for f in _folders(root)]
+
+    def documents(self, source: Source) -> Iterator[str]:
+        for path in sorted(Path(source.name).iterdir()):
+            if path.suffix in (".py", ".rst", ".md", ".txt") and path.is_file():
+                text = path.read_text(encoding="utf-8", errors="ignore")
+                for piece in docstrings(text) if path.suffix == ".py" else (text,):
+                    if prose := keep_prose(piece):
+                        yield prose
+
+
+def docstrings(code: str) -> Iterator[str]:
+    """Every long string of a Python file that stands for itself or in a mapping: docstrings, help topics."""
+    if '"""' not in code and "'''" not in code:
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in old code: not ours to report
+            tree = ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError):
+        return  # templates and tests of broken syntax are no source of prose
+    for node in _statements(tree):
+        values = [node.value] if isinstance(node, ast.Expr) else []
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
+            values = node.value.values
+        for value in values:
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                yield value.value
+
+
+def keep_prose(text: str, min_characters: int = 120) -> str:
+    """The paragraphs of a documentation text that read as English sentences, one a line; "" if too little is left."""
+    kept = [paragraph for block in _blocks(inspect.cleandoc(text)) if (paragraph := _sentence(block))]
+    prose = "\n".join(kept)
+    return prose if len(prose) >= min_characters else ""
+
+
+# ------------------------------------------------------------------------------------------ what is prose
+
+NOT_PROSE = re.compile(
+    r"^\s*(>>>|\.\.\.|\.\. |:\w+.*:|@|#+\s|[-=~^*+_`|]{3,}|\||[-*+] |\d+[.)] |\$ |%|[\w*, .\[\]`]+ ?(\([^)]*\))? ?: )"
+)
+"""A line that opens doctest, directive, field list, heading, rule, table, list item, command or `name : type`."""
+
+FUNCTION_WORD = re.compile(r"\b(?:the|a|an|of|to|and|in|is|are|that|for|with|be|this|it|as|if|by|on|or|from|not)\b", re.I)
+ODD = re.compile(r"[^A-Za-z0-9 ,.;:'\"()\-?!]")
+MARKUP = ((re.compile(r":[a-z:]+:`~?([^`<]*?)\s*(?:<[^`]*>)?`"), r"\1"), (re.compile(r"\[([^\]]+)\]\([^)]*\)"), r"\1"))
+"""Roles (:func:`x`) and links ([x](url)) become their text."""
+
+
+def _blocks(text: str) -> Iterator[list[str]]:
+    """Paragraphs as lists of lines, without fenced and literal code blocks."""
+    fenced, literal, block = False, False, []
+    for line in [*text.splitlines(), ""]:
+        if line.lstrip().startswith("```"):
+            fenced, line = not fenced, ""
+        if fenced:
+            continue
+        if line.strip():
+            literal = literal and line[0] in " \t"
+            if not literal:
+                block.append(line)
+        elif block:
+            yield block
+            literal, block = block[-1].rstrip().endswith("::"), []
+
+
+def _sentence(block: list[str]) -> str:
+    """The paragraph as one line, or "" when it does not read as prose."""
+    if any(NOT_PROSE.match(line) for line in block):
+        return ""
+    line = " ".join(part.strip() for part in block)
+    for pattern, text in MARKUP:
+        line = pattern.sub(text, line)
+    line = line.replace("``", "").replace("`", "").replace("**", "")
+    if line.endswith("::"):
+        line = line[:-1]
+    words = line.count(" ") + 1
+    reads_well = (
+        words >= 6
+        and line[-1] in ".:!?)\""
+        and not line[0].islower()
+        and len(FUNCTION_WORD.findall(line)) >= 0.15 * words
+        and len(ODD.findall(line)) <= 0.03 * len(line)
+    )
+    return line if reads_well else ""
+
+
+# ------------------------------------------------------------------------------------------ where it is
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    """`root` and the folders below it that hold code, without tests, caches and other packages."""
+    yield root
+    for path in sorted(root.iterdir()):
+        skip = path.name.startswith((".", "_vendor", "__pycache__")) or path.name in (
+            *("test", "tests", "site-packages", "dist-packages", "ensurepip", "lib2to3", "include", "lib", "bin"),
+        )
+        if not skip and path.is_dir() and not path.is_symlink():
+            yield from _folders(path)
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.stmt]:
+    """Statements of modules, classes and functions; expressions, where no docstring is, are not walked."""
+    stack: list[ast.stmt] = tree.body[::-1]
+    while stack:
+        node = stack.pop()
+        yield node
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef, ast.If, ast.Try)):
+            stack.extend(node.body[::-1])
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""

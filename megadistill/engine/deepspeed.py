@@ -1,0 +1,238 @@
+"""DeepSpeed behind typed fields: the complete config it is given, and the engine that the loop drives."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from megadistill.core import dist
+from megadistill.core.errors import UserError
+from megadistill.core.schema import Strict
+from megadistill.engine.optimizer import OptimizerConfig, build_optimizer
+
+_MIB = 2**20
+
+
+class EngineConfig(Strict):
+    """How parameters, gradients and optimizer state are kept. Every field ends in `deepspeed.json`, which is complete:
+    DeepSpeed accepts misspelt top-level keys silently and moves its defaults between releases."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """What is sharded over the ranks: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters
+    (Rajbhandari et al. 2020)."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the student's forward and backward. fp16 (with loss scaling) is for GPUs without bf16; CPUs refuse it."""
+    gradient_accumulation_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """What gradients are summed in over micro-batches; bf16 costs 0.9 % of the gradient at 64 of them."""
+    communication_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """What gradients are summed in over ranks."""
+    offload_optimizer: Literal["none", "cpu"] = "none"
+    """Keep optimizer state in host memory (ZeRO 1 to 3)."""
+    offload_parameters: Literal["none", "cpu"] = "none"
+    """Keep parameters in host memory between uses (ZeRO 3)."""
+    activation_checkpointing: bool = False
+    """Recompute the student's activations in the backward pass: less memory, about a third more compute."""
+    reduce_bucket_mib: int = Field(200, gt=0)
+    """Gradients are reduced in buckets of this many MiB (fp32)."""
+    allgather_bucket_mib: int = Field(200, gt=0)
+    """Updated parameters are gathered in buckets of this many MiB (fp32)."""
+    overlap_communication: bool = False
+    """Reduce gradients while the backward pass runs. On a GPU the order of sums may then differ between runs."""
+    prefetch_bucket_mib: int = Field(50, ge=0)
+    """ZeRO 3: how much to gather ahead of use."""
+    persistence_threshold: int = Field(100_000, ge=0)
+    """ZeRO 3: parameters of fewer values than this stay whole on every rank."""
+    loss_scale: float = Field(0.0, ge=0)
+    """fp16 only: 0 scales dynamically."""
+
+    @model_validator(mode="after")
+    def _offload_fits_stage(self) -> EngineConfig:
+        if self.offload_optimizer != "none" and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
+        if self.offload_parameters != "none" and self.zero_stage != 3:
+            raise ValueError("offload_parameters needs zero_stage 3")
+        return self
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """The batch triple that DeepSpeed wants; derived, never stated."""
+
+    global_size: int
+    micro_size: int
+    accumulation: int
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one optimizer step did."""
+
+    applied: bool
+    """False when a gradient was not finite: DeepSpeed skips the update silently."""
+    gradient_norm: float
+    """Global, before clipping; nan where DeepSpeed does not compute it (fp32 at stage 0)."""
+
+
+def import_deepspeed() -> Any:
+    """DeepSpeed, quiet, and told which accelerator to use before it guesses and warns."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # shared-memory reductions are chosen by LOCAL_SIZE and fault or hang on CPUs without wide vectors; gloo does not
+    os.environ.pop("LOCAL_SIZE", None)
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    return deepspeed
+
+
+def deepspeed_config(engine: EngineConfig, optimizer: OptimizerConfig, batch: BatchShape) -> dict[str, Any]:
+    """The complete DeepSpeed config: every default that matters stands in it."""
+    values_per_mib = _MIB // 4
+    offload = {"device": engine.offload_optimizer, "pin_memory": False}
+    zero: dict[str, Any] = {
+        "stage": engine.zero_stage,
+        "contiguous_gradients": True,
+        "reduce_scatter": True,
+        "reduce_bucket_size": engine.reduce_bucket_mib * values_per_mib,
+        "use_multi_rank_bucket_allreduce": True,
+        "allgather_partitions": True,
+        "allgather_bucket_size": engine.allgather_bucket_mib * values_per_mib,
+        "overlap_comm": engine.overlap_communication,
+        "load_from_fp32_weights": True,
+        "elastic_checkpoint": False,
+        "sub_group_size": 1_000_000_000,
+        "stage3_prefetch_bucket_size": engine.prefetch_bucket_mib * values_per_mib,
+        "stage3_param_persistence_threshold": engine.persistence_threshold,
+        "stage3_max_live_parameters": 1_000_000_000,
+        "stage3_max_reuse_distance": 1_000_000_000,
+        "stage3_gather_16bit_weights_on_model_save": False,
+        "ignore_unused_parameters": True,
+        "round_robin_gradients": False,
+        "zero_hpz_partition_size": 1,
+        "zero_quantized_weights": False,
+        "zero_quantized_gradients": False,
+        # true would replace torch's linear in the whole process, and with it the teacher's and student's numbers
+        "memory_efficient_linear": False,
+    }
+    if engine.offload_optimizer != "none":
+        zero["offload_optimizer"] = offload
+    if engine.offload_parameters != "none":
+        zero["offload_param"] = {"device": engine.offload_parameters, "pin_memory": False}
+    return {
+        "train_batch_size": batch.global_size,
+        "train_micro_batch_size_per_gpu": batch.micro_size,
+        "gradient_accumulation_steps": batch.accumulation,
+        "managed_gradient_accumulation": True,
+        "gradient_clipping": optimizer.gradient_clipping,
+        "prescale_gradients": False,
+        "gradient_predivide_factor": 1.0,
+        "communication_data_type": engine.communication_dtype,
+        "data_types": {"grad_accum_dtype": engine.gradient_accumulation_dtype},
+        "bf16": {"enabled": engine.precision == "bf16", "check_grad_overflow": True},
+        "fp16": {
+            "enabled": engine.precision == "fp16",
+            "auto_cast": False,
+            "loss_scale": engine.loss_scale,
+            "initial_scale_power": 16,
+            "loss_scale_window": 1000,
+            "hysteresis": 2,
+            "min_loss_scale": 1,
+        },
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "checkpoint": {"tag_validation": "Fail", "load_universal": False, "use_node_local_storage": False},
+        "steps_per_print": 1_000_000_000,
+        "wall_clock_breakdown": False,
+        "memory_breakdown": False,
+        "dump_state": False,
+        "disable_allgather": False,
+        "sparse_gradients": False,
+        "dataloader_drop_last": False,
+        "seed": 0,
+    }
+
+
+class Engine:
+    """A module whose parameters DeepSpeed shards, reduces and updates."""
+
+    def __init__(
+        self, config: EngineConfig, optimizer: OptimizerConfig, module: nn.Module, batch: BatchShape, device: torch.device
+    ) -> None:
+        """Wrap `module`, whose forward returns (loss, ...).
+
+        Raises:
+            UserError: the machine cannot do what the config asks.
+        """
+        if config.precision == "fp16" and device.type == "cpu":
+            raise UserError("engine.precision=fp16 needs a GPU", "this machine has none", "use bf16 or fp32")
+        deepspeed = import_deepspeed()
+        self.config = config
+        self.deepspeed_config = deepspeed_config(config, optimizer, batch)
+        self.learning_rate = optimizer.learning_rate
+        self.accumulation = batch.accumulation
+        self.engine, *_ = deepspeed.initialize(
+            model=module.to(device), optimizer=build_optimizer(optimizer, module), config=self.deepspeed_config
+        )
+
+    @property
+    def module(self) -> nn.Module:
+        return self.engine.module
+
+    def forward(self, *args: Any) -> Any:
+        return self.engine(*args)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient of `loss`, which is this micro-batch's share of the global mean, times the number of
+        ranks and micro-batches: DeepSpeed divides by both."""
+        self.engine.backward(loss)
+        if not self.engine.is_gradient_accumulation_boundary():
+            self.engine.step()  # only counts the micro-batch
+
+    def step(self, learning_rate_factor: float) -> Update:
+        """Update the parameters after the last micro-batch."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = self.learning_rate * learning_rate_factor
+        self.engine.step()
+        norm = self.engine.get_global_grad_norm()
+        return Update(bool(self.engine.was_step_applied()), float("nan") if norm is None else float(norm))
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's part of the training state into `folder`, shared by all ranks."""
+        assert self.engine.micro_steps % self.accumulation == 0, "checkpoints are taken between steps"
+        self.engine.save_checkpoint(str(folder), tag="deepspeed", save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Read back what `save` wrote, at the same number of ranks and ZeRO stage."""
+        path, _ = self.engine.load_checkpoint(str(folder), tag="deepspeed", load_lr_scheduler_states=False)
+        assert path is not None, f"DeepSpeed found nothing in {folder}"
+
+    def parameter_hash(self) -> str:
+        """sha256 over every rank's share of all parameters as the forward pass uses them; the same on every rank."""
+        digest = hashlib.sha256()
+        for parameter in self.module.parameters():
+            digest.update(_bytes(getattr(parameter, "ds_tensor", parameter)))
+        return hashlib.sha256("".join(dist.gather_objects(digest.hexdigest())).encode()).hexdigest()
+
+    def full_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, whole fp32 CPU tensor) of every parameter; a collective, so every rank must exhaust it."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        for name, parameter in self.module.named_parameters():
+            sharded = self.config.zero_stage > 0 or self.config.precision != "fp32"
+            value = safe_get_full_fp32_param(parameter) if sharded and parameter.requires_grad else None
+            yield name, (parameter if value is None else value).detach().float().cpu().clone()
+
+
+def _bytes(value: Tensor) -> bytes:
+    return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

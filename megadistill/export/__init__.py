@@ -1,0 +1,1 @@
+"""A student leaves as a plain folder."""

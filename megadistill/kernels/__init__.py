@@ -1,0 +1,1 @@
+"""Operations with more than one implementation: one package per op (reference and faster ones), and `dispatch`."""

@@ -1,0 +1,1 @@
+"""Students, and how any transformers model answers with signals."""

@@ -1,0 +1,78 @@
+"""How a pretrained model comes from a local folder or a hub name, and what is said when it cannot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megadistill.core.errors import UserError
+from megadistill.models.signals import LanguageModel
+
+
+def load_pretrained(path: str, revision: str | None = None, dtype: torch.dtype = torch.float32) -> LanguageModel:
+    """A language model in the Hugging Face format.
+
+    Args:
+        path: a local folder, or a hub name such as `google-bert/bert-base-uncased`.
+        revision: hub branch, tag or commit.
+        dtype: of the loaded weights.
+
+    Raises:
+        UserError: no such folder, no network for a hub name, no language model in it, or weights missing from it.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+    from transformers.utils import logging
+
+    config = load_config(path, revision)
+    architecture = (getattr(config, "architectures", None) or [""])[0]
+    auto = AutoModelForMaskedLM if architecture.endswith(("ForMaskedLM", "ForPreTraining")) else AutoModelForCausalLM
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        hf, loading = auto.from_pretrained(path, revision=revision, dtype=dtype, output_loading_info=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load the model {path}", first_line(error), _fix(path)) from None
+    if loading["missing_keys"]:
+        # transformers would fill them with random numbers and only warn: a teacher that teaches noise
+        raise UserError(
+            f"{path} lacks weights that {type(hf).__name__} needs",
+            ", ".join(sorted(loading["missing_keys"])[:6]),
+            "give a checkpoint saved with its language-model head",
+        )
+    return LanguageModel(hf)
+
+
+def load_config(path: str, revision: str | None = None) -> Any:
+    """The transformers config of a local folder or hub name (no weights are read).
+
+    Raises:
+        UserError: it is not there, or is no model config.
+    """
+    from transformers import AutoConfig
+
+    local = Path(path)
+    if _looks_local(path) and not local.is_dir():
+        raise UserError(f"no model folder {path}", fix="give a folder in the Hugging Face format, or a hub name")
+    if local.is_dir() and not (local / "config.json").exists():
+        raise UserError(f"{path} is no model folder", "it has no config.json", "give a folder written by save_pretrained")
+    try:
+        return AutoConfig.from_pretrained(path, revision=revision)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load the model {path}", first_line(error), _fix(path)) from None
+
+
+def first_line(error: Exception) -> str:
+    """The first non-empty line of a library's message."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _looks_local(path: str) -> bool:
+    return path.startswith(("/", "./", "../", "~")) or path.count("/") != 1 and "/" in path
+
+
+def _fix(path: str) -> str:
+    if Path(path).is_dir():
+        return "check the folder: config.json and model.safetensors must belong together"
+    return "run `megadistill prepare` where there is network, or give a local folder"

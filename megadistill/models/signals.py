@@ -1,0 +1,88 @@
+"""How any transformers language model answers a batch with signals, and where its vocabulary head can be run."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from megadistill.core.errors import UserError
+from megadistill.core.types import Batch, Dims, HeadFunction, Signals
+
+Result = TypeVar("Result")
+
+
+class VocabularyHead(nn.Linear):
+    """The output projection, which can also run a function where its weight is readable.
+
+    Under ZeRO-3 a weight is whole only inside the forward of the module that owns it; calling the module with a
+    function runs it there.
+    """
+
+    def forward(self, hidden: Tensor, fn: HeadFunction[Result] | None = None) -> Any:
+        """hidden [N, H] -> logits [N, V], or `fn(hidden, weight, bias)`."""
+        if fn is None:
+            return super().forward(hidden)
+        return fn(hidden, self.weight, self.bias)
+
+
+class LanguageModel(nn.Module):
+    """A transformers model with a vocabulary head (BERT, DistilBERT, RoBERTa, GPT-2 and alike), as a signal source."""
+
+    def __init__(self, hf: Any) -> None:
+        super().__init__()
+        self.hf = hf
+        decoder = hf.get_output_embeddings()
+        if not isinstance(decoder, nn.Linear):
+            raise UserError(
+                f"{type(hf).__name__} has no linear vocabulary head",
+                f"its output embeddings are {type(decoder).__name__}",
+                "use a masked or causal language model",
+            )
+        # the class is swapped in place: names, tying and weights stay, so the checkpoint is still a plain HF one
+        decoder.__class__ = VocabularyHead
+
+    @property
+    def dims(self) -> Dims:
+        config = self.hf.config
+        return Dims(config.num_hidden_layers, config.hidden_size, self.hf.get_output_embeddings().weight.shape[0])
+
+    def signals(self, batch: Batch, needs: frozenset[int]) -> Signals:
+        """Run the body on a batch; the head waits until an objective asks.
+
+        Args:
+            batch: the micro-batch.
+            needs: hidden states to keep, by number (see `Needs`).
+        """
+        body = self.hf.base_model(
+            input_ids=batch.ids,
+            attention_mask=batch.mask.long(),
+            output_hidden_states=bool(needs - {-1}),
+            return_dict=True,
+            **({"use_cache": False} if _is_causal(self.hf) else {}),
+        )
+        last = body.last_hidden_state
+        hidden = {layer: last if layer == -1 else body.hidden_states[layer] for layer in needs}
+
+        def head(fn: HeadFunction[Result], rows: Tensor) -> Result:
+            states = _transform(self.hf, last.flatten(0, 1)[rows])
+            return self.hf.get_output_embeddings()(states, fn)
+
+        return Signals(head, hidden)
+
+
+def _is_causal(hf: Any) -> bool:
+    return type(hf).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+
+
+def _transform(hf: Any, hidden: Tensor) -> Tensor:
+    """What lies between the last hidden state and the output projection: [N, H] -> [N, H]."""
+    kind = hf.config.model_type
+    if kind == "bert" and hasattr(hf, "cls"):
+        return hf.cls.predictions.transform(hidden)
+    if kind == "distilbert":
+        return hf.vocab_layer_norm(hf.activation(hf.vocab_transform(hidden)))
+    if kind in ("roberta", "xlm-roberta") and hasattr(hf.lm_head, "dense"):
+        return hf.lm_head.layer_norm(torch.nn.functional.gelu(hf.lm_head.dense(hidden)))
+    return hidden

@@ -1,0 +1,23 @@
+"""What a student is: a config that builds a trainable signal source."""
+
+from __future__ import annotations
+
+from megadistill.core.schema import Strict
+from megadistill.models.signals import LanguageModel
+
+
+class Student(Strict):
+    """Base of every student's config."""
+
+    kind: str
+
+    def build(self, teacher: LanguageModel | None, vocabulary_size: int, causal: bool, seed: int) -> LanguageModel:
+        """The student at step 0.
+
+        Args:
+            teacher: the teacher's model where it has one in the process, for shapes and initial weights.
+            vocabulary_size: of the tokenizer.
+            causal: whether targets are next tokens (clm) rather than masked ones (mlm).
+            seed: for random initialisation.
+        """
+        raise NotImplementedError

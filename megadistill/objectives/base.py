@@ -1,0 +1,39 @@
+"""What an objective is: a config with its maths beside it, returning (sum, count)."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from pydantic import Field
+
+from megadistill.core.schema import Strict
+from megadistill.core.types import Batch, Dims, Needs, Signals, Term
+
+
+class Loss(Protocol):
+    """A configured objective ready to compute: usually an `nn.Module`, so that projections it learns are trained,
+    sharded and saved with the student."""
+
+    def __call__(self, student: Signals, teacher: Signals | None, batch: Batch) -> Term: ...
+
+
+class Objective(Strict):
+    """Base of every objective. A new one is one file in this package: a subclass with `kind: Literal["name"]`."""
+
+    kind: str
+    weight: float = Field(1.0, ge=0)
+    """Factor of this objective's mean in the training loss."""
+    name: str | None = None
+    """What logs call it; the kind when not given. Two objectives of one kind need names."""
+
+    @property
+    def label(self) -> str:
+        return self.name or self.kind
+
+    def needs(self) -> Needs:
+        """What it reads of student and teacher; decides what the forward passes capture."""
+        return Needs()
+
+    def build(self, student: Dims, teacher: Dims | None) -> Loss:
+        """The loss itself; `teacher` is None when the run has no teacher."""
+        raise NotImplementedError

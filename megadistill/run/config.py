@@ -1,0 +1,192 @@
+"""Everything a run is made of, in one typed tree, and the checks that cross its sections."""
+
+from __future__ import annotations
+
+import importlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, model_validator
+
+import megadistill.data.corpora
+import megadistill.models.students
+import megadistill.objectives
+import megadistill.teachers
+from megadistill.core.errors import UserError
+from megadistill.core.schema import OneOf, Strict, Tree, discover, explain, override, read_yaml
+
+for _package in (
+    megadistill.data.corpora,
+    megadistill.models.students,
+    megadistill.objectives,
+    megadistill.teachers,
+):
+    discover(_package)
+
+from megadistill.data.config import DataConfig  # noqa: E402  the unions inside need every kind imported first
+from megadistill.engine.deepspeed import EngineConfig  # noqa: E402
+from megadistill.engine.optimizer import OptimizerConfig  # noqa: E402
+from megadistill.engine.schedule import ScheduleConfig  # noqa: E402
+from megadistill.models.students.base import Student  # noqa: E402
+from megadistill.objectives.base import Objective  # noqa: E402
+from megadistill.teachers.base import Teacher  # noqa: E402
+
+
+class BatchConfig(Strict):
+    """How many rows a step sees, whatever the number of ranks."""
+
+    global_size: int = Field(gt=0)
+    """Rows per optimizer step, over all ranks and accumulation."""
+    micro_size: int = Field(gt=0)
+    """Rows per rank and forward pass; accumulation follows: global_size / (micro_size x ranks)."""
+
+    def accumulation(self, world_size: int) -> int:
+        """Micro-batches per step and rank.
+
+        Raises:
+            UserError: when the global batch does not divide; names the nearest sizes that do.
+        """
+        unit = self.micro_size * world_size
+        if self.global_size % unit == 0:
+            return self.global_size // unit
+        near = sorted({max(self.global_size // unit, 1) * unit, (self.global_size // unit + 1) * unit})
+        raise UserError(
+            f"batch.global_size={self.global_size} does not divide by batch.micro_size x ranks "
+            f"= {self.micro_size} x {world_size}",
+            "every rank must see the same number of micro-batches",
+            f"nearest global sizes that do: {' or '.join(map(str, near))}",
+        )
+
+
+class TrainConfig(Strict):
+    """How long the loop runs and when it gives up."""
+
+    steps: int = Field(gt=0)
+    """Optimizer steps."""
+    deterministic: bool = False
+    """Deterministic GPU algorithms, so that a resumed run is bitwise equal there too (slower). CPU runs always are."""
+    max_nonfinite_steps: int = Field(10, ge=1)
+    """Give up (exit code 93) after this many skipped steps in a row."""
+    timeout_seconds: float = Field(1800, gt=0)
+    """How long a collective may wait for a rank."""
+
+
+class CheckpointConfig(Strict):
+    """When checkpoints are written and which are kept."""
+
+    every_steps: int = Field(1000, gt=0)
+    keep: int = Field(2, ge=2)
+    """The newest so many; at least 2, since the newest may be the one that fails to verify."""
+    keep_every_steps: int | None = Field(None, gt=0)
+    """Checkpoints at multiples of this are never deleted."""
+
+
+class EvaluateConfig(Strict):
+    """Held-out evaluation during training."""
+
+    every_steps: int | None = Field(None, gt=0)
+    """None: only at the end."""
+    rows: int = Field(512, gt=0)
+    """How many held-out rows, over all ranks."""
+
+
+class LogConfig(Strict):
+    """What is written down while training."""
+
+    every_steps: int = Field(10, gt=0)
+    tensorboard: bool = True
+    hash_every_steps: int | None = Field(None, gt=0)
+    """Log a hash of all parameters every so many steps (to compare runs bit for bit); None: never."""
+
+
+class RunConfig(Strict):
+    """One run: what is distilled into what, on which text, how, and for how long."""
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    """Names the run directory."""
+    directory: Path = Path("runs")
+    """Run directories live in here; this run's is <directory>/<name>."""
+    seed: int = 0
+    plugins: list[str] = []
+    """Python modules to import first; the kinds they define are then known."""
+    data: DataConfig
+    teacher: OneOf[Teacher] | None = None
+    """None: plain pretraining with objectives that need no teacher."""
+    student: OneOf[Student]
+    objectives: list[OneOf[Objective]] = Field(min_length=1)
+    batch: BatchConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    engine: EngineConfig = EngineConfig()
+    train: TrainConfig
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    log: LogConfig = LogConfig()
+
+    @property
+    def run_directory(self) -> Path:
+        return self.directory / self.name
+
+    @property
+    def total_steps(self) -> int:
+        """Where the learning rate's decay ends."""
+        return self.schedule.total_steps or self.train.steps
+
+    @model_validator(mode="after")
+    def _objectives_are_named_apart(self) -> RunConfig:
+        twice = [label for label, n in Counter(o.label for o in self.objectives).items() if n > 1]
+        if twice:
+            raise ValueError(f"objectives: {twice[0]!r} appears twice; give each a `name`")
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_is_there_when_needed(self) -> RunConfig:
+        needing = [o.label for o in self.objectives if o.needs().teacher]
+        if needing and self.teacher is None:
+            raise ValueError(f"objectives: {', '.join(needing)} need a teacher, and `teacher` is empty")
+        return self
+
+
+def load(path: Path, assignments: Sequence[str] = (), origins: dict[str, str] | None = None) -> RunConfig:
+    """Read, override and check a config file.
+
+    Args:
+        path: the YAML file.
+        assignments: `a.b.0.c=value` from the command line.
+        origins: receives where each given key came from.
+
+    Raises:
+        UserError: names every problem at once.
+    """
+    return check(override(read_yaml(path, origins), assignments, origins), str(path))
+
+
+def check(tree: Tree, where: str) -> RunConfig:
+    """The typed config of a tree.
+
+    Raises:
+        UserError: names every problem at once, with `where` it was read.
+    """
+    _import_plugins(tree.get("plugins") or [])
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise explain(error, RunConfig, where) from None
+
+
+def dump(config: RunConfig) -> dict[str, Any]:
+    """The whole config, defaults included, as plain values."""
+    return config.model_dump(mode="json")
+
+
+def _import_plugins(names: Any) -> None:
+    if not isinstance(names, list) or not names:
+        return
+    for name in names:
+        try:
+            importlib.import_module(str(name))
+        except ImportError as error:
+            raise UserError(f"plugins: cannot import {name!r}", str(error), "put its folder on PYTHONPATH") from None
+    RunConfig.model_rebuild(force=True)

@@ -1,0 +1,54 @@
+"""A frozen language model that answers in the same step as the student learns."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Literal
+
+import torch
+
+from megadistill.core.types import Batch, Dims, Needs, Signals
+from megadistill.models.loading import load_pretrained
+from megadistill.models.signals import LanguageModel
+from megadistill.teachers.base import Teacher
+
+
+class OnlineTeacher(Teacher):
+    """A pretrained model, replicated on every rank: evaluation mode, no gradients, never changed."""
+
+    kind: Literal["online"]
+    path: str
+    """A local folder in the Hugging Face format, or a hub name."""
+    revision: str | None = None
+    """Hub branch, tag or commit."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of its weights; `auto` is bfloat16 on a GPU and float32 on a CPU."""
+
+    def build(self, device: torch.device) -> OnlineSource:
+        auto = torch.bfloat16 if device.type == "cuda" else torch.float32
+        dtype = auto if self.dtype == "auto" else getattr(torch, self.dtype)
+        return OnlineSource(self.path, load_pretrained(self.path, self.revision, dtype).to(device))
+
+
+class OnlineSource:
+    """The built teacher."""
+
+    def __init__(self, path: str, model: LanguageModel) -> None:
+        self.path = path
+        self.model = model.eval().requires_grad_(False)
+        self.dims: Dims = model.dims
+
+    @torch.no_grad()
+    def signals(self, batch: Batch, needs: Needs) -> Signals:
+        return self.model.signals(batch, needs.teacher_hidden)
+
+    def after_step(self, step: int, student: torch.nn.Module) -> None:
+        """It never moves."""
+
+    def identity(self) -> dict[str, Any]:
+        """Its path and the sha256 of its weights, so that a swapped teacher is noticed."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return {"kind": "online", "path": self.path, "sha256": digest.hexdigest()}

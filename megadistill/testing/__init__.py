@@ -1,0 +1,1 @@
+"""Tiny models, corpora and process launchers, for tests only."""
