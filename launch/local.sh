@@ -29,7 +29,7 @@ assignments=()
 for argument in "${@:2}"; do
     [[ "$argument" == --* ]] || assignments+=("$argument")
 done
-python -m megadistill validate "$1" ${assignments[@]+"${assignments[@]}"} --quiet
+python -m megadistill validate "$1" ${assignments[@]+"${assignments[@]}"} >/dev/null
 exec torchrun --standalone --nproc-per-node "$NPROC" \
     --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2 \
     --shutdown-timeout "${SHUTDOWN_SECONDS:-300}" \

@@ -69,7 +69,7 @@ pip=(.venv/bin/python -m pip --disable-pip-version-check install --quiet --const
 "${pip[@]}" "$(grep '^torch==' launch/constraints.txt)"
 # 2. What building needs. DeepSpeed and this package build without pip's isolation: an isolated build environment
 #    heeds no constraints, and DeepSpeed's would fetch a second torch.
-"${pip[@]}" setuptools wheel ninja packaging psutil py-cpuinfo hatchling numpy
+"${pip[@]}" setuptools wheel ninja packaging psutil py-cpuinfo hatchling editables numpy
 # 3. DeepSpeed compiles nothing at installation (DS_BUILD_OPS=0); what a run needs follows in step 5.
 DS_BUILD_OPS=0 "${pip[@]}" --no-build-isolation "$(grep '^deepspeed==' launch/constraints.txt)"
 # 4. megadistill, editable, with what the tests need.

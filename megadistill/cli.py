@@ -1,0 +1,213 @@
+"""What can be asked of megadistill on the command line: one short function a verb, heavy imports inside."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megadistill.core.errors import Exit, UserError
+
+app = typer.Typer(
+    help="Distil transformers while pretraining them, from a laptop check to a Slurm cluster.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # importing rich for the help costs more than all the rest
+    pretty_exceptions_enable=False,
+)
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="A config, or the bare name of a preset.")]
+Assignments = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, as in train.steps=1000.")
+]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, as in runs/quickstart.")]
+
+
+def main() -> None:
+    """Run the command line; what the user can mend is said in a few lines, without a traceback."""
+    try:
+        app()
+    except UserError as error:
+        if _rank() == 0:  # every rank found the same; the others say it in their log files
+            typer.echo(f"error: {error}", err=True)
+        sys.exit(int(error.exit_code))
+
+
+@app.command()
+def presets() -> None:
+    """List the presets, one line each."""
+    from megadistill.run import presets as catalogue
+
+    found = catalogue.presets()
+    width = max((len(preset.name) for preset in found), default=0)
+    for preset in found:
+        typer.echo(f"{preset.name:<{width}}  {preset.purpose}")
+
+
+@app.command()
+def init(
+    preset: Annotated[str, typer.Argument(metavar="PRESET", help="A name that `presets` lists.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it.")],
+) -> None:
+    """Copy a preset to a file of your own, to change it."""
+    from megadistill.run import presets as catalogue
+
+    catalogue.copy(preset, file)
+    typer.echo(f"wrote {file}; next: megadistill validate {file}")
+
+
+@app.command()
+def validate(
+    file: File,
+    assignments: Assignments = None,
+    show: Annotated[
+        bool, typer.Option("--show", help="Print the resolved config with each value's origin.")
+    ] = False,
+) -> None:
+    """Say everything that is wrong with a config, at once."""
+    from megadistill.run.config import dump, load
+    from megadistill.run.presets import resolve
+    from megadistill.run.show import annotated
+
+    origins: dict[str, str] = {}
+    config = load(resolve(file), assignments or [], origins)
+    typer.echo(annotated(dump(config), origins) if show else f"{file}: valid", nl=not show)
+
+
+@app.command()
+def schema(
+    markdown: Annotated[bool, typer.Option("--markdown", help="A reference for people instead.")] = False,
+) -> None:
+    """Print the JSON schema of a config."""
+    from megadistill.run import reference
+
+    if markdown:
+        typer.echo(reference.markdown(), nl=False)
+    else:
+        typer.echo(json.dumps(reference.json_schema(), indent=2))
+
+
+@app.command()
+def prepare(file: File, assignments: Assignments = None) -> None:
+    """Turn the corpora into shards.
+
+    Fetches all that training needs, so that it can run where there is no network.
+    """
+    from megadistill.data.prepare import prepare as prepare_data
+    from megadistill.run.config import load
+    from megadistill.run.presets import resolve
+
+    config = load(resolve(file), assignments or [])
+    prepare_data(config.data, typer.echo)
+
+
+@app.command()
+def train(
+    file: File,
+    assignments: Assignments = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start over; the old run is kept beside it.")
+    ] = False,
+) -> None:
+    """Train, or continue the run if it exists.
+
+    Exit codes: 0 done, 1 crash, 2 a mistake you can mend, 85 stopped after a checkpoint (start it again),
+    93 starting again would not help.
+    """
+    from megadistill.train import stop
+
+    stop.install()  # before torch is imported: a signal during those seconds must not be lost
+
+    from megadistill.run.presets import resolve
+    from megadistill.train.loop import run
+
+    raise typer.Exit(int(run(resolve(file), assignments or [], fresh)))
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    tasks: Annotated[str, typer.Option(help="Some of heldout, wikitext; separated by commas.")] = "heldout",
+    wikitext: Annotated[Path | None, typer.Option(metavar="FOLDER", help="The raw WikiText files.")] = None,
+) -> None:
+    """Score the student of a run."""
+    from megadistill.evaluate.scores import evaluate as score
+
+    scores = score(_existing(run), [task.strip() for task in tasks.split(",") if task.strip()], wikitext)
+    typer.echo(json.dumps(scores, indent=2))
+
+
+@app.command()
+def export(
+    run: Run,
+    to: Annotated[str, typer.Option(metavar="hf", help="The format.")],
+    output: Annotated[Path | None, typer.Option(metavar="DIR", help="By default RUN/export/hf.")] = None,
+) -> None:
+    """Write the student in a format of other tools."""
+    if to != "hf":
+        raise UserError(f"--to {to}: no such format", "there is: hf", "write --to hf")
+    from megadistill.export.hf import export as export_hf
+
+    typer.echo(f"wrote {export_hf(_existing(run), output)}")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="One run, or several side by side.")],
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="By default RUN/report.html.")] = None,
+) -> None:
+    """Write one self-contained HTML page about one or more runs."""
+    from megadistill.report.html import report as write_report
+
+    typer.echo(f"wrote {write_report([_existing(run) for run in runs], output)}")
+
+
+@app.command()
+def status(run: Run) -> None:
+    """Say how far a run is, and what happened to it last."""
+    from megadistill.report.status import describe
+
+    typer.echo(describe(_existing(run)))
+
+
+@app.command()
+def verify(run: Run) -> None:
+    """Check every byte of every checkpoint of a run."""
+    from megadistill.engine.checkpoint import committed
+    from megadistill.engine.checkpoint import verify as problems_in
+
+    root = _existing(run) / "checkpoints"
+    problems = problems_in(root)
+    for problem in problems:
+        typer.echo(problem, err=True)
+    typer.echo(f"{len(committed(root))} checkpoint(s), {len(problems)} problem(s)")
+    raise typer.Exit(int(Exit.CRASH if problems else Exit.DONE))
+
+
+@app.command()
+def doctor() -> None:
+    """Report on this machine, and whether it is fit for a run."""
+    from megadistill.doctor.checks import examine, table
+
+    findings = examine()
+    typer.echo(table(findings))
+    raise typer.Exit(int(any(finding.verdict == "broken" for finding in findings)))
+
+
+def _existing(run: Path) -> Path:
+    if not (run / "run.json").exists():
+        raise UserError(
+            f"{run} is no run directory",
+            "it holds no run.json",
+            "name a folder that `megadistill train` has written",
+        )
+    return run
+
+
+def _rank() -> int:
+    """As in core.dist, which would import torch."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))

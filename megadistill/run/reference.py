@@ -1,0 +1,75 @@
+"""What can stand in a config: JSON schema for editors, markdown for people, both from the field docstrings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from megadistill.core.schema import Tree
+from megadistill.run.config import RunConfig
+
+
+def json_schema() -> Tree:
+    """JSON schema of a whole run config."""
+    return RunConfig.model_json_schema()
+
+
+def markdown() -> str:
+    """A reference of every section and kind: key, type, default, meaning."""
+    schema = json_schema()
+    sections = schema.pop("$defs", {})
+    parts = ["# Config reference", *_section("RunConfig", schema)]
+    for name, section in sections.items():
+        if "properties" in section:
+            parts += _section(name, section)
+    return "\n".join(parts) + "\n"
+
+
+def _section(name: str, section: Tree) -> Iterator[str]:
+    kind = section["properties"].get("kind", {}).get("const")
+    yield f"\n## {name}" + (f" (`kind: {kind}`)" if kind else "") + "\n"
+    if text := section.get("description"):
+        yield _one_paragraph(text) + "\n"
+    yield "| key | type | default | meaning |"
+    yield "|---|---|---|---|"
+    required = section.get("required", [])
+    for key, field in section["properties"].items():
+        if key == "kind":
+            continue
+        default = "required" if key in required else f"`{_default(field)}`"
+        yield f"| `{key}` | {_type(field)} | {default} | {_one_paragraph(field.get('description', ''))} |"
+
+
+def _type(field: Tree) -> str:
+    if "$ref" in field:
+        name = field["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    for union in ("anyOf", "oneOf"):
+        if union in field:
+            return " or ".join(_type(choice) for choice in field[union])
+    if "enum" in field:
+        return " or ".join(f"`{value}`" for value in field["enum"])
+    if "const" in field:
+        return f"`{field['const']}`"
+    if field.get("type") == "array":
+        return f"list of {_type(field.get('items', {}))}"
+    limits = [f"{sign} {field[key]}" for key, sign in _LIMITS.items() if key in field]
+    return " ".join([str(field.get("type", "any")), *limits])
+
+
+_LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+
+
+def _default(field: Tree) -> Any:
+    value = field.get("default")
+    if isinstance(value, dict):
+        return "see there"
+    return (
+        {True: "true", False: "false", None: "null"}.get(value, value)
+        if not isinstance(value, list)
+        else value
+    )
+
+
+def _one_paragraph(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
