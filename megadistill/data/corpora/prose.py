@@ -24,7 +24,17 @@ from megadistill.data.corpora.base import Corpus, Source
 EXTRACTION = "prose-v1"
 """Changes whenever what is extracted does."""
 
-COMMON = ("numpy", "networkx", "pandas", "torch", "transformers", "sympy", "datasets", "huggingface_hub", "pydantic")
+COMMON = (
+    "numpy",
+    "networkx",
+    "pandas",
+    "torch",
+    "transformers",
+    "sympy",
+    "datasets",
+    "huggingface_hub",
+    "pydantic",
+)
 """Packages that megadistill needs anyway, those with the most prose per second of reading first."""
 
 
@@ -40,7 +50,9 @@ class Prose(Corpus):
     parallel: ClassVar[bool] = True
 
     def sources(self) -> list[Source]:
-        roots = [(Path(sysconfig.get_path("stdlib")), sys.version.split()[0])] if self.standard_library else []
+        roots = (
+            [(Path(sysconfig.get_path("stdlib")), sys.version.split()[0])] if self.standard_library else []
+        )
         for package in COMMON if self.packages is None else self.packages:
             spec = util.find_spec(package)
             if spec is None or not spec.submodule_search_locations:
@@ -58,7 +70,7 @@ class Prose(Corpus):
         for path in sorted(Path(source.name).iterdir()):
             if path.suffix in (".py", ".rst", ".md", ".txt") and path.is_file():
                 text = path.read_text(encoding="utf-8", errors="ignore")
-                for piece in docstrings(text) if path.suffix == ".py" else (text,):
+                for piece in (*docstrings(text), *comments(text)) if path.suffix == ".py" else (text,):
                     if prose := keep_prose(piece):
                         yield prose
 
@@ -82,6 +94,12 @@ def docstrings(code: str) -> Iterator[str]:
                 yield value.value
 
 
+def comments(code: str) -> Iterator[str]:
+    """Every comment of two lines or more."""
+    for match in COMMENT.finditer(code):
+        yield "\n".join(line.strip().lstrip("#") for line in match[0].splitlines())
+
+
 def keep_prose(text: str, min_characters: int = 120) -> str:
     """The paragraphs of a documentation text that read as English sentences, one a line; "" if too little is left."""
     kept = [paragraph for block in _blocks(inspect.cleandoc(text)) if (paragraph := _sentence(block))]
@@ -91,48 +109,66 @@ def keep_prose(text: str, min_characters: int = 120) -> str:
 
 # ------------------------------------------------------------------------------------------ what is prose
 
-NOT_PROSE = re.compile(
-    r"^\s*(>>>|\.\.\.|\.\. |:\w+.*:|@|#+\s|[-=~^*+_`|]{3,}|\||[-*+] |\d+[.)] |\$ |%|[\w*, .\[\]`]+ ?(\([^)]*\))? ?: )"
-)
-"""A line that opens doctest, directive, field list, heading, rule, table, list item, command or `name : type`."""
+COMMENT = re.compile(r"^(?:[ \t]*#.*\n){2,}", re.M)
 
-FUNCTION_WORD = re.compile(r"\b(?:the|a|an|of|to|and|in|is|are|that|for|with|be|this|it|as|if|by|on|or|from|not)\b", re.I)
+STRUCTURE = re.compile(
+    r"^\s*(\.\. |@|#+\s|[-=~^*+_`|]{3,}\s*$|\||\$ |%|(Args|Arguments|Returns|Raises|Yields|Examples?|Notes?):\s*$)"
+)
+"""A line that opens a directive, heading, rule, table, command or section: no sentence goes across it."""
+
+DOCTEST = re.compile(r"^\s*(>>>|\.\.\. )")
+ITEM = re.compile(
+    r"^\s*(?:[-*+•] |\d+[.)] |:\w+[^:]*: |\*{0,2}`{0,2}[\w.]+`{0,2}\s?(?:\([^)]*\))?\s?:(?:\s|$))"
+)
+"""The start of a list item or of a parameter's entry; what follows it may be a sentence."""
+
+ENTRY = re.compile(r"^[\w, *.`]+ : \S")
+"""numpy's `name : type` line, whose description follows indented."""
+
+FUNCTION_WORD = re.compile(
+    r"\b(?:the|a|an|of|to|and|in|is|are|that|for|with|be|this|it|as|if|by|on|or|from|not)\b", re.I
+)
 ODD = re.compile(r"[^A-Za-z0-9 ,.;:'\"()\-?!]")
-MARKUP = ((re.compile(r":[a-z:]+:`~?([^`<]*?)\s*(?:<[^`]*>)?`"), r"\1"), (re.compile(r"\[([^\]]+)\]\([^)]*\)"), r"\1"))
-"""Roles (:func:`x`) and links ([x](url)) become their text."""
+MARKUP = (
+    (re.compile(r":[a-z:]+:`~?([^`<]*?)\s*(?:<[^`]*>)?`"), r"\1"),
+    (re.compile(r"\[([^\]]+)\]\([^)]*\)"), r"\1"),
+    (re.compile(r"`+|\*\*"), ""),
+)
+"""Roles (:func:`x`), links ([x](url)) and emphasis become their text."""
 
 
 def _blocks(text: str) -> Iterator[list[str]]:
-    """Paragraphs as lists of lines, without fenced and literal code blocks."""
-    fenced, literal, block = False, False, []
+    """Runs of lines that may form a paragraph: cut at blank lines, structure, list items and entries; without doctest
+    and without fenced or literal code."""
+    fenced, literal, block = False, False, list[str]()
     for line in [*text.splitlines(), ""]:
         if line.lstrip().startswith("```"):
             fenced, line = not fenced, ""
-        if fenced:
-            continue
-        if line.strip():
-            literal = literal and line[0] in " \t"
-            if not literal:
-                block.append(line)
-        elif block:
+        doctest = DOCTEST.match(line) is not None
+        literal = (literal and (not line.strip() or line[0] in " \t")) or doctest
+        item = ITEM.match(line)
+        ends = not line.strip() or fenced or literal or item or STRUCTURE.match(line) or ENTRY.match(line)
+        if ends and block:
             yield block
-            literal, block = block[-1].rstrip().endswith("::"), []
+            literal, block = literal or block[-1].rstrip().endswith("::"), []
+        if item and not (fenced or literal):
+            block.append(line[item.end() :])
+        elif not ends:
+            block.append(line)
 
 
 def _sentence(block: list[str]) -> str:
     """The paragraph as one line, or "" when it does not read as prose."""
-    if any(NOT_PROSE.match(line) for line in block):
-        return ""
     line = " ".join(part.strip() for part in block)
     for pattern, text in MARKUP:
         line = pattern.sub(text, line)
-    line = line.replace("``", "").replace("`", "").replace("**", "")
+    line = line.strip()
     if line.endswith("::"):
         line = line[:-1]
     words = line.count(" ") + 1
     reads_well = (
         words >= 6
-        and line[-1] in ".:!?)\""
+        and line[-1] in '.:!?)"'
         and not line[0].islower()
         and len(FUNCTION_WORD.findall(line)) >= 0.15 * words
         and len(ODD.findall(line)) <= 0.03 * len(line)
@@ -148,7 +184,17 @@ def _folders(root: Path) -> Iterator[Path]:
     yield root
     for path in sorted(root.iterdir()):
         skip = path.name.startswith((".", "_vendor", "__pycache__")) or path.name in (
-            *("test", "tests", "site-packages", "dist-packages", "ensurepip", "lib2to3", "include", "lib", "bin"),
+            *(
+                "test",
+                "tests",
+                "site-packages",
+                "dist-packages",
+                "ensurepip",
+                "lib2to3",
+                "include",
+                "lib",
+                "bin",
+            ),
         )
         if not skip and path.is_dir() and not path.is_symlink():
             yield from _folders(path)

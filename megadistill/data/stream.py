@@ -1,0 +1,219 @@
+"""Which micro-batches a rank trains on at a step: a pure function of (config, seed, step), read from the shards."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from megadistill.core.dist import World
+from megadistill.core.errors import UserError
+from megadistill.core.files import sha256_json
+from megadistill.core.types import Batch
+from megadistill.data.config import DataConfig
+from megadistill.data.hashing import row_keys
+from megadistill.data.masking import Vocabulary
+from megadistill.data.order import ORDER_VERSION, Order, Places
+from megadistill.data.shards import Shards, read_index
+from megadistill.data.tokenization import load_tokenizer
+
+COUNTS = "token_counts.npy"
+"""Beside a corpus's train folder: [vocabulary] int64, how often each id occurs in its training rows."""
+
+I64 = NDArray[np.int64]
+
+
+class Part:
+    """One part (train or held_out) of all corpora, opened and checked against the config.
+
+    Raises:
+        UserError: not prepared, prepared otherwise than the config says, or damaged.
+    """
+
+    def __init__(self, config: DataConfig, part: str) -> None:
+        tokenizer = load_tokenizer(config.tokenizer)
+        self.config = config
+        self.shards: list[Shards] = []
+        for corpus in config.corpora:
+            folder = config.dir / corpus.name / part
+            index = read_index(folder)
+            found, wanted = index.sequence_length, config.sequence_length
+            if found != wanted:
+                raise _prepared_otherwise(folder, f"rows of {found} tokens, data.sequence_length is {wanted}")
+            if index.tokenizer != tokenizer.fingerprint:
+                raise _prepared_otherwise(folder, f"made with another tokenizer than {config.tokenizer}")
+            self.shards.append(Shards(folder))
+        self.starts = np.cumsum([0, *map(len, self.shards)])
+        """Number of the first row of each corpus, counted over all of them; and the number of all rows."""
+        counts = _token_counts(config, tokenizer.vocabulary_size)
+        special = tokenizer.special
+        self.vocabulary = Vocabulary(tokenizer.vocabulary_size, special.mask, special.ids(), counts)
+        config.targets.check(self.vocabulary)
+
+    def batch(self, places: Places, seed: int, purpose: str) -> Batch:
+        """The rows at `places`, with their targets drawn for (seed, purpose, corpus, epoch, row)."""
+        shape = (len(places.row), self.config.sequence_length)
+        tokens, segments = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.int64)
+        keys = np.empty(len(places.row), dtype=np.uint64)
+        for number in np.unique(places.corpus):
+            here = places.corpus == number
+            epochs, rows = places.epoch[here], places.row[here]
+            tokens[here], segments[here] = self.shards[number].rows(rows)
+            keys[here] = row_keys(seed, purpose, self.config.corpora[number].name, epochs, rows)
+        ids, labels = self.config.targets.apply(tokens, segments, keys, self.vocabulary)
+        return Batch(
+            ids=torch.from_numpy(ids),
+            mask=torch.from_numpy(segments > 0),
+            segments=torch.from_numpy(segments),
+            labels=torch.from_numpy(labels),
+            rows=torch.from_numpy(self.starts[places.corpus] + places.row),
+        )
+
+
+class Stream:
+    """The training batches of one rank. Holds no position: any step can be taken at any time.
+
+    Args:
+        config: what is read, and how it is mixed and masked.
+        world: which rank this is, of how many.
+        global_size: rows per step over all ranks; a multiple of micro_size x ranks.
+        micro_size: rows per micro-batch of one rank.
+        seed: the run's seed.
+        skips: windows [start, stop) of draws that are never trained on (see `window`).
+
+    Raises:
+        UserError: not prepared, prepared otherwise than the config says, or damaged.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        world: World,
+        global_size: int,
+        micro_size: int,
+        seed: int,
+        skips: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        assert global_size % (micro_size * world.size) == 0
+        self.world, self.global_size, self.micro_size, self.seed = world, global_size, micro_size, seed
+        self.part = Part(config, "train")
+        rows = [len(shards) for shards in self.part.shards]
+        for corpus, num_rows in zip(config.corpora, rows, strict=True):
+            if not num_rows:
+                folder = config.dir / corpus.name
+                raise UserError(
+                    f"corpus {corpus.name} has no training rows", f"{folder}", "give it more text"
+                )
+        self.order = Order(rows, config.weights, seed, skips)
+        self.rows_per_epoch = sum(rows)
+        """Rows of all corpora together; without weights, a step's batch holds global_size of them."""
+        self.tokens_per_step = global_size * config.sequence_length
+        self.fingerprint = sha256_json(
+            {
+                "order": [config.order, ORDER_VERSION, seed],
+                "corpora": [
+                    [c.name, s.index.fingerprint]
+                    for c, s in zip(config.corpora, self.part.shards, strict=True)
+                ],
+                "weights": config.weights,
+                "targets": config.targets.model_dump(mode="json"),
+            }
+        )
+        """Equal when every step yields equal global batches at equal global_size and skips."""
+
+    def take(self, step: int) -> list[Batch]:
+        """This rank's micro-batches of a 0-based step; the global batch is dealt as [accumulation, rank, micro]."""
+        positions = step * self.global_size + np.arange(self.global_size, dtype=np.int64)
+        mine = positions.reshape(-1, self.world.size, self.micro_size)[:, self.world.rank]
+        batch = self.part.batch(self.order.locate(mine.reshape(-1)), self.seed, "targets")
+        return _cut(batch, self.micro_size)
+
+    def window(self, start_step: int, end_step: int) -> tuple[int, int]:
+        """The draws that steps [start_step, end_step) stand on: what to add to `skips` to leave them out."""
+        first, last = start_step * self.global_size, end_step * self.global_size - 1
+        start, stop = self.order.draws(np.array([first, last], dtype=np.int64)).tolist()
+        return start, stop + 1
+
+    def prefetching(self, start_step: int, end_step: int, ahead: int = 2) -> Iterator[list[Batch]]:
+        """`take` of each step in turn, made up to `ahead` steps early by a thread; its errors are raised here."""
+        ready: queue.Queue[list[Batch] | BaseException] = queue.Queue(maxsize=ahead)
+        stop = threading.Event()
+
+        def put(item: list[Batch] | BaseException) -> None:
+            while not stop.is_set():
+                try:
+                    return ready.put(item, timeout=0.1)
+                except queue.Full:
+                    continue
+
+        def work() -> None:
+            try:
+                for step in range(start_step, end_step):
+                    if stop.is_set():
+                        return
+                    put(self.take(step))
+            except BaseException as error:  # noqa: BLE001  everything belongs to the consumer
+                put(error)
+
+        thread = threading.Thread(target=work, name="data", daemon=True)
+        thread.start()
+        try:
+            for _ in range(start_step, end_step):
+                item = ready.get()
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            stop.set()
+            thread.join()
+
+
+def held_out_batches(
+    config: DataConfig, micro_size: int, seed: int, world: World, max_rows: int | None = None
+) -> Iterator[Batch]:
+    """This rank's held-out micro-batches, the same ones with the same targets at every call.
+
+    Rows come from all corpora, drawn without replacement when `max_rows` is fewer than there are. They are dealt to
+    ranks evenly, the remainder left out, so all ranks yield equally many batches of equal sizes (the last may be
+    smaller than micro_size).
+
+    Raises:
+        UserError: not prepared, prepared otherwise, damaged, or fewer held-out rows than ranks.
+    """
+    part = Part(config, "held_out")
+    available = int(part.starts[-1])
+    per_rank = min(available, max_rows or available) // world.size
+    if per_rank == 0:
+        raise UserError(
+            f"{available} held-out row(s) for {world.size} rank(s)",
+            f"data.held_out.fraction={config.held_out.fraction} of the documents in {config.dir}",
+            "raise data.held_out.fraction and prepare again, or give more text",
+        )
+    order = Order([len(shards) for shards in part.shards], None, seed)
+    positions = np.arange(world.rank, per_rank * world.size, world.size, dtype=np.int64)
+    for start in range(0, per_rank, micro_size):
+        yield part.batch(order.locate(positions[start : start + micro_size]), seed, "held-out targets")
+
+
+def _cut(batch: Batch, size: int) -> list[Batch]:
+    fields: dict[str, Any] = {name: getattr(batch, name).split(size) for name in batch.__dataclass_fields__}
+    return [Batch(**dict(zip(fields, values, strict=True))) for values in zip(*fields.values(), strict=True)]
+
+
+def _token_counts(config: DataConfig, size: int) -> I64:
+    total = np.zeros(size, dtype=np.int64)
+    for corpus in config.corpora:
+        total += np.load(config.dir / corpus.name / COUNTS)
+    return total
+
+
+def _prepared_otherwise(folder: Path, why: str) -> UserError:
+    return UserError(
+        f"{folder} was prepared otherwise", why, "run `megadistill prepare FILE`, or set another data.dir"
+    )

@@ -1,0 +1,278 @@
+"""How text becomes ids: any tokenizer file of the field behind one small interface."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megadistill.core.errors import UserError
+from megadistill.core.files import sha256_json
+
+if TYPE_CHECKING:
+    import tokenizers
+
+PIECE_CHARACTERS = 100_000
+"""Longer documents are encoded in pieces, in parallel and in bounded memory."""
+
+PROBE = (
+    "The Quick brown fox doesn't jump over 1,234.5 lazy dogs; naïve cafés cost €7 -- \"isn't it?\" unaffordability "
+    "antidisestablishmentarianism Straße ½ ﬁnance 東京 Москва 🙂  two spaces\tand\ta tab\nnew line (see [1]) x=y**2"
+)
+"""Encoded into the fingerprint, so that two tokenizers that normalise or split otherwise never pass for one."""
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """Ids with a role; None where the tokenizer has no such token."""
+
+    pad: int | None = None
+    cls: int | None = None
+    """Opens a document: [CLS] or a beginning-of-sequence token."""
+    sep: int | None = None
+    """Closes a document: [SEP] or an end-of-sequence token."""
+    mask: int | None = None
+    unk: int | None = None
+
+    def as_dict(self) -> dict[str, int | None]:
+        return asdict(self)
+
+    @property
+    def padding(self) -> int:
+        """What fills rows: the pad token, else the separator, else 0 (padding is masked everywhere)."""
+        return next(i for i in (self.pad, self.sep, 0) if i is not None)
+
+    def ids(self) -> frozenset[int]:
+        """Those that are never masked: all but the unknown token, which stands for text."""
+        return frozenset(i for i in (self.pad, self.cls, self.sep, self.mask) if i is not None)
+
+
+class Tokenizer:
+    """Text to ids without special tokens. Text that looks like a special token is encoded as plain text."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, special: SpecialIds) -> None:
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = True
+        self.backend, self.special = backend, special
+
+    @property
+    def vocabulary_size(self) -> int:
+        """One more than the largest id."""
+        return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        return self.special.ids()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over vocabulary, special ids and behaviour; equal for equal tokenizers, whatever file they came in."""
+        vocabulary = sorted(self.backend.get_vocab(with_added_tokens=True).items())
+        return sha256_json([vocabulary, self.special.as_dict(), self.encode(PROBE)])
+
+    def encode(self, text: str) -> list[int]:
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, on all cores (RAYON_NUM_THREADS limits them)."""
+        pieces, owners = [], []
+        for number, text in enumerate(texts):
+            for piece in _pieces(text):
+                pieces.append(piece)
+                owners.append(number)
+        result: list[list[int]] = [[] for _ in texts]
+        encodings = self.backend.encode_batch_fast(pieces, add_special_tokens=False)
+        for owner, encoding in zip(owners, encodings, strict=True):
+            result[owner].extend(encoding.ids)
+        return result
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Readable text, special tokens shown."""
+        return str(self.backend.decode(list(ids), skip_special_tokens=False))
+
+
+def load_tokenizer(spec: str) -> Tokenizer:
+    """Read a tokenizer.
+
+    Args:
+        spec: a folder or file (tokenizer.json; vocab.txt: WordPiece; vocab.json with merges.txt: byte-level BPE;
+            *.model: sentencepiece unigram), or the name of a hub repository that has a tokenizer.json.
+
+    Raises:
+        UserError: nothing there, or not what its name says.
+    """
+    path = Path(spec).expanduser()
+    if path.exists():
+        return _load(path)
+    if (
+        path.is_absolute()
+        or spec.startswith(".")
+        or spec.count("/") > 1
+        or path.suffix in (".json", ".txt", ".model")
+    ):
+        raise UserError(
+            f"no tokenizer {spec}", "no such file or folder", "give its folder, or a name on the hub"
+        )
+    return _load(_from_hub(spec))
+
+
+def _load(path: Path) -> Tokenizer:
+    folder, names = (path, _names(path)) if path.is_dir() else (path.parent, [path.name])
+    models = [name for name in names if name.endswith(".model")]
+    try:
+        if "tokenizer.json" in names or (
+            path.is_file() and path.suffix == ".json" and path.name != "vocab.json"
+        ):
+            return _from_json(folder / ("tokenizer.json" if path.is_dir() else path.name))
+        if "vocab.txt" in names:
+            return _wordpiece(folder / "vocab.txt")
+        if "vocab.json" in names and (folder / "merges.txt").exists():
+            return _byte_bpe(folder)
+        if models:
+            return _sentencepiece(folder / models[0])
+    except UserError:
+        raise
+    except Exception as error:  # the tokenizers library raises bare Exception for a file it cannot read
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"cannot read the tokenizer in {path}", reason, "get its files again") from error
+    raise UserError(
+        f"no tokenizer in {path}",
+        f"it holds {', '.join(names[:8]) or 'nothing'}",
+        "it needs tokenizer.json, vocab.txt, vocab.json with merges.txt, or a sentencepiece *.model",
+    )
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_file())
+
+
+# ------------------------------------------------------------------------------------------ kinds of files
+
+ROLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "pad": (("pad_token",), ("[PAD]", "<pad>", "<|endoftext|>", "<|pad|>")),
+    "cls": (("cls_token", "bos_token"), ("[CLS]", "<s>", "<|begin_of_text|>")),
+    "sep": (("sep_token", "eos_token"), ("[SEP]", "</s>", "<|endoftext|>", "<|end_of_text|>")),
+    "mask": (("mask_token",), ("[MASK]", "<mask>")),
+    "unk": (("unk_token",), ("[UNK]", "<unk>")),
+}
+"""For each role the keys that name its token in a tokenizer's config, and else the spellings in use."""
+
+
+def _special(backend: tokenizers.Tokenizer, declared: dict[str, Any]) -> SpecialIds:
+    found: dict[str, int | None] = {}
+    for role, (keys, spellings) in ROLES.items():
+        values = [declared.get(key) for key in keys]
+        named = [value["content"] if isinstance(value, dict) else value for value in values if value]
+        ids = [backend.token_to_id(token) for token in (named or spellings)]
+        found[role] = next((i for i in ids if i is not None), None)
+    if found["unk"] is not None and found["unk"] == found["sep"]:
+        found["unk"] = None  # GPT-2 declares its separator as unknown token, but encodes every byte
+    if found["cls"] is not None and found["cls"] == found["sep"]:
+        found["cls"] = None  # one token between documents is enough
+    return SpecialIds(**found)
+
+
+def _from_json(path: Path) -> Tokenizer:
+    import tokenizers
+
+    declared: dict[str, Any] = {}
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (path.parent / name).exists():
+            declared |= json.loads((path.parent / name).read_text(encoding="utf-8"))
+    backend = tokenizers.Tokenizer.from_file(str(path))
+    return Tokenizer(backend, _special(backend, declared))
+
+
+def _wordpiece(path: Path) -> Tokenizer:
+    """BERT's WordPiece; uncased unless the vocabulary has a word with a capital."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+    backend = Backend(models.WordPiece.from_file(str(path), unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=_is_uncased(backend.get_vocab()))
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    return Tokenizer(backend, _special(backend, {}))
+
+
+def _byte_bpe(folder: Path) -> Tokenizer:
+    """GPT-2's byte-level BPE."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers
+
+    backend = Backend(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return Tokenizer(backend, _special(backend, {}))
+
+
+def _sentencepiece(path: Path) -> Tokenizer:
+    """A sentencepiece unigram model (ALBERT, T5), its own normalisation included; uncased if it has no capitals."""
+    from sentencepiece import sentencepiece_model_pb2
+    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer as Backend
+
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(path.read_bytes())
+    if proto.trainer_spec.model_type != 1:
+        raise UserError(f"{path} is not a unigram model", "", "use the tokenizer.json of the same model")
+    scores = [(piece.piece, piece.score) for piece in proto.pieces]
+    backend = Backend(models.Unigram(scores, proto.trainer_spec.unk_id, proto.trainer_spec.byte_fallback))
+    steps: list[Any] = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
+    if _is_uncased(backend.get_vocab()):
+        steps += [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]
+    else:
+        steps = []
+    if proto.normalizer_spec.precompiled_charsmap:
+        steps.append(normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap))
+    steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    backend.normalizer = normalizers.Sequence(steps)
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    backend.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    return Tokenizer(backend, _special(backend, {}))
+
+
+def _is_uncased(vocabulary: Iterable[str]) -> bool:
+    return not any("A" <= letter <= "Z" for word in vocabulary if word[:1] not in "[<" for letter in word)
+
+
+# ------------------------------------------------------------------------------------------ details
+
+
+def _from_hub(name: str) -> Path:
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        path = Path(huggingface_hub.hf_hub_download(name, "tokenizer.json"))
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"no tokenizer {name!r}: no such local folder, and the hub does not give it",
+            reason,
+            "check the name and the network, or give a local folder; the hub's cache is used where it has it",
+        ) from None
+    for companion in ("tokenizer_config.json", "special_tokens_map.json"):
+        try:
+            huggingface_hub.hf_hub_download(name, companion)
+        except (HfHubHTTPError, OSError, ValueError):
+            continue  # optional: without it the usual spellings are looked for
+    return path
+
+
+def _pieces(text: str) -> Iterable[str]:
+    """The text cut before single spaces between words, where no tokenizer here has a token across."""
+    start = 0
+    while len(text) - start > PIECE_CHARACTERS:
+        cut = text.find(" ", start + PIECE_CHARACTERS)
+        while cut > 0 and (text[cut - 1].isspace() or text[cut + 1 : cut + 2].isspace()):
+            cut = text.find(" ", cut + 1)
+        if cut < 0:
+            break
+        yield text[start:cut]
+        start = cut
+    yield text[start:]
