@@ -4,7 +4,7 @@ A checkpoint is written into `.tmp-step-00001000-a0007`, hashed, described by it
 existence. A kill at any instant leaves the old checkpoints and a temporary folder.
 
 The fence. Each attempt records, before it trains, which checkpoint it resumed from. Followed back from the
-newest attempt that did so, these records are one line of history: this attempt, the attempt it resumed from up
+newest attempt that did so, these records are one line of history: this attempt, the one it resumed from up
 to that step, and so on. Only checkpoints on that line are loaded or kept. What a stale attempt still commits
 after its successor has resumed lies beyond the step at which the line left it, so nobody ever loads it.
 """
