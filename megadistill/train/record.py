@@ -1,0 +1,97 @@
+"""What a run writes down of its steps: metrics.jsonl (the truth), TensorBoard, and the console's line."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import IO, TYPE_CHECKING, Any
+
+from megadistill.run.directory import RunDirectory, end_cut_line
+from megadistill.train.progress import Progress
+
+if TYPE_CHECKING:
+    from megadistill.run.config import LogConfig
+
+
+class Recorder:
+    """Records what it is given, on rank 0; does nothing on the others.
+
+    Names are paths: `train/loss`, `train/objective/<label>`, `teacher/loss`, `train/learning_rate`,
+    `train/gradient_norm`, `train/tokens_per_second`, `held_out/...`.
+    """
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        config: LogConfig,
+        attempt: int,
+        is_main: bool,
+        *,
+        total_steps: int | None = None,
+        start_step: int = 0,
+    ) -> None:
+        """
+        Args:
+            total_steps: the step at which the run ends; None: no console lines.
+            start_step: the step that this attempt resumed from. Later steps of earlier attempts stay in
+                metrics.jsonl, where the attempt tells them apart, and are hidden in TensorBoard.
+        """
+        self.directory, self.config, self.attempt, self.is_main = directory, config, attempt, is_main
+        self.start_step = start_step
+        self._lines: IO[str] | None = None
+        self._board: Any = None
+        self._progress = Progress(total_steps, start_step) if is_main and total_steps else None
+
+    def due(self, step: int) -> bool:
+        """Whether the values of `step` should be fetched and shown: at the interval, and the attempt's first."""
+        return step % self.config.every_steps == 0 or step == self.start_step + 1
+
+    def step(self, step: int, values: Mapping[str, float], extra: Mapping[str, Any] | None = None) -> None:
+        """Record one step.
+
+        Args:
+            values: numbers by name. `train/loss` is also written exactly, as `loss_hex`.
+            extra: what else belongs into the line, such as `parameter_hash`.
+        """
+        if not self.is_main:
+            return
+        row: dict[str, Any] = {
+            "step": step,
+            "attempt": self.attempt,
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            # NaN is no JSON; loss_hex still tells it from infinity
+            **{name: value if math.isfinite(value) else None for name, value in values.items()},
+        }
+        if "train/loss" in values:
+            row["loss_hex"] = float(values["train/loss"]).hex()
+        row.update(extra or {})
+        if self._lines is None:
+            end_cut_line(self.directory.metrics)
+            self._lines = open(self.directory.metrics, "a", encoding="utf-8")  # noqa: SIM115 open for the run
+        self._lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._lines.flush()
+        if self.config.tensorboard:
+            self._write_board(step, values)
+        if self._progress is not None and self.due(step):
+            self._progress.update(step, values)
+
+    def close(self) -> None:
+        """Flush everything; the recorder is not used again."""
+        for part in (self._lines, self._board, self._progress):
+            if part is not None:
+                part.close()
+
+    def _write_board(self, step: int, values: Mapping[str, float]) -> None:
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(
+                str(self.directory.tensorboard),
+                purge_step=self.start_step + 1 if self.start_step else None,
+                flush_secs=30,
+                filename_suffix=f".attempt-{self.attempt}",
+            )
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
