@@ -21,7 +21,7 @@ class HeldOutConfig(Strict):
     """Which documents are kept out of training, to measure on."""
 
     fraction: float = Field(0.01, ge=0, lt=1)
-    """Share of the documents; a document is held out by a hash of its text, so it is in every corpus or in none."""
+    """Share of the documents. A hash of the text decides, so a text is held out of all corpora or of none."""
     max_rows: int | None = Field(None, gt=0)
     """Keep at most so many rows of each corpus; held-out documents beyond it are in neither part."""
 
@@ -33,13 +33,13 @@ class DataConfig(Strict):
     """Where `prepare` writes the shards and `train` reads them: <dir>/<corpus>/{train,held_out}/."""
     corpora: list[OneOf[Corpus]] = Field(min_length=1)
     tokenizer: str
-    """A folder or file (tokenizer.json, vocab.txt, vocab.json with merges.txt, *.model) or a name on the hub. The
-    teacher's: logits are compared id by id."""
+    """A folder or file (tokenizer.json, vocab.txt, vocab.json with merges.txt, *.model) or a name on the hub.
+    It must be the teacher's: logits are compared id by id."""
     sequence_length: int = Field(128, ge=8, le=65535)
     """Tokens per row."""
     packing: Packing = "concat"
-    """concat: documents one after another, cut where a row is full, hardly any padding. split: each document by
-    itself in framed pieces, padded (DistilBERT)."""
+    """concat: documents one after another, cut where a row is full, hardly any padding. split: each document
+    by itself in framed pieces, padded (DistilBERT)."""
     targets: OneOf[Targets] = Mlm()
     """What positions must predict."""
     held_out: HeldOutConfig = HeldOutConfig()

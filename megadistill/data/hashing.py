@@ -15,7 +15,7 @@ _STREAM = 1 << 32
 
 
 def mix(x: U64) -> U64:
-    """A bijection of uint64 that spreads every input bit over all output bits (splitmix64's finaliser, Steele 2014)."""
+    """A bijection of uint64 that spreads every bit over all (splitmix64's finaliser, Steele et al. 2014)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

@@ -1,4 +1,4 @@
-"""What each position must predict: masked tokens or the next one, fixed by (seed, corpus, epoch, row) alone."""
+"""What each position must predict: masked tokens or the next; decided by (seed, corpus, epoch, row) alone."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Targets(Strict):
 
 
 class Clm(Targets):
-    """Causal language modelling: position l predicts l + 1 of the same document, its closing separator included. The
+    """Causal language modelling: position l predicts l + 1 of the same document, its separator included. The
     first token of the next document is no target, since nothing before it announces it."""
 
     kind: Literal["clm"] = "clm"
@@ -71,12 +71,12 @@ class Clm(Targets):
 
 
 class Mlm(Targets):
-    """Masked language modelling (BERT): some positions become targets; of these most are hidden, some replaced by a
-    random token, some left as they are. Masks are drawn anew in every epoch."""
+    """Masked language modelling (BERT): some positions become targets; of these most are hidden, some get a
+    random token, some stay as they are. Masks are drawn anew in every epoch."""
 
     kind: Literal["mlm"] = "mlm"
     probability: float = Field(0.15, gt=0, le=1)
-    """Share of the maskable positions that become targets; every row with a maskable position has at least one."""
+    """Share of the maskable positions that become targets; a row that has any gets at least one."""
     mask: float = Field(0.8, ge=0, le=1)
     """Share of the targets that become the mask token."""
     random: float = Field(0.1, ge=0, le=1)
@@ -84,8 +84,8 @@ class Mlm(Targets):
     keep: float = Field(0.1, ge=0, le=1)
     """Share that stay."""
     smoothing: float | None = Field(None, ge=0)
-    """Draw rare tokens more often: without replacement, with weight max(count, 1) ** -smoothing, a fixed share of each
-    row (DistilBERT and XLM: 0.7). None: each position by itself, all alike."""
+    """Draw rare tokens more often: a fixed share of each row, without replacement, with weight
+    max(count, 1) ** -smoothing (DistilBERT and XLM: 0.7). None: each position by itself, all alike."""
 
     @model_validator(mode="after")
     def _shares_sum_to_one(self) -> Mlm:
@@ -123,14 +123,16 @@ class Mlm(Targets):
     def _independent(self, draw: NDArray[np.float64], maskable: NDArray[np.bool_]) -> NDArray[np.bool_]:
         draw = np.where(maskable, draw, 2.0)
         first = draw == draw.min(axis=1, keepdims=True)  # at least one target a row
-        return (first | (draw < self.probability)) & maskable
+        chosen: NDArray[np.bool_] = (first | (draw < self.probability)) & maskable
+        return chosen
 
     def _weighted(
         self, draw: NDArray[np.float64], maskable: NDArray[np.bool_], weights: NDArray[np.float64]
     ) -> NDArray[np.bool_]:
-        """The n smallest of -log(u) / weight: weighted sampling without replacement (Efraimidis and Spirakis 2006)."""
+        """The n smallest of -log(u) / weight: draws without replacement (Efraimidis and Spirakis 2006)."""
         arrival = np.where(maskable, -np.log1p(-draw) / weights, np.inf)
         available = maskable.sum(axis=1)
         wanted = np.minimum(available, np.maximum(1, np.round(self.probability * available))).astype(np.int64)
         place = np.argsort(np.argsort(arrival, axis=1, kind="stable"), axis=1, kind="stable")
-        return place < wanted[:, None]
+        chosen: NDArray[np.bool_] = place < wanted[:, None]
+        return chosen

@@ -1,9 +1,9 @@
-"""Which row stands at which position of the training stream: a pure function of (seed, position), kept by no state.
+"""Which row stands at which position of the training stream: a pure function of (seed, position).
 
-Positions count the rows of all global batches from 0. Without weights, all corpora form one pool; with weights each
-corpus is a pool and a periodic schedule deals positions to pools. The k-th row drawn from a pool of N rows is the
-(k mod N)-th of a permutation keyed by (seed, pool, k div N): each of its rows comes once per epoch, in an order that
-is new in every epoch. Ranks, micro-batches and restarts are only views of this.
+Positions count the rows of all global batches from 0. Without weights, all corpora form one pool; with
+weights each corpus is a pool and a periodic schedule deals positions to pools. The k-th row drawn from a pool
+of N rows is the (k mod N)-th of a permutation keyed by (seed, pool, k div N): each of its rows comes once per
+epoch, in an order that is new in every epoch. Ranks, micro-batches and restarts are only views of this.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class Order:
         self.skip_positions = np.array([start for start, _ in windows], dtype=np.int64) - lengths[:-1]
 
     def draws(self, positions: I64) -> I64:
-        """The numbering before skipping: position p is the p-th draw that no skip window holds. A window to skip is
-        given in draws, so that it means the same whatever else is skipped."""
+        """The numbering before skipping: position p is the p-th draw that no skip window holds. A window to
+        skip is given in draws, so that it means the same whatever else is skipped."""
         return positions + self.skipped[np.searchsorted(self.skip_positions, positions, side="right")]
 
     def locate(self, positions: I64) -> Places:
@@ -101,8 +101,8 @@ class Order:
 def permute(index: I64, size: int, keys: U64) -> I64:
     """The images of `index` [n] under a keyed permutation of range(size).
 
-    A balanced Feistel network permutes the next power of four; numbers that fall outside walk on along their cycle
-    until they are inside (Black and Rogaway 2002), fewer than four steps on average.
+    A balanced Feistel network permutes the next power of four; numbers that fall outside walk on along their
+    cycle until they are inside (Black and Rogaway 2002), fewer than four steps on average.
     """
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     low = (np.uint64(1) << half) - np.uint64(1)
@@ -142,8 +142,8 @@ def integer_weights(weights: Sequence[float], total: int) -> list[int]:
 def deficit_schedule(weights: Sequence[int]) -> tuple[I64, I64]:
     """One period: the pool of each place, and how many earlier places of the period are the same pool's.
 
-    Each place goes to the pool that is furthest behind its share (the first of equals), so shares hold in every
-    stretch of the stream, not only on average.
+    Each place goes to the pool that is furthest behind its share (the first of equals), so shares hold in
+    every stretch of the stream, not only on average.
     """
     period = sum(weights)
     share, count = np.array(weights, dtype=np.int64), np.zeros(len(weights), dtype=np.int64)

@@ -35,8 +35,9 @@ class Frame:
     pad: int
 
     def around(self, tokens: Tokens) -> Tokens:
-        parts = [[self.first]] * (self.first is not None) + [tokens] + [[self.last]] * (self.last is not None)
-        return np.concatenate(parts) if len(parts) > 1 else tokens
+        first = [] if self.first is None else [self.first]
+        last = [] if self.last is None else [self.last]
+        return np.concatenate([first, tokens, last]).astype(np.int64)
 
     @property
     def size(self) -> int:
@@ -44,7 +45,7 @@ class Frame:
 
 
 def concat(documents: Documents, length: int, frame: Frame) -> Iterator[Rows]:
-    """All documents one after another, cut into rows wherever a row is full; only the very last row is padded."""
+    """All documents one after another, cut wherever a row is full; only the very last row is padded."""
     waiting: list[Tokens] = []
     waiting_tokens = 0
     rest: Tokens = np.empty(0, dtype=np.int64)
@@ -85,7 +86,7 @@ def concat(documents: Documents, length: int, frame: Frame) -> Iterator[Rows]:
 
 
 def split(documents: Documents, length: int, frame: Frame) -> Iterator[Rows]:
-    """Each document cut into framed pieces of at most `length`, one padded piece a row (DistilBERT's rows)."""
+    """Each document cut into framed pieces of at most `length`, one padded piece a row (as DistilBERT)."""
     body = length - frame.size
     shortest = min(MIN_PIECE, body)
     for document in documents:

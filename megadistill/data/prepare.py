@@ -1,4 +1,4 @@
-"""How corpora become shards, once: read, drop duplicates, hold out, tokenise, pack, write, and swap in when whole."""
+"""How corpora become shards, once: read, drop duplicates, hold out, tokenise, pack, write, swap in whole."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ class Prepared:
 def prepare(config: DataConfig, log: Log) -> Prepared:
     """Make the shards of every corpus that has none yet, or was made from something else.
 
-    A corpus appears as a whole: it is made in a temporary folder beside its place and renamed. Whatever kills this
-    leaves nothing that `train` would read.
+    A corpus appears as a whole: it is made in a temporary folder beside its place and renamed. Whatever kills
+    this leaves nothing that `train` would read.
 
     Raises:
         UserError: a corpus is missing, empty, or not what its name says; the disk is full.
@@ -140,7 +140,7 @@ def _prepare_corpus(
         free = shutil.disk_usage(config.dir).free / 1e6
         raise UserError(
             f"corpus {corpus.name}: no space left in {config.dir}",
-            f"{written:,.0f} MB were written before it was full; {free:,.0f} MB free, what was written removed again",
+            f"{written:,.0f} MB were written before it was full ({free:,.0f} MB free), and are removed again",
             "set data.dir to a larger disk, or max_documents or max_megabytes of the corpus",
         ) from None
     finally:
@@ -271,7 +271,8 @@ class Reading:
 
 
 def content_hash(text: str) -> int:
-    """64 bits of what a document says, blind to case and white space; uniform, so it also decides who is held out."""
+    """64 bits of what a document says, blind to case and white space; uniform, so it also decides who is held
+    out."""
     normalised = " ".join(text.casefold().split())
     return int.from_bytes(blake2b(normalised.encode("utf-8", "replace"), digest_size=8).digest(), "little")
 

@@ -1,8 +1,8 @@
 """How rows lie on disk, and how any of them is read back at once.
 
 A folder of shards is one split of one corpus: uncompressed tars that plain `webdataset` reads (members
-`<key>.tokens.npy` and `<key>.segments.npy`, [rows, length] each), and `index.json`, which says where in which tar
-each member's numbers start, so that a row is one memory-mapped slice.
+`<key>.tokens.npy` and `<key>.segments.npy`, [rows, length] each), and `index.json`, which says where in which
+tar each member's numbers start, so that a row is one memory-mapped slice.
 """
 
 from __future__ import annotations
@@ -161,8 +161,8 @@ class ShardWriter:
 
 
 class Shards:
-    """Random access to the rows of one folder. Opening checks that every tar is there in full; a member's bytes are
-    checked when it is first read, so a flipped byte is never trained on.
+    """Random access to the rows of one folder. Opening checks that every tar is there in full; a member's
+    bytes are checked when it is first read, so a flipped byte is never trained on.
 
     Raises:
         UserError: the folder is no finished folder of shards, or a tar is missing or cut short.
@@ -199,8 +199,8 @@ class Shards:
             self._maps[shard.name] = np.memmap(self.folder / shard.name, dtype=np.uint8, mode="r")
         shape = (member.rows, self.index.sequence_length)
         bytes_ = self._maps[shard.name]
-        tokens = np.ndarray(shape, self.index.dtype, buffer=bytes_, offset=member.tokens)  # type: ignore[call-overload]
-        segments = np.ndarray(shape, np.uint16, buffer=bytes_, offset=member.segments)  # type: ignore[call-overload]
+        tokens = np.ndarray(shape, self.index.dtype, buffer=bytes_, offset=member.tokens)
+        segments = np.ndarray(shape, np.uint16, buffer=bytes_, offset=member.segments)
         if _crc32(tokens, segments) != member.crc32:
             raise UserError(
                 f"shard {self.folder / shard.name} is damaged",
@@ -233,7 +233,7 @@ def read_index(folder: Path) -> Index:
 
 
 def verify(folder: Path) -> list[str]:
-    """Read every byte of a folder again; what is wrong with it, one line per bad file, none if it is sound."""
+    """Read every byte of a folder again: what is wrong with it, a line per bad file; none if it is sound."""
     problems = []
     try:
         index = read_index(folder)

@@ -1,4 +1,4 @@
-"""Which micro-batches a rank trains on at a step: a pure function of (config, seed, step), read from the shards."""
+"""Which micro-batches a rank trains on at a step: a pure function of (config, seed, step)."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class Stream:
         """Equal when every step yields equal global batches at equal global_size and skips."""
 
     def take(self, step: int) -> list[Batch]:
-        """This rank's micro-batches of a 0-based step; the global batch is dealt as [accumulation, rank, micro]."""
+        """This rank's micro-batches of a 0-based step: its part of [accumulation, ranks, micro]."""
         positions = step * self.global_size + np.arange(self.global_size, dtype=np.int64)
         mine = positions.reshape(-1, self.world.size, self.micro_size)[:, self.world.rank]
         batch = self.part.batch(self.order.locate(mine.reshape(-1)), self.seed, "targets")
@@ -141,7 +141,7 @@ class Stream:
         return start, stop + 1
 
     def prefetching(self, start_step: int, end_step: int, ahead: int = 2) -> Iterator[list[Batch]]:
-        """`take` of each step in turn, made up to `ahead` steps early by a thread; its errors are raised here."""
+        """`take` of each step in turn, made up to `ahead` steps early by a thread; its errors rise here."""
         ready: queue.Queue[list[Batch] | BaseException] = queue.Queue(maxsize=ahead)
         stop = threading.Event()
 
@@ -158,7 +158,7 @@ class Stream:
                     if stop.is_set():
                         return
                     put(self.take(step))
-            except BaseException as error:  # noqa: BLE001  everything belongs to the consumer
+            except BaseException as error:  # everything belongs to the consumer
                 put(error)
 
         thread = threading.Thread(target=work, name="data", daemon=True)
@@ -179,9 +179,9 @@ def held_out_batches(
 ) -> Iterator[Batch]:
     """This rank's held-out micro-batches, the same ones with the same targets at every call.
 
-    Rows come from all corpora, drawn without replacement when `max_rows` is fewer than there are. They are dealt to
-    ranks evenly, the remainder left out, so all ranks yield equally many batches of equal sizes (the last may be
-    smaller than micro_size).
+    Rows come from all corpora, drawn without replacement when `max_rows` is fewer than there are. They are
+    dealt to ranks evenly, the remainder left out, so all ranks yield equally many batches of equal sizes (the
+    last may be smaller than micro_size).
 
     Raises:
         UserError: not prepared, prepared otherwise, damaged, or fewer held-out rows than ranks.

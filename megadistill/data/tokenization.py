@@ -19,10 +19,11 @@ PIECE_CHARACTERS = 100_000
 """Longer documents are encoded in pieces, in parallel and in bounded memory."""
 
 PROBE = (
-    "The Quick brown fox doesn't jump over 1,234.5 lazy dogs; naïve cafés cost €7 -- \"isn't it?\" unaffordability "
-    "antidisestablishmentarianism Straße ½ ﬁnance 東京 Москва 🙂  two spaces\tand\ta tab\nnew line (see [1]) x=y**2"
+    "The Quick brown fox doesn't jump over 1,234.5 lazy dogs; naïve cafés cost €7 -- \"isn't it?\" "
+    "unaffordability antidisestablishmentarianism Straße ½ ﬁnance 東京 Москва 🙂  two spaces\tand\ta tab\n"
+    "new line (see [1]) x=y**2"
 )
-"""Encoded into the fingerprint, so that two tokenizers that normalise or split otherwise never pass for one."""
+"""Its ids are in the fingerprint: tokenizers that normalise or split otherwise never pass for one."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over vocabulary, special ids and behaviour; equal for equal tokenizers, whatever file they came in."""
+        """sha256 over vocabulary, special ids and behaviour: the same from any kind of file."""
         vocabulary = sorted(self.backend.get_vocab(with_added_tokens=True).items())
         return sha256_json([vocabulary, self.special.as_dict(), self.encode(PROBE)])
 
@@ -99,8 +100,8 @@ def load_tokenizer(spec: str) -> Tokenizer:
     """Read a tokenizer.
 
     Args:
-        spec: a folder or file (tokenizer.json; vocab.txt: WordPiece; vocab.json with merges.txt: byte-level BPE;
-            *.model: sentencepiece unigram), or the name of a hub repository that has a tokenizer.json.
+        spec: a folder or file (tokenizer.json; vocab.txt: WordPiece; vocab.json with merges.txt: byte-level
+            BPE; *.model: sentencepiece unigram), or the name of a hub repository that has a tokenizer.json.
 
     Raises:
         UserError: nothing there, or not what its name says.
@@ -211,12 +212,12 @@ def _byte_bpe(folder: Path) -> Tokenizer:
 
 
 def _sentencepiece(path: Path) -> Tokenizer:
-    """A sentencepiece unigram model (ALBERT, T5), its own normalisation included; uncased if it has no capitals."""
+    """A sentencepiece unigram model (ALBERT, T5) and its normalisation; uncased if it has no capitals."""
     from sentencepiece import sentencepiece_model_pb2
     from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
     from tokenizers import Tokenizer as Backend
 
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     proto.ParseFromString(path.read_bytes())
     if proto.trainer_spec.model_type != 1:
         raise UserError(f"{path} is not a unigram model", "", "use the tokenizer.json of the same model")

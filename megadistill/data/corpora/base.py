@@ -14,13 +14,13 @@ from megadistill.core.schema import Strict
 
 @dataclass(frozen=True)
 class Source:
-    """One unit of work of a corpus: a file, a package, a part of a data set. Sources are read independently."""
+    """One unit of work of a corpus: a file, a folder, a data set. Sources are read independently."""
 
     name: str
     """What the corpus needs to find it again, such as a path."""
     stamp: str = ""
-    """Changes when the content does (size and time of a file, version of a package): prepared shards made from
-    another stamp are made anew."""
+    """Changes when the content does (size and time of a file, version of a package); shards made from another
+    stamp are made anew."""
 
 
 class Corpus(Strict):
@@ -30,10 +30,10 @@ class Corpus(Strict):
     name: str = Field("", pattern=r"^[\w.-]+$")
     """Names its folder and keys its masks; the kind when not given. Unique among the corpora."""
     weight: float | None = Field(None, gt=0)
-    """Share of the training rows, relative to the other corpora's weights: give all corpora one, or none. Without
-    weights every row of every corpus is seen once per epoch."""
+    """Share of the training rows, relative to the other corpora's weights: give all corpora one, or none.
+    Without weights every row of every corpus is seen once per epoch."""
     join_rows: int = Field(1, ge=1)
-    """So many consecutive rows of a source form one document (BookCorpus holds a sentence or paragraph a row)."""
+    """So many consecutive rows of a source form one document (BookCorpus: a sentence or paragraph a row)."""
     max_documents: int | None = Field(None, gt=0)
     """Stop after so many documents."""
     max_megabytes: float | None = Field(None, gt=0)

@@ -41,7 +41,7 @@ def open_file(source: Source) -> IO[bytes]:
     try:
         if "://" not in source.name:
             return open(source.name, "rb")
-        import fsspec
+        import fsspec  # type: ignore[import-untyped]
 
         handle: IO[bytes] = fsspec.open(source.name, "rb").open()
         return handle
@@ -104,7 +104,7 @@ def _local(pattern: str) -> list[Source]:
 
 
 def _remote(pattern: str) -> list[Source]:
-    import fsspec
+    import fsspec  # type: ignore[import-untyped]
 
     try:
         files = fsspec.open_files(pattern, "rb")

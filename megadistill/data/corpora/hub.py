@@ -10,15 +10,15 @@ from megadistill.data.corpora.base import Corpus, Source
 
 
 class Hub(Corpus):
-    """`datasets.load_dataset(path, config, ..., streaming=True)`; the order is that of the data set's files."""
+    """`datasets.load_dataset(path, config, ..., streaming=True)`, in the order of the data set's files."""
 
     kind: Literal["hub"] = "hub"
     path: str
-    """Repository such as wikimedia/wikipedia, a local folder, or a format (json, parquet, text) with `data_files`."""
+    """A repository (wikimedia/wikipedia), a local folder, or a format (json, text) with `data_files`."""
     config: str | None = None
     """The data set's configuration, such as 20231101.en."""
     revision: str | None = None
-    """A commit makes it repeatable: without one, the hub's newest is read, and `prepare` cannot tell that it changed."""
+    """A commit makes it repeatable; without one `prepare` reads the newest, and cannot see later changes."""
     data_files: str | list[str] | None = None
     """Only these files of it."""
     split: str = "train"
@@ -70,9 +70,9 @@ class Hub(Corpus):
         """What `datasets` could not do, in our words: its errors have no types that tell these apart."""
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "scripts are no longer supported" in str(error):
-            fix = "use a parquet copy of it (many have revision: refs/convert/parquet), or download it and use kind: parquet"
+            fix = "use its parquet copy (revision: refs/convert/parquet), or download it for kind: parquet"
         elif "split" in reason.lower() or "config" in reason.lower():
             fix = f"set corpora ({self.name}): config, split"
         else:
-            fix = "check the name and the network; without network, download it elsewhere and use kind: parquet or jsonl"
+            fix = "check the name and the network, or download it elsewhere for kind: parquet or jsonl"
         return UserError(f"cannot read hub data set {self.path}", f"{type(error).__name__}: {reason}", fix)

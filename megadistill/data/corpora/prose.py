@@ -1,8 +1,8 @@
 """English prose that every installation carries: what Python and its packages say about themselves.
 
-Docstrings, the language reference inside `pydoc_data` and text files beside the code, without their code, tables and
-parameter lists. It needs no network and no licence question, so quickstart and tests can pretrain on it anywhere;
-it is small and about programming, so results on it say nothing about results on Wikipedia.
+Docstrings, comments, the language reference inside `pydoc_data` and text files beside the code, without their
+code, tables and headings. It needs no network and no download, so quickstart and tests can pretrain on it
+anywhere; it is small and about programming, so results on it say nothing about results on Wikipedia.
 """
 
 from __future__ import annotations
@@ -24,23 +24,15 @@ from megadistill.data.corpora.base import Corpus, Source
 EXTRACTION = "prose-v1"
 """Changes whenever what is extracted does."""
 
-COMMON = (
-    "numpy",
-    "networkx",
-    "pandas",
-    "torch",
-    "transformers",
-    "sympy",
-    "datasets",
-    "huggingface_hub",
-    "pydantic",
-)
+COMMON = ("numpy", "networkx", "pandas", "huggingface_hub", "datasets", "torch", "transformers", "sympy")
 """Packages that megadistill needs anyway, those with the most prose per second of reading first."""
+
+MIN_CHARACTERS = 120
 
 
 class Prose(Corpus):
-    """Docstrings and documentation of the standard library and of installed packages (about 20 MB, well under a
-    minute). One document is one docstring or one text file."""
+    """Docstrings, comments and documentation of the standard library and of installed packages. A document is
+    one of them."""
 
     kind: Literal["prose"] = "prose"
     packages: list[str] | None = None
@@ -55,28 +47,30 @@ class Prose(Corpus):
         )
         for package in COMMON if self.packages is None else self.packages:
             spec = util.find_spec(package)
-            if spec is None or not spec.submodule_search_locations:
-                if self.packages is None:
-                    continue
+            if spec is not None and spec.submodule_search_locations:
+                roots.append((Path(spec.submodule_search_locations[0]), _version(package)))
+            elif self.packages is not None:
                 raise UserError(
                     f"corpus {self.name}: no package {package!r} to read prose from",
                     "it is not installed, or a single module",
                     f"pip install it, or take it out of corpora ({self.name}): packages",
                 )
-            roots.append((Path(spec.submodule_search_locations[0]), _version(package)))
-        return [Source(str(f), f"{EXTRACTION}:{version}") for root, version in roots for f in _folders(root)]
+        return [
+            Source(str(folder), f"{EXTRACTION}:{version}")
+            for root, version in roots
+            for folder in _folders(root)
+        ]
 
     def documents(self, source: Source) -> Iterator[str]:
         for path in sorted(Path(source.name).iterdir()):
             if path.suffix in (".py", ".rst", ".md", ".txt") and path.is_file():
                 text = path.read_text(encoding="utf-8", errors="ignore")
-                for piece in (*docstrings(text), *comments(text)) if path.suffix == ".py" else (text,):
-                    if prose := keep_prose(piece):
-                        yield prose
+                pieces = (*docstrings(text), *comments(text)) if path.suffix == ".py" else (text,)
+                yield from filter(None, map(keep_prose, pieces))
 
 
 def docstrings(code: str) -> Iterator[str]:
-    """Every long string of a Python file that stands for itself or in a mapping: docstrings, help topics."""
+    """Every string of a Python file that stands for itself or in a mapping: docstrings, help topics."""
     if '"""' not in code and "'''" not in code:
         return
     try:
@@ -100,11 +94,13 @@ def comments(code: str) -> Iterator[str]:
         yield "\n".join(line.strip().lstrip("#") for line in match[0].splitlines())
 
 
-def keep_prose(text: str, min_characters: int = 120) -> str:
-    """The paragraphs of a documentation text that read as English sentences, one a line; "" if too little is left."""
+def keep_prose(text: str) -> str:
+    """The paragraphs of a text that read as English sentences, one a line; "" if little is left."""
+    if len(text) < MIN_CHARACTERS:
+        return ""
     kept = [paragraph for block in _blocks(inspect.cleandoc(text)) if (paragraph := _sentence(block))]
     prose = "\n".join(kept)
-    return prose if len(prose) >= min_characters else ""
+    return prose if len(prose) >= MIN_CHARACTERS else ""
 
 
 # ------------------------------------------------------------------------------------------ what is prose
@@ -112,22 +108,18 @@ def keep_prose(text: str, min_characters: int = 120) -> str:
 COMMENT = re.compile(r"^(?:[ \t]*#.*\n){2,}", re.M)
 
 STRUCTURE = re.compile(
-    r"^\s*(\.\. |@|#+\s|[-=~^*+_`|]{3,}\s*$|\||\$ |%|(Args|Arguments|Returns|Raises|Yields|Examples?|Notes?):\s*$)"
+    r"\.\. |@|#+\s|[-=~^*+_`|]{3,}\s*$|\||\$ |%|[\w*.`]+(?:, [\w*.`]+)* : \S"
+    r"|(?:Args|Arguments|Parameters|Returns|Raises|Yields|Examples?|Notes?):\s*$"
 )
-"""A line that opens a directive, heading, rule, table, command or section: no sentence goes across it."""
+"""A line that opens a directive, heading, rule, table, command, section or `name : type`: no sentence."""
 
-DOCTEST = re.compile(r"^\s*(>>>|\.\.\. )")
-ITEM = re.compile(
-    r"^\s*(?:[-*+•] |\d+[.)] |:\w+[^:]*: |\*{0,2}`{0,2}[\w.]+`{0,2}\s?(?:\([^)]*\))?\s?:(?:\s|$))"
-)
+ITEM = re.compile(r"[-*+•] |\d+[.)] |:\w[^:]*: |[`*]*\w[\w.]*[`*]*(?: ?\([^)]*\))? ?:(?:\s|$)")
 """The start of a list item or of a parameter's entry; what follows it may be a sentence."""
 
-ENTRY = re.compile(r"^[\w, *.`]+ : \S")
-"""numpy's `name : type` line, whose description follows indented."""
+GLUE = "the a an of to and in is are that for with be this it as if by on or from not"
+FUNCTION_WORDS = frozenset(GLUE.split())
+"""English sentences hold plenty of these; code, names and tables do not."""
 
-FUNCTION_WORD = re.compile(
-    r"\b(?:the|a|an|of|to|and|in|is|are|that|for|with|be|this|it|as|if|by|on|or|from|not)\b", re.I
-)
 ODD = re.compile(r"[^A-Za-z0-9 ,.;:'\"()\-?!]")
 MARKUP = (
     (re.compile(r":[a-z:]+:`~?([^`<]*?)\s*(?:<[^`]*>)?`"), r"\1"),
@@ -138,39 +130,40 @@ MARKUP = (
 
 
 def _blocks(text: str) -> Iterator[list[str]]:
-    """Runs of lines that may form a paragraph: cut at blank lines, structure, list items and entries; without doctest
-    and without fenced or literal code."""
-    fenced, literal, block = False, False, list[str]()
+    """Runs of lines that may form a paragraph: cut at blank lines, structure and items, without doctest and
+    without fenced or literal code."""
+    fenced = literal = False
+    block: list[str] = []
     for line in [*text.splitlines(), ""]:
-        if line.lstrip().startswith("```"):
-            fenced, line = not fenced, ""
-        doctest = DOCTEST.match(line) is not None
-        literal = (literal and (not line.strip() or line[0] in " \t")) or doctest
-        item = ITEM.match(line)
-        ends = not line.strip() or fenced or literal or item or STRUCTURE.match(line) or ENTRY.match(line)
-        if ends and block:
+        body = line.strip()
+        if body.startswith("```"):
+            fenced, body = not fenced, ""
+        literal = (literal and (not body or line[0] in " \t")) or body.startswith((">>>", "... "))
+        dropped = not body or fenced or literal or STRUCTURE.match(body)
+        item = None if dropped else ITEM.match(body)
+        if (dropped or item) and block:
+            literal = literal or block[-1].endswith("::")
             yield block
-            literal, block = literal or block[-1].rstrip().endswith("::"), []
-        if item and not (fenced or literal):
-            block.append(line[item.end() :])
-        elif not ends:
-            block.append(line)
+            block = []
+        if not dropped:
+            block.append(body[item.end() :] if item else body)
 
 
 def _sentence(block: list[str]) -> str:
     """The paragraph as one line, or "" when it does not read as prose."""
-    line = " ".join(part.strip() for part in block)
-    for pattern, text in MARKUP:
-        line = pattern.sub(text, line)
+    line = " ".join(block)
+    if "`" in line or "](" in line or "**" in line:
+        for pattern, text in MARKUP:
+            line = pattern.sub(text, line)
     line = line.strip()
     if line.endswith("::"):
         line = line[:-1]
-    words = line.count(" ") + 1
+    words = line.split()
     reads_well = (
-        words >= 6
+        len(words) >= 6
         and line[-1] in '.:!?)"'
         and not line[0].islower()
-        and len(FUNCTION_WORD.findall(line)) >= 0.15 * words
+        and sum(word in FUNCTION_WORDS for word in line.lower().split()) >= 0.15 * len(words)
         and len(ODD.findall(line)) <= 0.03 * len(line)
     )
     return line if reads_well else ""
@@ -178,30 +171,30 @@ def _sentence(block: list[str]) -> str:
 
 # ------------------------------------------------------------------------------------------ where it is
 
+NOT_READ = {
+    "test",
+    "tests",
+    "site-packages",
+    "dist-packages",
+    "ensurepip",
+    "lib2to3",
+    "include",
+    "lib",
+    "bin",
+}
+
 
 def _folders(root: Path) -> Iterator[Path]:
-    """`root` and the folders below it that hold code, without tests, caches and other packages."""
+    """`root` and the folders below it, without tests, caches and copies of other packages."""
     yield root
     for path in sorted(root.iterdir()):
-        skip = path.name.startswith((".", "_vendor", "__pycache__")) or path.name in (
-            *(
-                "test",
-                "tests",
-                "site-packages",
-                "dist-packages",
-                "ensurepip",
-                "lib2to3",
-                "include",
-                "lib",
-                "bin",
-            ),
-        )
-        if not skip and path.is_dir() and not path.is_symlink():
+        skipped = path.name in NOT_READ or path.name.startswith((".", "_vendor", "__pycache__"))
+        if not skipped and path.is_dir() and not path.is_symlink():
             yield from _folders(path)
 
 
 def _statements(tree: ast.Module) -> Iterator[ast.stmt]:
-    """Statements of modules, classes and functions; expressions, where no docstring is, are not walked."""
+    """Statements of modules, classes and functions in order; expressions hold no docstrings."""
     stack: list[ast.stmt] = tree.body[::-1]
     while stack:
         node = stack.pop()
