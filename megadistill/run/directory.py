@@ -1,4 +1,4 @@
-"""What a run keeps on disk, whether this config may continue it, and which attempt owns it."""
+"""What a run keeps on disk: where everything is, how it comes into being, who may write to it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import shlex
 import shutil
 import socket
 import sys
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,33 +17,17 @@ import yaml
 
 from megadistill.core.dist import World
 from megadistill.core.errors import StaleAttempt, UserError
-from megadistill.core.files import (
-    append_line,
-    atomic_write,
-    fsync_directory,
-    read_lines,
-    sha256_json,
-    write_json,
-)
-from megadistill.core.schema import flatten
+from megadistill.core.files import append_line, atomic_write, fsync_directory, read_lines, write_json
 from megadistill.core.together import on_main, rank_and_size
-from megadistill.run import environment
+from megadistill.run import environment, sameness
+from megadistill.run.claims import Claims
 
 if TYPE_CHECKING:
     from megadistill.engine.checkpoint import Origin
     from megadistill.run.config import RunConfig
 
-_HARMLESS = (
-    "name",
-    "directory",
-    "log",
-    "evaluate",
-    "checkpoint",
-    "train.max_nonfinite_steps",
-    "train.timeout_seconds",
-)
-_LENGTH = ("train.steps", "schedule.total_steps")
-"""Harmless as long as both together still say that the learning rate's decay ends at the same step."""
+_START_OVER = "give this run another `name`, or start over with --fresh (which keeps the old run beside it)"
+_LET_IT_RUN = "let the newer one run; this one has committed nothing since"
 
 
 class RunDirectory:
@@ -54,12 +37,14 @@ class RunDirectory:
         self.path = Path(path)
         self.id = ""
         """Set by `open`; a directory of another id is another run, even at the same path."""
+        self.config_hash = ""
+        """Set by `open`: what the run is, without what may differ harmlessly."""
+        self.changed: list[str] = []
+        """Set by `open`: fields that differ harmlessly from those the run had before."""
+        self.not_bitwise: list[str] = []
+        """Set by `open`: why the run will not go on bit for bit; to be printed and journaled."""
         self.attempt: int | None = None
         """Set by `claim`."""
-        self.changed: list[str] = []
-        """Fields that differ harmlessly from those the run had before."""
-        self.not_bitwise: list[str] = []
-        """Why this attempt will not continue the run bit for bit; to be printed and journaled."""
         self._documents: dict[str, str] = {}
 
         self.identity = self.path / "run.json"
@@ -79,15 +64,16 @@ class RunDirectory:
         self.export = self.path / "export"
         self.report = self.path / "report.html"
         self.control = self.path / "control"
+        self._claims = Claims(self.attempts)
 
     def log_file(self, rank: int) -> Path:
         return self.logs / f"rank-{rank:04d}.log"
 
-    # ------------------------------------------------------------------------------ creating, continuing
+    # ------------------------------------------------------------------ creating, continuing
 
     @classmethod
     def open(cls, config: RunConfig, fresh: bool, world: World) -> RunDirectory:
-        """Create the run's directory, or continue what is there; called on every rank.
+        """Create the run's directory, or continue what is there. Called on every rank.
 
         Args:
             fresh: move an old run aside, to `<name>.old-<n>`. A requeued Slurm job that has already done so
@@ -97,18 +83,19 @@ class RunDirectory:
             UserError: the directory holds a run of another config (every differing field is named), or no run
                 at all. What is there stays as it is.
         """
-        self = cls(config.run_directory)
-        self.id, self.changed, self.not_bitwise, self._documents = on_main(
-            f"open {self.path}", lambda: self._open(config, fresh, world)
-        )
-        return self
 
-    def _open(
-        self, config: RunConfig, fresh: bool, world: World
-    ) -> tuple[str, list[str], list[str], dict[str, str]]:
+        def on_rank_0() -> RunDirectory:
+            self = cls(config.run_directory)
+            self._open(config, fresh, world)
+            return self
+
+        return on_main(f"open {config.run_directory}", on_rank_0)
+
+    def _open(self, config: RunConfig, fresh: bool, world: World) -> None:
         here = config.model_dump(mode="json")
         now = environment.describe(world.size)
-        documents = {
+        self.config_hash = sameness.fingerprint(here)
+        self._documents = {
             self.config.name: _yaml(config.model_dump(mode="json", exclude_unset=True)),
             self.resolved_config.name: _yaml(here),
             self.environment.name: json.dumps(now, indent=2) + "\n",
@@ -119,38 +106,48 @@ class RunDirectory:
         if self.path.is_dir() and any(self.path.iterdir()):
             identity = self._read_identity()
             if not fresh or _already_fresh(identity):
-                changed = self._changed(here, config.total_steps, identity, now["code"])
-                before = json.loads(self.environment.read_text(encoding="utf-8"))
-                return identity["id"], changed, environment.differences(before, now), documents
+                self._continue(identity, here, now)
+                return
             self._move_aside()
+        self.id = secrets.token_hex(8)
         identity = {
-            "id": secrets.token_hex(8),
+            "id": self.id,
             "name": config.name,
             "created": _now(),
-            "config": sha256_json(_consequential(here, config.total_steps)),
+            "config": self.config_hash,
             "code": now["code"],
             "data": None,
             "slurm_job": os.environ.get("SLURM_JOB_ID"),
         }
-        self._create({self.identity.name: json.dumps(identity, indent=2) + "\n", **documents})
-        return identity["id"], [], [], documents
+        self._create({self.identity.name: json.dumps(identity, indent=2) + "\n", **self._documents})
+
+    def _continue(self, identity: dict[str, Any], here: dict[str, Any], now: dict[str, Any]) -> None:
+        there = yaml.safe_load(self.resolved_config.read_text(encoding="utf-8"))
+        self.changed, consequential = sameness.compare(here, there)
+        if consequential:
+            if identity["code"] != now["code"]:
+                consequential.append("(megadistill itself has changed since the run was created)")
+            raise UserError(
+                f"{self.path} holds a run of another config", "\n  ".join(consequential), _START_OVER
+            )
+        before = json.loads(self.environment.read_text(encoding="utf-8"))
+        self.not_bitwise = environment.differences(before, now)
+        self.id = identity["id"]
 
     def _create(self, documents: dict[str, str]) -> None:
         """The directory appears whole, by one rename, or not at all."""
         parent = self.path.parent
-        parent.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=parent))
+        new = parent / f".{self.path.name}.{self.id}.tmp"
         try:
-            new.chmod(0o777 & ~_umask())
             for folder in (self.attempts, self.logs, self.checkpoints, self.control):
-                (new / folder.name).mkdir()
+                (new / folder.name).mkdir(parents=True)
             for name, text in documents.items():
                 with atomic_write(new / name) as handle:
                     handle.write(text)
             os.rename(new, self.path)
             fsync_directory(parent)
         except OSError as error:
-            fix = "start it again to continue what the other process began" if self.identity.exists() else ""
+            fix = "start it again to continue what another process began" if self.identity.exists() else ""
             raise UserError(f"cannot create the run directory {self.path}", str(error), fix) from error
         finally:
             shutil.rmtree(new, ignore_errors=True)
@@ -159,53 +156,22 @@ class RunDirectory:
         try:
             return json.loads(self.identity.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"{self.path} exists and is not a run directory",
-                str(error),
-                "choose another `name` or `directory`",
-            ) from None
+            fix = "choose another `name` or `directory`"
+            raise UserError(f"{self.path} exists and is not a run directory", str(error), fix) from None
 
     def _move_aside(self) -> None:
         number = 1
         while (old := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
             number += 1
         os.rename(self.path, old)
-        fsync_directory(self.path.parent)
 
-    def _changed(
-        self, here: dict[str, Any], total_steps: int, identity: dict[str, Any], code: dict[str, Any]
-    ) -> list[str]:
-        """The fields that differ from the run's, all harmless.
-
-        Raises:
-            UserError: some are not.
-        """
-        there = yaml.safe_load(self.resolved_config.read_text(encoding="utf-8"))
-        total_there = there["schedule"]["total_steps"] or there["train"]["steps"]
-        mine, theirs = dict(flatten(here)), dict(flatten(there))
-        differing = [key for key in {**mine, **theirs} if mine.get(key, _ABSENT) != theirs.get(key, _ABSENT)]
-        told = {
-            key: f"{key}: {mine.get(key, _ABSENT)} here / {theirs.get(key, _ABSENT)} in the run"
-            for key in differing
-        }
-        refused = [key for key in differing if not _is_harmless(key, total_steps == total_there)]
-        if refused:
-            lines = [told[key] for key in refused]
-            if identity["code"] != code:
-                lines.append("(megadistill itself has changed since the run was created)")
-            raise UserError(
-                f"{self.path} holds a run of another config",
-                "\n  ".join(lines),
-                _START_OVER,
-            )
-        return list(told.values())
-
-    # ------------------------------------------------------------------------------ owning
+    # ------------------------------------------------------------------ owning
 
     def claim(self) -> int:
         """Take the run over: from here on no older attempt can commit. Called on every rank, after `open`.
 
-        The claim is a file that only one process can create; its number is this attempt's, on every rank.
+        Returns:
+            this attempt's number, on every rank.
 
         Raises:
             StaleAttempt: since `open`, the directory was moved, removed or started over.
@@ -215,19 +181,8 @@ class RunDirectory:
 
     def _claim(self) -> int:
         self._still_this_run()
-        attempt = max(self._claims(), default=0) + 1
-        self.attempts.mkdir(exist_ok=True)
-        while True:
-            try:
-                handle = os.open(self._claim_file(attempt), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-                break
-            except FileExistsError:
-                attempt += 1
-        os.close(handle)
-        write_json(
-            self._claim_file(attempt),
+        attempt = self._claims.take(
             {
-                "attempt": attempt,
                 "started": _now(),
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
@@ -237,7 +192,7 @@ class RunDirectory:
                 "command": shlex.join(sys.argv),
                 "changed": self.changed,
                 "not_bitwise": self.not_bitwise,
-            },
+            }
         )
         for name, text in self._documents.items():
             with atomic_write(self.path / name) as document:
@@ -249,18 +204,16 @@ class RunDirectory:
         """Check that no newer attempt has claimed the run.
 
         Raises:
-            StaleAttempt: one has, or the directory was moved, removed or replaced by another run.
+            StaleAttempt: one has, or the directory was moved, removed or started over.
         """
         assert self.attempt is not None, "claim first"
         self._still_this_run()
-        newest = max(self._claims(), default=0)
+        newest = self._claims.newest()
         if newest > self.attempt:
-            claim = self._read_claim(newest)
-            owner = (
-                f"host {claim.get('host', '?')}, pid {claim.get('pid', '?')}, job {claim.get('slurm_job')}"
-            )
+            owner = self._claims.read(newest)
+            why = f"host {owner.get('host')}, pid {owner.get('pid')}, Slurm job {owner.get('slurm_job')}"
             raise StaleAttempt(
-                f"attempt {newest} has taken over from attempt {self.attempt}", owner, _LET_IT_RUN
+                f"attempt {newest} has taken over from attempt {self.attempt}", why, _LET_IT_RUN
             )
 
     def _still_this_run(self) -> None:
@@ -282,37 +235,17 @@ class RunDirectory:
         """
 
         def record() -> None:
-            assert self.attempt is not None, "claim first"
             self.still_ours()
-            claim = self._read_claim(self.attempt)
-            write_json(self._claim_file(self.attempt), {**claim, "resumed_from": origin})
+            assert self.attempt is not None
+            self._claims.resumed(self.attempt, origin)
 
         on_main("record the checkpoint that was resumed from", record)
 
     def history(self) -> dict[int, Origin | None]:
-        """What every attempt resumed from; attempts that never got so far are left out."""
-        history: dict[int, Origin | None] = {}
-        for attempt in self._claims():
-            claim = self._read_claim(attempt)
-            if "resumed_from" in claim:
-                origin = claim["resumed_from"]
-                history[attempt] = None if origin is None else (origin[0], origin[1])
-        return history
+        """What every attempt resumed from, for `engine.checkpoint`."""
+        return self._claims.history()
 
-    def _claim_file(self, attempt: int) -> Path:
-        return self.attempts / f"{attempt:06d}.json"
-
-    def _claims(self) -> list[int]:
-        return sorted(int(path.stem) for path in self.attempts.glob("*.json") if path.stem.isdigit())
-
-    def _read_claim(self, attempt: int) -> dict[str, Any]:
-        """A claim is empty when its owner was killed while making it; it then did nothing else either."""
-        try:
-            return json.loads(self._claim_file(attempt).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-
-    # ------------------------------------------------------------------------------ telling
+    # ------------------------------------------------------------------ telling
 
     def data_is(self, fingerprint: str) -> None:
         """Record which data the run trains on, or check that it still is that data. Called on every rank.
@@ -329,7 +262,7 @@ class RunDirectory:
                 raise UserError(
                     f"the data of the run {self.path} has changed",
                     f"fingerprint {fingerprint} here / {identity['data']} in the run",
-                    "prepare the data again as it was, or " + _START_OVER,
+                    f"prepare the data again as it was, or {_START_OVER}",
                 )
 
         on_main("record the data's fingerprint", record)
@@ -352,25 +285,12 @@ class RunDirectory:
 
 def end_cut_line(path: Path) -> None:
     """End a last line that a kill cut short, so that the next one appended does not continue it."""
-    if path.exists() and (data := path.read_bytes()[-1:]) and data != b"\n":
-        with open(path, "ab") as handle:
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with open(path, "rb+") as handle:
+        handle.seek(-1, os.SEEK_END)
+        if handle.read(1) != b"\n":
             handle.write(b"\n")
-
-
-_ABSENT = "(absent)"
-_START_OVER = "give this run another `name`, or start over with --fresh (which keeps the old run beside it)"
-_LET_IT_RUN = "let the newer one run; this one has committed nothing since"
-
-
-def _is_harmless(key: str, same_total_steps: bool) -> bool:
-    if key in _LENGTH:
-        return same_total_steps
-    return any(key == name or key.startswith(f"{name}.") for name in _HARMLESS)
-
-
-def _consequential(config: dict[str, Any], total_steps: int) -> dict[str, Any]:
-    fields = {key: value for key, value in flatten(config) if not _is_harmless(key, True)}
-    return {**fields, "total_steps": total_steps}
 
 
 def _already_fresh(identity: dict[str, Any]) -> bool:
@@ -387,9 +307,3 @@ def _yaml(value: Any) -> str:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -55,24 +55,18 @@ class Progress:
 
 def line(step: int, total_steps: int, values: Mapping[str, float], seconds_left: float | None = None) -> str:
     """`step 1200/50000 2.4% | loss 2.91 soft_ce 2.41 | teacher 1.80 | lr 4.8e-04 | 61k tok/s | eta 9h12m`."""
-    objectives = _under("train/objective/", values)
-    parts = [
-        f"step {step}/{total_steps} {100 * step / total_steps:.1f}%",
-        " ".join(
-            [f"loss {values['train/loss']:.3f}"] * ("train/loss" in values)
-            + [
-                f"{name} {value:.3g}" if abs(value) < 0.1 else f"{name} {value:.2f}"
-                for name, value in objectives
-            ]
-        ),
-        " ".join(
-            f"{'teacher' if name == 'loss' else f'teacher {name}'} {value:.2f}"
-            for name, value in _under("teacher/", values)
-        ),
-        f"lr {values['train/learning_rate']:.1e}" if "train/learning_rate" in values else "",
-        f"{_short(values['train/tokens_per_second'])} tok/s" if "train/tokens_per_second" in values else "",
-        f"eta {duration(seconds_left)}" if seconds_left is not None else "",
-    ]
+    parts = [f"step {step}/{total_steps} {100 * step / total_steps:.1f}%"]
+    losses = [f"loss {values['train/loss']:.3f}"] if "train/loss" in values else []
+    losses += [f"{name} {_loss(value)}" for name, value in _under("train/objective/", values)]
+    parts.append(" ".join(losses))
+    teacher = [f"{name} {_loss(value)}" for name, value in _under("teacher/", values)]
+    parts.append(" ".join(["teacher", *teacher]).replace("teacher loss", "teacher") if teacher else "")
+    if "train/learning_rate" in values:
+        parts.append(f"lr {values['train/learning_rate']:.1e}")
+    if "train/tokens_per_second" in values:
+        parts.append(f"{_short(values['train/tokens_per_second'])} tok/s")
+    if seconds_left is not None:
+        parts.append(f"eta {duration(seconds_left)}")
     return " | ".join(part for part in parts if part)
 
 
@@ -87,6 +81,10 @@ def duration(seconds: float) -> str:
 
 def _under(prefix: str, values: Mapping[str, float]) -> list[tuple[str, float]]:
     return [(name.removeprefix(prefix), value) for name, value in values.items() if name.startswith(prefix)]
+
+
+def _loss(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 0.1 else f"{value:.2f}"
 
 
 def _short(value: float) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING, Any
 
+from megadistill.core import log
 from megadistill.run.directory import RunDirectory, end_cut_line
 from megadistill.train.progress import Progress
 
@@ -19,7 +20,7 @@ class Recorder:
     """Records what it is given, on rank 0; does nothing on the others.
 
     Names are paths: `train/loss`, `train/objective/<label>`, `teacher/loss`, `train/learning_rate`,
-    `train/gradient_norm`, `train/tokens_per_second`, `held_out/...`.
+    `train/gradient_norm`, `train/tokens_per_second`, `heldout/...`.
     """
 
     def __init__(
@@ -45,11 +46,11 @@ class Recorder:
         self._progress = Progress(total_steps, start_step) if is_main and total_steps else None
 
     def due(self, step: int) -> bool:
-        """Whether the values of `step` should be fetched and shown: at the interval, and the attempt's first."""
+        """Whether `step` should be fetched and shown: every so often, and an attempt's first."""
         return step % self.config.every_steps == 0 or step == self.start_step + 1
 
     def step(self, step: int, values: Mapping[str, float], extra: Mapping[str, Any] | None = None) -> None:
-        """Record one step.
+        """Record one step of training; its line goes to the console when due.
 
         Args:
             values: numbers by name. `train/loss` is also written exactly, as `loss_hex`.
@@ -57,6 +58,31 @@ class Recorder:
         """
         if not self.is_main:
             return
+        self._write(step, values, extra or {})
+        if self._progress is not None and self.due(step):
+            self._progress.update(step, values)
+
+    def scores(self, step: int, values: Mapping[str, float]) -> None:
+        """Record held-out scores after `step`; they always get a console line."""
+        if not self.is_main:
+            return
+        self._write(step, values, {})
+        named = [f"{name.rpartition('/')[2]} {value:.4g}" for name, value in values.items()]
+        log.get().info(f"held out after step {step} | {' '.join(named)}")
+
+    def close(self) -> None:
+        """Flush everything; the recorder is not used again."""
+        for part in (self._lines, self._board, self._progress):
+            if part is not None:
+                part.close()
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _write(self, step: int, values: Mapping[str, float], extra: Mapping[str, Any]) -> None:
         row: dict[str, Any] = {
             "step": step,
             "attempt": self.attempt,
@@ -66,7 +92,7 @@ class Recorder:
         }
         if "train/loss" in values:
             row["loss_hex"] = float(values["train/loss"]).hex()
-        row.update(extra or {})
+        row.update(extra)
         if self._lines is None:
             end_cut_line(self.directory.metrics)
             self._lines = open(self.directory.metrics, "a", encoding="utf-8")  # noqa: SIM115 open for the run
@@ -74,14 +100,6 @@ class Recorder:
         self._lines.flush()
         if self.config.tensorboard:
             self._write_board(step, values)
-        if self._progress is not None and self.due(step):
-            self._progress.update(step, values)
-
-    def close(self) -> None:
-        """Flush everything; the recorder is not used again."""
-        for part in (self._lines, self._board, self._progress):
-            if part is not None:
-                part.close()
 
     def _write_board(self, step: int, values: Mapping[str, float]) -> None:
         if self._board is None:

@@ -6,22 +6,15 @@ Installed before torch is imported, since a scheduler's warning may come during 
 from __future__ import annotations
 
 import signal
-from enum import IntEnum
 from pathlib import Path
 from types import FrameType
 
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
+STOP, SAVE = 1, 2
+"""Bits of the stop word, which the loop unites over all ranks; to stop is to save first."""
+
 _received: list[str] = []
-
-
-class Want(IntEnum):
-    """What a rank wants at the end of this step. The sum over all ranks tells what any of them wants."""
-
-    NOTHING = 0
-    SAVE = 1
-    STOP = 1 << 20
-    """More than ranks that could want a save. Stopping saves first."""
 
 
 def install() -> None:
@@ -44,27 +37,22 @@ def reason() -> str:
     return ", ".join(_received)
 
 
-def wanted(control: Path | None) -> Want:
-    """What this rank wants now.
+def word(control: Path, is_main: bool) -> int:
+    """What this rank wants now: STOP, SAVE, both or 0.
 
     Args:
-        control: the run's `control/` folder on rank 0, None on the others: one process looks at the disk.
+        control: the run's `control/` folder; only rank 0 looks into it, so the disk is asked once a step.
     """
-    if requested() or (control is not None and (control / "STOP").exists()):
-        return Want.STOP
-    if control is not None and (control / "SAVE").exists():
-        return Want.SAVE
-    return Want.NOTHING
+    wish = STOP if requested() else 0
+    if is_main:
+        wish |= STOP * (control / "STOP").exists() | SAVE * (control / "SAVE").exists()
+    return wish
 
 
-def decide(total: float) -> Want:
-    """What all ranks do, from the sum of what each `wanted`."""
-    return Want.STOP if total >= Want.STOP else Want.SAVE if total >= Want.SAVE else Want.NOTHING
-
-
-def done(control: Path, want: Want) -> None:
-    """Take away the control files that have been acted on: a stop saves, so it answers both. Rank 0 only."""
-    for name in ("SAVE", "STOP") if want == Want.STOP else ("SAVE",):
+def done(control: Path, word: int) -> None:
+    """Take away the control files that a save has answered, on rank 0; a stop saves, so it answers both."""
+    names = ("SAVE", "STOP") if word & STOP else ("SAVE",)
+    for name in names:
         (control / name).unlink(missing_ok=True)
 
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from megadistill.core.dist import World
 from megadistill.core.errors import Exit, StaleAttempt, UserError
-from megadistill.run import environment
+from megadistill.run import environment, sameness
 from megadistill.run.directory import RunDirectory, end_cut_line
 
 ONE = World()
@@ -142,6 +142,17 @@ def test_more_steps_are_harmless_only_if_the_decay_ends_where_it_did(tmp_path):
     assert "train.steps: 200 here / 100 in the run" in caught.value.why
     run = open_run(tmp_path, train={"steps": 200}, schedule={"total_steps": 100})
     assert len(run.changed) == 2
+
+
+def test_the_fingerprint_agrees_with_the_comparison():
+    base = config(Path("x")).model_dump(mode="json")
+    same = config(Path("y"), log={"every_steps": 1}, train={"steps": 200}, schedule={"total_steps": 100})
+    other = config(Path("x"), train={"steps": 200}).model_dump(mode="json")
+    assert sameness.fingerprint(base) == sameness.fingerprint(same.model_dump(mode="json"))
+    assert sameness.fingerprint(base) != sameness.fingerprint(other)
+    assert sameness.compare({**base, "new": {"field": 1}}, base)[1] == [
+        "new.field: 1 here / (absent) in the run"
+    ]
 
 
 def test_fresh_moves_the_old_run_aside(tmp_path):
@@ -302,6 +313,18 @@ def test_two_ranks_own_one_attempt_and_are_refused_alike(tmp_path):
     answers = {output.splitlines()[-1] for output in outputs}
     assert len(answers) == 1
     assert answers.pop().endswith("1 seed: 1 here / 0 in the run")
+
+
+def test_the_config_it_keeps_is_the_one_it_was_given(tmp_path):
+    from megadistill.run.config import dump, load
+
+    preset = Path(__file__).parents[2] / "configs" / "quickstart_teacher.yaml"
+    given = load(preset, [f"directory={tmp_path}"])
+    run = RunDirectory.open(given, False, ONE)
+    assert dump(load(run.config)) == dump(load(run.resolved_config)) == dump(given)
+    with pytest.raises(UserError) as caught:
+        RunDirectory.open(load(run.config, ["batch.micro_size=8", "checkpoint.keep=3"]), False, ONE)
+    assert caught.value.why == "batch.micro_size: 8 here / 64 in the run"
 
 
 def test_importing_the_directory_does_not_import_what_the_config_needs():

@@ -95,6 +95,8 @@ def test_the_line_reads_as_promised():
         "step 1200/50000 2.4% | loss 2.913 soft_ce 2.41 hard_ce 1.98 cosine 0.11 | teacher 1.80 | lr 4.8e-04 "
         "| 61.2k tok/s | eta 9h12m"
     )
+    values = {"train/objective/cosine": 0.01234, "teacher/loss": 1.8, "teacher/entropy": 1.5}
+    assert progress.line(5, 10, values) == "step 5/10 50.0% | cosine 0.0123 | teacher 1.80 entropy 1.50"
     assert progress.line(1, 10, {"train/loss": math.nan}) == "step 1/10 10.0% | loss nan"
 
 
@@ -117,6 +119,15 @@ def test_the_console_gets_one_plain_line_an_interval_and_the_first(directory, ca
     assert "eta 0s" in out.splitlines()[-1]
     assert "\r" not in out
     assert "\x1b" not in out
+
+
+def test_scores_are_recorded_and_told(directory, capsys):
+    log.setup(0)
+    with Recorder(directory, Log(), 1, True, total_steps=30) as recorder:
+        recorder.scores(7, {"heldout/loss": 2.9131, "heldout/accuracy": 0.4127})
+    (row,) = read_lines(directory.metrics)
+    assert (row["step"], row["heldout/loss"]) == (7, 2.9131)
+    assert capsys.readouterr().out == "held out after step 7 | loss 2.913 accuracy 0.4127\n"
 
 
 def test_on_a_terminal_a_bar_runs_below_the_lines(directory, capsys, monkeypatch):

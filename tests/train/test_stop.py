@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from megadistill.train import stop
-from megadistill.train.stop import Want
+from megadistill.train.stop import SAVE, STOP
 
 
 @pytest.fixture(autouse=True)
@@ -25,12 +25,13 @@ def _handlers():
 
 
 @pytest.mark.parametrize("number", stop.SIGNALS)
-def test_a_signal_asks_for_a_stop(number):
+@pytest.mark.parametrize("is_main", [True, False])
+def test_a_signal_to_any_rank_asks_for_a_stop(number, is_main, tmp_path):
     assert not stop.requested()
-    assert stop.wanted(None) == Want.NOTHING
+    assert stop.word(tmp_path, is_main) == 0
     os.kill(os.getpid(), number)
     assert stop.requested()
-    assert stop.wanted(None) == Want.STOP
+    assert stop.word(tmp_path, is_main) == STOP
     assert stop.reason() == number.name
 
 
@@ -42,43 +43,29 @@ def test_the_second_interrupt_interrupts():
     assert stop.reason() == "SIGTERM, SIGINT"
 
 
-def test_repeated_scheduler_signals_only_repeat_the_wish():
+def test_repeated_scheduler_signals_only_repeat_the_wish(tmp_path):
     for _ in range(3):
         os.kill(os.getpid(), signal.SIGTERM)
-    assert stop.wanted(None) == Want.STOP
+    assert stop.word(tmp_path, True) == STOP
 
 
-def test_control_files_are_seen_and_taken_away_once_acted_on(tmp_path):
-    assert stop.wanted(tmp_path) == Want.NOTHING
+def test_control_files_are_seen_by_rank_0_and_taken_away_once_acted_on(tmp_path):
     (tmp_path / "SAVE").touch()
-    assert stop.wanted(tmp_path) == Want.SAVE
-    stop.done(tmp_path, Want.SAVE)
-    assert stop.wanted(tmp_path) == Want.NOTHING
+    assert stop.word(tmp_path, True) == SAVE
+    assert stop.word(tmp_path, False) == 0
+    stop.done(tmp_path, SAVE)
+    assert stop.word(tmp_path, True) == 0
     (tmp_path / "SAVE").touch()
     (tmp_path / "STOP").touch()
-    assert stop.wanted(tmp_path) == Want.STOP
-    stop.done(tmp_path, Want.STOP)
+    assert stop.word(tmp_path, True) == STOP | SAVE
+    stop.done(tmp_path, STOP)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_periodic_save_does_not_swallow_a_stop_that_came_meanwhile(tmp_path):
+def test_a_save_does_not_swallow_a_stop_that_came_meanwhile(tmp_path):
     (tmp_path / "STOP").touch()
-    stop.done(tmp_path, Want.SAVE)
-    assert stop.wanted(tmp_path) == Want.STOP
-
-
-@pytest.mark.parametrize(
-    ("wishes", "decision"),
-    [
-        ([Want.NOTHING] * 4, Want.NOTHING),
-        ([Want.SAVE, Want.NOTHING], Want.SAVE),
-        ([Want.SAVE, Want.STOP], Want.STOP),
-        ([Want.SAVE] * 4096, Want.SAVE),
-        ([Want.STOP] * 4096, Want.STOP),
-    ],
-)
-def test_the_sum_over_ranks_tells_what_any_wants(wishes, decision):
-    assert stop.decide(float(sum(wishes))) == decision
+    stop.done(tmp_path, SAVE)
+    assert stop.word(tmp_path, True) == STOP
 
 
 def test_installed_before_torch_a_signal_during_imports_is_kept():

@@ -1,0 +1,52 @@
+"""Whether a config still describes the run that a directory holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megadistill.core.files import sha256_json
+from megadistill.core.schema import Tree, flatten
+
+_HARMLESS = (
+    "name",
+    "directory",
+    "log",
+    "evaluate",
+    "checkpoint",
+    "train.max_nonfinite_steps",
+    "train.timeout_seconds",
+)
+"""Fields, or whole sections, that change nothing about what is trained."""
+_LENGTH = ("train.steps", "schedule.total_steps")
+"""Harmless as long as both together still say that the learning rate's decay ends at the same step."""
+_ABSENT = "(absent)"
+
+
+def compare(here: Tree, there: Tree) -> tuple[list[str], list[str]]:
+    """The fields in which two resolved configs differ, as readable lines: (harmless, consequential)."""
+    same_length = _total_steps(here) == _total_steps(there)
+    mine, theirs = dict(flatten(here)), dict(flatten(there))
+    harmless: list[str] = []
+    consequential: list[str] = []
+    for key in {**mine, **theirs}:
+        a, b = mine.get(key, _ABSENT), theirs.get(key, _ABSENT)
+        if a != b:
+            lines = harmless if _is_harmless(key, same_length) else consequential
+            lines.append(f"{key}: {a} here / {b} in the run")
+    return harmless, consequential
+
+
+def fingerprint(config: Tree) -> str:
+    """A hash that two configs share exactly when `compare` finds nothing consequential."""
+    fields: dict[str, Any] = {key: value for key, value in flatten(config) if not _is_harmless(key, True)}
+    return sha256_json({**fields, "total_steps": _total_steps(config)})
+
+
+def _is_harmless(key: str, same_length: bool) -> bool:
+    if key in _LENGTH:
+        return same_length
+    return any(key == name or key.startswith(f"{name}.") for name in _HARMLESS)
+
+
+def _total_steps(config: Tree) -> int:
+    return config["schedule"]["total_steps"] or config["train"]["steps"]
