@@ -1,4 +1,4 @@
-"""What can stand in a config: JSON schema for editors, markdown for people, both from the field docstrings."""
+"""What can stand in a config: JSON schema for editors, markdown for people; both from field docstrings."""
 
 from __future__ import annotations
 

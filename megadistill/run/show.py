@@ -11,7 +11,7 @@ DEFAULT = "default"
 
 
 def annotated(tree: Any, origins: Mapping[str, str]) -> str:
-    """`tree` as YAML; each value has a comment that names the file it came from, the command line, or the default.
+    """`tree` as YAML; a comment beside each value names its origin: a file, the command line or the default.
 
     Args:
         origins: by dotted key, as `config.load` fills it.

@@ -1,0 +1,167 @@
+"""What a run directory says about its run, read once and put in order; whatever is missing stays out."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megadistill.core.errors import UserError
+from megadistill.core.files import read_lines
+
+Row = dict[str, Any]
+Points = list[tuple[int, float]]
+
+_TROUBLE = {
+    "nonfinite": "skipped update(s): the loss or its gradient was not finite",
+    "skip": "skipped data window(s)",
+    "rollback": "return(s) to an earlier checkpoint",
+    "fallback": "fallback(s) to something else than was asked for",
+}
+"""Journal events that a reader must not miss."""
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """One run, as its directory tells it."""
+
+    path: Path
+    name: str
+    identity: Row
+    status: Row
+    config: Row
+    environment: Row
+    metrics: list[Row]
+    journal: list[Row]
+    evaluation: dict[str, Row]
+    """By task: its numbers."""
+
+    def series(self, metric: str) -> Points:
+        """(step, value) in order of steps; a step repeated after a resume counts as it was last written."""
+        values = {row["step"]: row[metric] for row in self.metrics if metric in row and "step" in row}
+        numbers = {step: value for step, value in values.items() if _is_number(value)}
+        return sorted(numbers.items())
+
+    def last(self, metric: str) -> float | None:
+        points = self.series(metric)
+        return points[-1][1] if points else None
+
+    @property
+    def objectives(self) -> list[str]:
+        """Labels of the objectives that were logged, in the order of the config."""
+        prefix = "train/objective/"
+        return list(
+            dict.fromkeys(
+                key.removeprefix(prefix) for row in self.metrics for key in row if key.startswith(prefix)
+            )
+        )
+
+    @property
+    def resumes(self) -> list[int]:
+        """The steps that attempts continued from."""
+        return sorted(
+            {row["step"] for row in self.journal if row.get("event") == "resume" and row.get("step")}
+        )
+
+    @property
+    def steps(self) -> int:
+        return max((row["step"] for row in self.metrics if isinstance(row.get("step"), int)), default=0)
+
+
+def collect(path: Path) -> RunFacts:
+    """Read one run directory.
+
+    Raises:
+        UserError: it is none, or a file in it cannot be read.
+    """
+    identity = _json(path / "run.json")
+    if not identity:
+        raise UserError(
+            f"{path} is no run directory", "it holds no run.json", "name a folder that `train` has written"
+        )
+    return RunFacts(
+        path=path,
+        name=identity.get("name", path.name),
+        identity=identity,
+        status=_json(path / "STATUS"),
+        config=_yaml(path / "config.resolved.yaml"),
+        environment=_json(path / "environment.json"),
+        metrics=read_lines(path / "metrics.jsonl"),
+        journal=read_lines(path / "journal.jsonl"),
+        evaluation={file.stem: _json(file) for file in sorted((path / "evaluation").glob("*.json"))},
+    )
+
+
+def scores(run: RunFacts) -> dict[str, float]:
+    """The numbers of the comparison table, by their name there."""
+    found: dict[str, float | None] = {
+        "parameters": _anywhere(run, "num_parameters"),
+        "held-out perplexity": run.last("heldout/perplexity"),
+        "held-out loss (nats)": run.last("heldout/loss"),
+        "agreement with the teacher (top 1)": run.last("heldout/agreement_top1"),
+        "teacher's held-out perplexity": run.last("teacher/heldout_perplexity"),
+    }
+    for task, numbers in run.evaluation.items():
+        for key, value in numbers.items():
+            if _is_number(value) and key != "num_parameters":
+                found[f"{task}: {key}"] = value
+    speeds = [value for _, value in run.series("train/tokens_per_second")]
+    found["tokens per second (median)"] = statistics.median(speeds) if speeds else None
+    found["steps"] = run.steps or None
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def warnings(run: RunFacts) -> list[str]:
+    """What a reader should know before trusting the numbers."""
+    told = []
+    events = Counter(row.get("event") for row in run.journal)
+    for event, meaning in _TROUBLE.items():
+        if events[event]:
+            told.append(f"{events[event]} {meaning}")
+    for row in run.journal:
+        if reasons := row.get("not_bitwise"):
+            text = "; ".join(reasons) if isinstance(reasons, list) else str(reasons)
+            told.append(f"attempt {row.get('attempt')} is not bitwise a continuation: {text}")
+    unlogged = sum(not _is_number(row["train/loss"]) for row in run.metrics if "train/loss" in row)
+    if unlogged:
+        told.append(
+            f"{unlogged} logged step(s) with a loss that is not finite; they are left out of the curves"
+        )
+    if not run.metrics:
+        told.append("no metrics were written yet")
+    wanted = run.config.get("train", {}).get("steps")
+    if wanted and run.metrics and run.steps < wanted:
+        told.append(f"stands at step {run.steps} of {wanted}")
+    return list(dict.fromkeys(told))
+
+
+def _anywhere(run: RunFacts, key: str) -> float | None:
+    """A number that the run's identity, an evaluation or the journal may hold."""
+    for row in [run.identity, *run.evaluation.values(), *run.journal]:
+        if _is_number(row.get(key)):
+            return float(row[key])
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _json(path: Path) -> Row:
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"cannot read {path}", str(error), "it is not as megadistill wrote it") from None
+    return value if isinstance(value, dict) else {}
+
+
+def _yaml(path: Path) -> Row:
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}

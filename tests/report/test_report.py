@@ -1,0 +1,112 @@
+"""Does the report show what a run directory holds, and say what should make a reader careful?"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from megadistill.core.errors import UserError
+from megadistill.report.chart import Line, chart, number
+from megadistill.report.collect import collect, scores, warnings
+from megadistill.report.html import report
+from megadistill.report.status import describe
+from megadistill.testing.synthetic_run import write_run
+
+
+def test_a_page_holds_everything_and_loads_nothing(tmp_path: Path) -> None:
+    page = report([write_run(tmp_path, "distilled")]).read_text()
+    assert not re.search(r"(src|href)=|https?://|<script|@import", page)
+    for text in (
+        "held-out perplexity",
+        "objective soft_ce",
+        "learning rate",
+        "4,300,000",
+        "resumed at step 200",
+    ):
+        assert text in page
+    assert "A CPU &lt;with&gt; 2 cores" in page  # escaped
+
+
+def test_several_runs_stand_side_by_side_next_to_each_other_on_disk(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path, "distilled"), write_run(tmp_path, "plain", offset=0.2)]
+    page = report(runs)
+    assert page == tmp_path / "report.html"
+    text = page.read_text()
+    assert text.count('<polyline class="line c0') >= 4
+    assert text.count('<polyline class="line c1') >= 4
+
+
+def test_a_repeated_step_counts_once_as_it_was_last_written(tmp_path: Path) -> None:
+    run = collect(write_run(tmp_path, "distilled"))
+    steps = [step for step, _ in run.series("train/loss")]
+    assert steps == list(range(1, 301))
+    assert len(run.metrics) == 310
+    assert run.resumes == [200]
+
+
+def test_the_table_leaves_out_what_nobody_measured(tmp_path: Path) -> None:
+    path = write_run(tmp_path, "distilled")
+    assert scores(collect(path))["wikitext: perplexity"] == 61.5
+    (path / "evaluation" / "wikitext.json").unlink()
+    (path / "metrics.jsonl").write_text("")
+    assert scores(collect(path)) == {}
+    assert "no metrics were written yet" in warnings(collect(path))
+    report([path])
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ('{"event": "nonfinite", "attempt": 1, "step": 7}', "1 skipped update"),
+        ('{"event": "start", "attempt": 3, "not_bitwise": ["threads: 1 before, 2 now"]}', "not bitwise"),
+    ],
+)
+def test_warnings(tmp_path: Path, row: str, told: str) -> None:
+    path = write_run(tmp_path, "distilled")
+    assert warnings(collect(path)) == []
+    with (path / "journal.jsonl").open("a") as journal:
+        journal.write(row + "\n")
+    assert told in warnings(collect(path))[0]
+
+
+def test_a_loss_that_is_not_finite_is_told_not_drawn(tmp_path: Path) -> None:
+    path = write_run(tmp_path, "distilled")
+    with (path / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"step": 301, "attempt": 2, "train/loss": NaN}\n')
+    assert any("not finite" in text for text in warnings(collect(path)))
+    assert not re.search(r"\bnan\b", report([path]).read_text().lower())
+
+
+def test_a_folder_that_is_no_run_is_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run directory"):
+        report([tmp_path])
+
+
+def test_status_says_where_the_run_stands(tmp_path: Path) -> None:
+    text = describe(write_run(tmp_path, "distilled"))
+    for part in ("complete", "300 of 300", "step-00000200-a0001", "attempt 2 step 200  resume"):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    "points", [[(1, 2.0)], [(1, 0.0), (2, 0.0)], [(1, 5e-9), (2, 3e9)], [(1, -1.0), (9, -1.0)]]
+)
+@pytest.mark.parametrize("log", [False, True])
+def test_any_points_make_a_chart_inside_its_frame(points: list[tuple[float, float]], log: bool) -> None:
+    svg = chart("x", [Line("run", points, 0)], log=log)
+    for _, cx, cy in re.findall(r'<circle class="(dot[^"]*)" cx="([^"]*)" cy="([^"]*)"', svg):
+        assert 0 <= float(cx) <= 520
+        assert 0 <= float(cy) <= 240
+
+
+def test_no_points_make_no_chart() -> None:
+    assert chart("x", [Line("run", [], 0)]) == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (12345.6, "12,346"), (3.14159, "3.142"), (0.0005, "5e-4"), (-2, "-2")]
+)
+def test_numbers_read_as_people_write_them(value: float, text: str) -> None:
+    assert number(value) == text
