@@ -191,11 +191,11 @@ def verify(run: Run) -> None:
 @app.command()
 def doctor() -> None:
     """Report on this machine, and whether it is fit for a run."""
-    from megadistill.doctor.checks import examine, table
+    from megadistill.doctor.checks import broken, examine, table
 
-    findings = examine()
-    typer.echo(table(findings))
-    raise typer.Exit(int(any(finding.verdict == "broken" for finding in findings)))
+    sections = examine()
+    typer.echo(table(sections))
+    raise typer.Exit(int(Exit.CRASH if broken(sections) else Exit.DONE))
 
 
 def _existing(run: Path) -> Path:
