@@ -6,7 +6,9 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -157,7 +159,6 @@ def deepspeed_config(engine: EngineConfig, optimizer: OptimizerConfig, batch: Ba
         "memory_breakdown": False,
         "dump_state": False,
         "disable_allgather": False,
-        "sparse_gradients": False,
         "dataloader_drop_last": False,
         "seed": 0,
     }
@@ -181,9 +182,10 @@ class Engine:
         self.deepspeed_config = deepspeed_config(config, optimizer, batch)
         self.learning_rate = optimizer.learning_rate
         self.accumulation = batch.accumulation
-        self.engine, *_ = deepspeed.initialize(
-            model=module.to(device), optimizer=build_optimizer(optimizer, module), config=self.deepspeed_config
-        )
+        with redirect_stdout(StringIO()):  # it prints what it has built
+            self.engine, *_ = deepspeed.initialize(
+                model=module.to(device), optimizer=build_optimizer(optimizer, module), config=self.deepspeed_config
+            )
 
     @property
     def module(self) -> nn.Module:

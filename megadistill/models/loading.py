@@ -63,6 +63,23 @@ def load_config(path: str, revision: str | None = None) -> Any:
         raise UserError(f"cannot load the model {path}", first_line(error), _fix(path)) from None
 
 
+def save_pretrained(model: LanguageModel, folder: Path, weights: dict[str, torch.Tensor]) -> None:
+    """Write `model` as a plain Hugging Face folder.
+
+    Args:
+        model: gives the config and the names.
+        folder: is created.
+        weights: whole tensors by the parameter names of `model`; tied ones once.
+    """
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    plain = {name.removeprefix("hf."): value.contiguous() for name, value in weights.items()}
+    parameters = dict(model.hf.named_parameters(remove_duplicate=False))
+    buffers = {name: value for name, value in model.hf.state_dict().items() if name not in parameters}
+    model.hf.save_pretrained(folder, state_dict={**buffers, **plain})
+
+
 def first_line(error: Exception) -> str:
     """The first non-empty line of a library's message."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from megadistill.core.dist import gather_objects
 from megadistill.core.errors import UserError
 from megadistill.core.types import COUNT_KINDS, Batch, Needs, Signals, union_of_needs
+from megadistill.models.scoring import score_rows
 from megadistill.models.signals import LanguageModel
 from megadistill.objectives.base import Loss, Objective
 
@@ -40,18 +42,21 @@ class DistillStep(nn.Module):
         self.count_of: dict[str, str] = {}
         """Objective label -> what its sum runs over; filled by the first forward."""
 
-    def forward(self, batch: Batch, teacher: Signals | None, shares: Tensor) -> tuple[Tensor, Tensor]:
-        """One micro-batch.
+    def forward(self, batch: Batch, teacher: Signals | None, shares: Tensor | None) -> Any:
+        """One micro-batch: its share of the loss, or (`shares` None) its scores.
 
         Args:
             batch: on this rank's device.
             teacher: its signals, or None when no objective reads a teacher.
             shares: [len(COUNT_KINDS)] what one unit of each count weighs in the loss: 1 / its global count, times
-                the ranks and micro-batches that DeepSpeed will divide by.
+                the ranks and micro-batches that DeepSpeed will divide by. None: score instead.
 
         Returns:
-            the loss [] to run backward on, and every objective's plain sum [num objectives], detached.
+            the loss [] to run backward on, and every objective's plain sum [num objectives], detached;
+            or `RowScores`. Both go through here because under ZeRO-3 weights are whole nowhere else.
         """
+        if shares is None:
+            return score_rows(self.student.signals(batch, frozenset()), teacher, batch)
         student = self.student.signals(batch, self.needs.student_hidden)
         loss, sums = shares.new_zeros(()), []
         for weighed in self.mixture:

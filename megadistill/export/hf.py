@@ -1,0 +1,99 @@
+"""A trained student as a plain Hugging Face folder that needs no megadistill."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megadistill.core import log
+from megadistill.core.errors import UserError
+from megadistill.core.files import fsync_directory
+from megadistill.data.tokenization import Tokenizer, load_tokenizer
+from megadistill.engine import checkpoint
+from megadistill.run.directory import RunDirectory
+
+
+def export(run: Path, output: Path | None = None) -> Path:
+    """Write weights (safetensors), config, tokenizer, a card and the run's config.
+
+    Args:
+        run: a run directory.
+        output: where to; `<run>/export/hf` when not given. It appears whole or not at all.
+
+    Raises:
+        UserError: the run has no checkpoint that verifies, or the output exists and was not written by this.
+    """
+    directory = RunDirectory(run)
+    found = checkpoint.newest(directory.checkpoints, directory.history(), log.get().warning)
+    if found is None:
+        raise UserError(f"{run} has no checkpoint yet", fix="train it first")
+    config = yaml.safe_load(directory.resolved_config.read_text(encoding="utf-8"))
+    output = output or directory.export / "hf"
+    if output.exists() and not (output / "distillation.yaml").exists():
+        raise UserError(f"{output} exists and is no export", fix="give another --output")
+    temporary = output.with_name(f".{output.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(found.path / "student", temporary)
+    _write_tokenizer(load_tokenizer(config["data"]["tokenizer"]), config["data"]["sequence_length"], temporary)
+    shutil.copy(directory.resolved_config, temporary / "distillation.yaml")
+    (temporary / "README.md").write_text(_card(config, found.step), encoding="utf-8")
+    shutil.rmtree(output, ignore_errors=True)
+    temporary.rename(output)
+    fsync_directory(output.parent)
+    return output
+
+
+def _write_tokenizer(tokenizer: Tokenizer, length: int, folder: Path) -> None:
+    """tokenizer.json with the document frame that training used, and the names of its special tokens."""
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
+    backend, special = tokenizer.backend, tokenizer.special
+    backend.encode_special_tokens = False
+    names = {role: None if i is None else backend.id_to_token(i) for role, i in special.as_dict().items()}
+    framed = [(names["cls"], special.cls), (names["sep"], special.sep)]
+    if names["mask"] is not None and all(name is not None for name, _ in framed):
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{names['cls']} $A {names['sep']}",
+            pair=f"{names['cls']} $A {names['sep']} $B:1 {names['sep']}:1",
+            special_tokens=framed,
+        )
+    roles: dict[str, Any] = {f"{role}_token": name for role, name in names.items() if name is not None}
+    if names["mask"] is None:  # a causal model: its separator opens and ends a text
+        roles = {"eos_token": names["sep"], "bos_token": names["cls"] or names["sep"]}
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, model_max_length=length, **{k: v for k, v in roles.items() if v}
+    ).save_pretrained(folder)
+
+
+def _card(config: dict[str, Any], step: int) -> str:
+    teacher = (config.get("teacher") or {}).get("path", "none")
+    objectives = "\n".join(f"- {json.dumps(o)}" for o in config["objectives"])
+    corpora = "\n".join(f"- {c['name']} ({c['kind']})" for c in config["data"]["corpora"])
+    return f"""---
+library_name: transformers
+tags: [distillation, megadistill]
+---
+
+# {config["name"]}
+
+Pretrained by distillation with megadistill: step {step} of {config["train"]["steps"]}, {config["batch"]["global_size"]}
+rows of {config["data"]["sequence_length"]} tokens a step.
+
+- teacher: `{teacher}`
+- tokenizer: `{config["data"]["tokenizer"]}`
+
+## Objectives
+
+{objectives}
+
+## Corpora
+
+{corpora}
+
+The whole config is in `distillation.yaml`.
+"""

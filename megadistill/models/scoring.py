@@ -1,0 +1,59 @@
+"""How well a model predicts a batch's targets, row by row, and how often it agrees with its teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megadistill.core.types import IGNORE, Batch, Signals
+from megadistill.kernels.chunks import chunks, fp32_logits
+
+
+@dataclass(frozen=True)
+class RowScores:
+    """Sums over the targets of each row; tensors are [B] float64 on the CPU."""
+
+    nll: Tensor
+    """-log p(label), in nats."""
+    targets: Tensor
+    """How many targets the row has."""
+    agreed: Tensor
+    """At how many of them student and teacher rank the same token first; 0 without a teacher."""
+    correct: Tensor
+    """At how many of them the student ranks the label first."""
+
+
+@torch.no_grad()
+def score_rows(student: Signals, teacher: Signals | None, batch: Batch) -> RowScores:
+    """Score one batch; logits exist for a chunk of targets at a time."""
+    labels = batch.labels.flatten()
+    rows = (labels != IGNORE).nonzero().squeeze(1)
+    nll, best = student.head(lambda h, w, b: _nll_and_best(h, w, b, labels[rows]), rows)
+    agreed = torch.zeros_like(nll)
+    if teacher is not None:
+        agreed = (best == teacher.head(lambda h, w, b: _best(h, w, b), rows)).double()
+    row_of = rows // batch.labels.shape[1]
+
+    def per_row(values: Tensor) -> Tensor:
+        total = torch.zeros(batch.labels.shape[0], dtype=torch.float64, device=values.device)
+        return total.index_add_(0, row_of, values.double()).cpu()
+
+    return RowScores(per_row(nll), per_row(torch.ones_like(nll)), per_row(agreed), per_row(best == labels[rows]))
+
+
+def _nll_and_best(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> tuple[Tensor, Tensor]:
+    nll, best = torch.zeros(len(labels), device=hidden.device), torch.zeros_like(labels)
+    for part in chunks(len(labels), weight.shape[0], num_buffers=2):
+        log_q = fp32_logits(hidden[part], weight, bias).log_softmax(-1)
+        nll[part] = -log_q.gather(1, labels[part].unsqueeze(1)).squeeze(1).float()
+        best[part] = log_q.argmax(-1)
+    return nll, best
+
+
+def _best(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    best = torch.zeros(hidden.shape[0], dtype=torch.int64, device=hidden.device)
+    for part in chunks(hidden.shape[0], weight.shape[0], num_buffers=2):
+        best[part] = fp32_logits(hidden[part], weight, bias).argmax(-1)
+    return best

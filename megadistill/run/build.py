@@ -1,0 +1,90 @@
+"""From a config to the parts of a run, top to bottom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from megadistill.core import seeds
+from megadistill.core.dist import World
+from megadistill.core.errors import UserError
+from megadistill.core.types import Dims
+from megadistill.data.stream import Stream
+from megadistill.models.signals import LanguageModel
+from megadistill.objectives.base import Loss
+from megadistill.run.config import RunConfig
+from megadistill.teachers.base import Source
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the loop is made of, before DeepSpeed wraps it."""
+
+    stream: Stream
+    teacher: Source | None
+    student: LanguageModel
+    losses: list[Loss]
+    accumulation: int
+
+
+def build(config: RunConfig, world: World, device: torch.device) -> Parts:
+    """Open the data, load the teacher, make the student and its objectives. Writes nothing.
+
+    Raises:
+        UserError: whatever of it does not fit together.
+    """
+    accumulation = config.batch.accumulation(world.size)
+    stream = Stream(config.data, world, config.batch.global_size, config.batch.micro_size, config.seed)
+    vocabulary = stream.part.vocabulary.size
+    teacher = config.teacher.build(device) if config.teacher is not None else None
+    model: LanguageModel | None = getattr(teacher, "model", None)
+    causal = config.data.targets.kind == "clm"
+    student = config.student.build(model, vocabulary, causal, seeds.derive(config.seed, "student"))
+    _check_sizes(config, student, teacher, vocabulary)
+    if config.engine.activation_checkpointing:
+        student.hf.gradient_checkpointing_enable({"use_reentrant": False})
+    teacher_dims = teacher.dims if teacher is not None else None
+    losses = [objective.build(student.dims, teacher_dims) for objective in config.objectives]
+    if not any(objective.needs().teacher for objective in config.objectives):
+        teacher = None  # it only gave the student its first weights
+    return Parts(stream, teacher, student, losses, accumulation)
+
+
+def _check_sizes(config: RunConfig, student: LanguageModel, teacher: Source | None, vocabulary: int) -> None:
+    ours = student.dims
+    problems = [_too_small("student", ours, vocabulary), _too_short("student", student, config.data.sequence_length)]
+    if teacher is not None:
+        theirs = teacher.dims
+        problems.append(_too_small("teacher", theirs, vocabulary))
+        if hasattr(teacher, "model"):
+            problems.append(_too_short("teacher", teacher.model, config.data.sequence_length))
+        compares = [o.label for o in config.objectives if o.needs().teacher]
+        if compares and theirs.vocabulary < ours.vocabulary:
+            problems.append(
+                f"the teacher's vocabulary has {theirs.vocabulary:,} entries, the student's {ours.vocabulary:,}: "
+                f"{', '.join(compares)} cannot compare them entry by entry"
+            )
+    found = [p for p in problems if p]
+    if found:
+        raise UserError(
+            "the models and the data do not fit together",
+            "\n  ".join(found),
+            "use the teacher's tokenizer (data.tokenizer) and its sizes for the student",
+        )
+
+
+def _too_small(who: str, dims: Dims, vocabulary: int) -> str:
+    if dims.vocabulary >= vocabulary:
+        return ""
+    return f"the tokenizer has {vocabulary:,} entries, and the {who}'s vocabulary only {dims.vocabulary:,}"
+
+
+def _too_short(who: str, model: LanguageModel, length: int) -> str:
+    limit: Any = getattr(model.hf.config, "max_position_embeddings", None)
+    if limit is None or length <= limit:
+        return ""
+    return f"data.sequence_length is {length}, and the {who} knows only {limit} positions"
+
+

@@ -1,0 +1,253 @@
+"""One attempt at a run: the engine, and everything the loop asks it to do."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megadistill.core import log, seeds
+from megadistill.core.dist import World
+from megadistill.core.errors import Diverged, Exit, UserError
+from megadistill.core.files import write_json
+from megadistill.core.types import IGNORE, Batch, Signals
+from megadistill.data.stream import held_out_batches
+from megadistill.engine import checkpoint
+from megadistill.engine.deepspeed import BatchShape, Engine
+from megadistill.kernels.dispatch import implementations
+from megadistill.kernels.linear_ce import linear_ce
+from megadistill.models.loading import save_pretrained
+from megadistill.run.build import Parts
+from megadistill.run.config import RunConfig
+from megadistill.run.directory import RunDirectory
+from megadistill.train import held_out, stop
+from megadistill.train.ledger import Report
+from megadistill.train.step import DistillStep, refuse_uneven_gradients
+
+
+class Job:
+    """The parts at work. Its methods are called on every rank alike."""
+
+    def __init__(
+        self, config: RunConfig, parts: Parts, directory: RunDirectory, world: World, device: torch.device
+    ) -> None:
+        self.config, self.parts, self.directory, self.world, self.device = config, parts, directory, world, device
+        self.step = DistillStep(parts.student, config.objectives, parts.losses)
+        shape = BatchShape(config.batch.global_size, config.batch.micro_size, parts.accumulation)
+        self.engine = Engine(config.engine, config.optimizer, self.step, shape, device)
+        self.teacher_identity = parts.teacher.identity() if parts.teacher is not None else None
+        self.attempt = directory.claim()
+        self.checked_gradients = False
+        self.last_saved = 0
+        if world.is_main:
+            write_json(directory.deepspeed, self.engine.deepspeed_config)
+
+    # ------------------------------------------------------------------ steps
+
+    def accumulate(self, step: int, micro_batches: list[Batch], counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Forward and backward of one step's micro-batches.
+
+        Args:
+            counts: [len(COUNT_KINDS)] of the whole global batch.
+
+        Returns:
+            the sums of every objective on this rank [num objectives], and the teacher's own loss on the last
+            micro-batch as (sum, number of targets), zeros unless the step is logged.
+        """
+        teacher = self.parts.teacher
+        # DeepSpeed divides by ranks and micro-batches; a count of 0 goes with a sum of 0
+        shares = (self.world.size * len(micro_batches) / counts.clamp(min=1)).float().to(self.device)
+        sums: list[Tensor] = []
+        signals: Signals | None = None
+        for index, on_cpu in enumerate(micro_batches):
+            batch = on_cpu.to(self.device)
+            seeds.reseed(self.config.seed, "dropout", step, index, self.world.rank)
+            signals = teacher.signals(batch, self.step.needs) if teacher is not None else None
+            loss, parts = self.engine.forward(batch, signals, shares)
+            if not self.checked_gradients:
+                refuse_uneven_gradients(loss, self.step, step, index)
+            self.engine.backward(loss)
+            sums.append(parts)
+        self.checked_gradients = True
+        logged = signals is not None and self.due(step, self.config.log.every_steps)
+        return torch.stack(sums).sum(0), _loss_of(signals, batch) if logged else torch.zeros(2)
+
+    def after_step(self, step: int) -> None:
+        """Let a moving teacher move."""
+        if self.parts.teacher is not None:
+            self.parts.teacher.after_step(step, self.parts.student)
+
+    def due(self, step: int, every: int | None) -> bool:
+        return every is not None and step % every == 0
+
+    def parameter_hash(self, step: int) -> str | None:
+        return self.engine.parameter_hash() if self.due(step, self.config.log.hash_every_steps) else None
+
+    def judge(self, report: Report, in_a_row: int) -> int:
+        """Count non-finite steps in a row.
+
+        Raises:
+            Diverged: too many of them, or one whose update was applied: the parameters are lost.
+        """
+        if report.finite and report.applied:
+            return 0
+        self.directory.journal("nonfinite", step=report.step, applied=report.applied, loss=repr(report.loss))
+        if in_a_row + 1 >= self.config.train.max_nonfinite_steps or (report.applied and not report.finite):
+            raise Diverged(
+                f"step {report.step}: the loss is {report.loss}",
+                f"{in_a_row + 1} non-finite step(s) in a row; the checkpoints before it are intact",
+                "lower optimizer.learning_rate or optimizer.gradient_clipping, or look at the data of that step",
+            )
+        return in_a_row + 1
+
+    # ------------------------------------------------------------------ scores
+
+    def hold_out(self, rehearsal: bool = False) -> dict[str, float]:
+        """Held-out scores of the student; a rehearsal takes two micro-batches per rank."""
+        size = self.config.batch.micro_size
+        rows = 2 * size * self.world.size if rehearsal else self.config.evaluate.rows
+        batches = held_out_batches(self.config.data, size, self.config.seed, self.world, max_rows=rows)
+        return held_out.evaluate(self.engine, self.parts.teacher, batches, self.device)
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def restore(self) -> int:
+        """Load the newest checkpoint that verifies; returns its step, 0 when there is none."""
+        found = checkpoint.newest(self.directory.checkpoints, self.directory.history(), self.say)
+        if found is not None:
+            self._refuse_other_layout(found.manifest["facts"])
+            self.engine.load(found.path)
+            self.last_saved = found.step
+        step = 0 if found is None else found.step
+        self.directory.resumed(None if found is None else (found.step, found.attempt))
+        if self.world.is_main:
+            checkpoint.sweep(self.directory.checkpoints, self.attempt)
+        self.directory.journal(
+            "start" if found is None else "resume",
+            step=step,
+            checkpoint=None if found is None else found.path.name,
+            world_size=self.world.size,
+            accumulation=self.parts.accumulation,
+            ops=implementations(self.device),
+            teacher=self.teacher_identity,
+            num_parameters=sum(p.numel() for p in self.parts.student.parameters())
+            if self.config.engine.zero_stage < 3
+            else None,
+            changed=self.directory.changed,
+            not_bitwise=self.directory.not_bitwise,
+        )
+        self.directory.status("running", step=step)
+        self._greet(found, step)
+        return step
+
+    def save(self, step: int, word: int = 0) -> None:
+        """Commit a checkpoint of `step`, unless this attempt stands on it already."""
+        if step == self.last_saved:
+            return
+        started = time.perf_counter()
+        keep = self.config.checkpoint
+        path = checkpoint.save(
+            self.directory.checkpoints,
+            step,
+            self.attempt,
+            self._write,
+            self._facts(),
+            self.directory.still_ours,
+            keep.keep,
+            keep.keep_every_steps,
+            self.say,
+            self.directory.history(),
+        )
+        self.last_saved = step
+        if self.world.is_main:
+            stop.done(self.directory.control, word)
+        self.directory.journal("save", step=step, path=path.name, seconds=round(time.perf_counter() - started, 3))
+        self.directory.status("running", step=step, checkpoint=path.name)
+
+    def _facts(self) -> dict[str, Any]:
+        """What a checkpoint's manifest says of the run that wrote it."""
+        return {
+            "layout": self._layout(),
+            "data": self.parts.stream.fingerprint,
+            "teacher": self.teacher_identity,
+        }
+
+    def _layout(self) -> dict[str, Any]:
+        engine = self.config.engine
+        return {"ranks": self.world.size, "zero_stage": engine.zero_stage, "precision": engine.precision}
+
+    def _refuse_other_layout(self, facts: dict[str, Any]) -> None:
+        there, here = facts["layout"], self._layout()
+        if there != here:
+            raise UserError(
+                "the checkpoint was written by another layout of ranks and ZeRO stage",
+                f"{there} in the checkpoint / {here} here",
+                "continue with the same number of ranks and engine section",
+            )
+        theirs, ours = facts["teacher"], self.teacher_identity
+        if theirs != ours and theirs and ours and theirs.get("sha256") != ours.get("sha256"):
+            raise UserError(
+                "the teacher is not the one this run has learnt from so far",
+                f"{theirs} in the checkpoint / {ours} here",
+                "bring back the old teacher, or give this run another `name`",
+            )
+
+    def _write(self, folder: Path) -> None:
+        self.engine.save(folder)
+        weights = {
+            name.removeprefix("student."): value
+            for name, value in self.engine.full_weights()
+            if name.startswith("student.") and self.world.is_main
+        }
+        if self.world.is_main:
+            save_pretrained(self.parts.student, folder / "student", weights)
+
+    def leave(self, step: int) -> Exit:
+        """Stop early, after a checkpoint."""
+        why = stop.reason() or "control/STOP"
+        self.save(step, stop.STOP)
+        self.directory.journal("signal", step=step, signals=why)
+        self.directory.status("stopped", step=step, reason=why)
+        self.say(f"stopped at step {step} ({why}); the same command continues it")
+        return Exit.STOPPED
+
+    def finish(self) -> Exit:
+        """The last checkpoint, and the end."""
+        steps = self.config.train.steps
+        self.save(steps)
+        self.directory.journal("end", step=steps)
+        self.directory.status("done", step=steps)
+        run = self.directory.path
+        for line in (f"evaluate {run}", f"export {run} --to hf", f"report {run}"):
+            self.say(f"next: megadistill {line}")
+        return Exit.DONE
+
+    def say(self, text: str) -> None:
+        """Log on this rank; the console shows rank 0's."""
+        log.get().info(text)
+
+    def _greet(self, found: checkpoint.Found | None, step: int) -> None:
+        batch, stream = self.config.batch, self.parts.stream
+        self.say(
+            f"accumulation {self.parts.accumulation} = {batch.global_size} / ({batch.micro_size} x {self.world.size} "
+            f"ranks); {stream.tokens_per_step:,} tokens a step, {stream.rows_per_epoch:,} rows an epoch"
+        )
+        if found is not None:
+            self.say(f"continuing at step {step} from {found.path}")
+        for reason in self.directory.not_bitwise:
+            self.say(f"not bitwise: {reason}")
+
+
+@torch.no_grad()
+def _loss_of(signals: Signals | None, batch: Batch) -> Tensor:
+    """The teacher's own cross-entropy on a batch: (sum, number of targets)."""
+    assert signals is not None
+    labels = batch.labels.flatten()
+    rows = (labels != IGNORE).nonzero().squeeze(1)
+    total = signals.head(lambda hidden, weight, bias: linear_ce(hidden, weight, bias, labels[rows]), rows)
+    return torch.stack([total.float(), torch.tensor(float(len(rows)), device=total.device)])
+
+
