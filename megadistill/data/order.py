@@ -61,7 +61,7 @@ class Order:
         assert weights is None or (len(weights) == len(rows) and all(rows))
         self.seed = seed
         self.starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
-        self.weights = [PERIOD] if weights is None else integer_weights(weights, PERIOD)
+        self.weights = [1] if weights is None else integer_weights(weights, PERIOD)
         self.pool_rows = [int(self.starts[-1])] if weights is None else list(rows)
         self.pool_starts = self.starts[:1] if weights is None else self.starts[:-1]
         self.schedule, self.rank_in_period = deficit_schedule(self.weights)
@@ -121,7 +121,7 @@ def _feistel(values: U64, half: np.uint64, low: np.uint64, keys: U64) -> U64:
     return (left << half) | right
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)
 def round_keys(seed: int, pool: int, epoch: int) -> U64:
     """[ROUNDS] the keys of one epoch's permutation."""
     names = ("order", ORDER_VERSION, pool, epoch)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megadistill.core.errors import UserError
-from megadistill.core.files import sha256_json, write_json
+from megadistill.core.files import atomic_write, fsync_directory, sha256_json, write_json
 from megadistill.data.config import DataConfig, HeldOutConfig
 from megadistill.data.corpora.base import Corpus, Source, read_all
 from megadistill.data.packing import PACKERS, Frame
@@ -133,6 +133,7 @@ def _prepare_corpus(
         if final.exists():
             final.rename(old)
         temporary.rename(final)
+        fsync_directory(config.dir)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -191,7 +192,8 @@ def _write(
             "check its files and options; very short documents are dropped by packing: split",
         )
     unknown = tokenizer.special.unk
-    np.save(folder / COUNTS, counts)
+    with atomic_write(folder / COUNTS, "wb") as handle:
+        np.save(handle, counts)
     stats = CorpusStats(
         name=corpus.name,
         key=key,

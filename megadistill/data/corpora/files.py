@@ -104,7 +104,7 @@ def _local(pattern: str) -> list[Source]:
 
 
 def _remote(pattern: str) -> list[Source]:
-    import fsspec  # type: ignore[import-untyped]
+    import fsspec
 
     try:
         files = fsspec.open_files(pattern, "rb")

@@ -1,0 +1,149 @@
+"""Every kind of corpus reads what its config says, and names what is wrong with its files."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import zstandard
+from pydantic import TypeAdapter, ValidationError
+
+import megadistill.data.config  # noqa: F401  the kinds
+from megadistill.core.errors import UserError
+from megadistill.core.schema import OneOf
+from megadistill.data.corpora.base import Corpus
+
+
+def corpus(**values) -> Corpus:
+    return TypeAdapter(OneOf[Corpus]).validate_python(values)
+
+
+def texts(**values) -> list[str]:
+    made = corpus(**values)
+    return [text for source in made.sources() for text in made.read(source)]
+
+
+def test_names_default_to_the_kind_and_are_folder_names():
+    assert corpus(kind="text", files=["x"]).name == "text"
+    assert corpus(kind="text", files=["x"], name="wiki.2024").name == "wiki.2024"
+    with pytest.raises(ValidationError):
+        corpus(kind="text", files=["x"], name="../up")
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        ("file", ["one\ntwo\n\nthree\n"]),
+        ("line", ["one", "two", "three"]),
+        ("paragraph", ["one\ntwo", "three"]),
+    ],
+)
+def test_text_documents(tmp_path, document, expected):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n\r\nthree\r\n\r\n")
+    assert texts(kind="text", files=[str(tmp_path / "a.txt")], document=document) == expected
+
+
+def test_files_come_sorted_and_once_whatever_the_patterns(tmp_path):
+    for name in ("b.txt", "a.txt", "deep/c.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(name)
+    patterns = [str(tmp_path / "**" / "*.txt"), str(tmp_path / "a.txt")]
+    assert texts(kind="text", files=patterns) == ["a.txt", "b.txt", "deep/c.txt"]
+
+
+def test_remote_files_are_read_through_fsspec(tmp_path):
+    import fsspec
+
+    with fsspec.open("memory://corpora/a.txt", "w") as handle:
+        handle.write("far away")
+    assert texts(kind="text", files=["memory://corpora/*.txt"]) == ["far away"]
+
+
+def test_a_pattern_without_files_says_what_is_there(tmp_path):
+    (tmp_path / "wiki.parquet").touch()
+    with pytest.raises(UserError, match=r"no file matches") as caught:
+        corpus(kind="parquet", files=[str(tmp_path / "*.pqt")]).sources()
+    assert "wiki.parquet" in str(caught.value)
+
+
+def test_rows_are_joined_into_documents(tmp_path):
+    (tmp_path / "a.txt").write_text("1\n2\n3\n4\n5\n")
+    found = texts(kind="text", files=[str(tmp_path / "a.txt")], document="line", join_rows=2)
+    assert found == ["1\n2", "3\n4", "5"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst"])
+def test_jsonl(tmp_path, suffix):
+    content = "".join(json.dumps({"body": t}) + "\n" for t in ("hé", None, "two\nlines")).encode() + b"\n"
+    pack = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}.get(Path(suffix).suffix, bytes)
+    (tmp_path / f"a{suffix}").write_bytes(pack(content))
+    assert texts(kind="jsonl", files=[str(tmp_path / "*")], field="body") == ["hé", "two\nlines"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', "line 2 is not JSON"),
+        ("a.jsonl", b'{"text": "x"}\n\n{"txt": "y"}\n', "line 3 has no field 'text'"),
+        ("a.jsonl", b"[1]\n", "line 1 has no field"),
+        ("a.jsonl", b'{"text": 3}\n', "line 1: 'text' is not text"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "\xe9"}\n', "line 2, byte 11"),
+        ("a.jsonl.gz", b'{"text": "x"}\n', "cannot be unpacked"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 1000)[:-9], "cannot be unpacked"),
+        ("a.jsonl.zst", b'{"text": "x"}\n', "cannot be unpacked"),
+    ],
+)
+def test_what_is_wrong_with_a_jsonl_file(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        texts(kind="jsonl", files=[str(tmp_path / name)])
+    assert name in str(caught.value)
+
+
+@pytest.fixture
+def parquet(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "a.parquet"
+    rows = [f"text {n}" for n in range(600)]
+    pq.write_table(pa.table({"text": [*rows, None], "id": range(601)}), path)
+    return path, rows
+
+
+def test_parquet(parquet):
+    path, rows = parquet
+    assert texts(kind="parquet", files=[str(path)]) == rows
+
+
+def test_what_is_wrong_with_a_parquet_file(parquet):
+    path, _ = parquet
+    with pytest.raises(UserError, match="no column 'txt'") as caught:
+        texts(kind="parquet", files=[str(path)], column="txt")
+    assert "text, id" in str(caught.value)
+    with pytest.raises(UserError, match="'id' is not text"):
+        texts(kind="parquet", files=[str(path)], column="id")
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match="cannot be read as parquet"):
+        texts(kind="parquet", files=[str(path)])
+
+
+def test_hub_data_sets_are_streamed_from_a_folder_too(parquet):
+    path, rows = parquet
+    assert texts(kind="hub", path=str(path.parent)) == rows
+    with pytest.raises(UserError, match="no column 'body'"):
+        texts(kind="hub", path=str(path.parent), column="body")
+    with pytest.raises(UserError, match="cannot read hub data set"):
+        texts(kind="hub", path=str(path.parent), split="nothing")
+
+
+def test_a_hub_name_without_network_is_a_users_error(monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="cannot read hub data set nobody/has-this"):
+        texts(kind="hub", path="nobody/has-this")

@@ -1,0 +1,191 @@
+"""Prepare: what it keeps, that it is whole or not there, and that it does nothing twice."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from megadistill.core.errors import UserError
+from megadistill.data import prepare as module
+from megadistill.data.config import DataConfig
+from megadistill.data.prepare import content_hash, prepare, read_stats
+from megadistill.data.shards import Shards, ShardWriter, read_index
+from megadistill.data.tokenization import load_tokenizer
+
+
+@pytest.fixture
+def config(tmp_path, tokenizer_folder, documents):
+    """150 documents, of which 50 are there twice (once in other case and spacing)."""
+    some = documents(150)
+    again = [" " + text.upper().replace(" ", "  ") for text in some[:50]]
+    (tmp_path / "text.txt").write_text("\n".join([*some, *again]))
+    return DataConfig.model_validate(
+        {
+            "dir": tmp_path / "shards",
+            "tokenizer": str(tokenizer_folder),
+            "sequence_length": 16,
+            "held_out": {"fraction": 0.2},
+            "corpora": [{"kind": "text", "files": [str(tmp_path / "text.txt")], "document": "line"}],
+        }
+    )
+
+
+def quiet(line):
+    pass
+
+
+def tokens_of(folder):
+    shards = Shards(folder)
+    tokens, segments = shards.rows(np.arange(len(shards)))
+    return tokens[segments > 0].tolist()
+
+
+def test_rows_are_the_documents_without_duplicates_in_two_parts(config, documents, tokenizer_folder):
+    stats = prepare(config, quiet).corpora[0]
+    assert (stats.documents, stats.duplicates) == (150, 50)
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+    expected = {"train": [], "held_out": []}
+    for text in documents(150):
+        part = "held_out" if content_hash(text) < 0.2 * 2**64 else "train"
+        expected[part] += [2, *tokenizer.encode(text), 3]
+    for part, summary in (("train", stats.train), ("held_out", stats.held_out)):
+        assert tokens_of(config.dir / "text" / part) == expected[part]
+        assert summary.tokens == len(expected[part])
+        assert summary.rows == len(Shards(config.dir / "text" / part))
+    assert 15 < stats.held_out.documents < 45
+    assert stats.train.documents + stats.held_out.documents == 150
+    counts = np.load(config.dir / "text" / "token_counts.npy")
+    assert counts.tolist() == np.bincount(expected["train"], minlength=65).tolist()
+    assert json.loads((config.dir / "text" / "stats.json").read_text())["duplicates"] == 50
+
+
+def test_a_second_time_does_nothing_until_something_changes(config, changed, tmp_path):
+    lines = []
+    assert prepare(config, lines.append).fresh == ["text"]
+    index = read_index(config.dir / "text" / "train")
+    assert prepare(config, lines.append).fresh == []
+    assert "prepared already" in lines[-1]
+    reweighted = changed(config, corpora=[config.corpora[0].model_dump() | {"weight": 2.0}])
+    assert prepare(reweighted, quiet).fresh == []
+    assert prepare(changed(config, sequence_length=32), quiet).fresh == ["text"]
+    assert prepare(config, quiet).fresh == ["text"]
+    assert read_index(config.dir / "text" / "train") == index  # equal input, equal bytes
+    with open(tmp_path / "text.txt", "a") as handle:
+        handle.write("\nbano dera fisa")
+    assert prepare(config, quiet).fresh == ["text"]
+    assert sorted(p.name for p in config.dir.iterdir()) == [".text.lock", "text"]
+
+
+def test_limits(config, changed):
+    corpus = config.corpora[0].model_dump()
+    stats = prepare(changed(config, corpora=[corpus | {"max_documents": 30}]), quiet).corpora[0]
+    assert stats.documents == 30
+    stats = prepare(changed(config, corpora=[corpus | {"max_megabytes": 0.005}]), quiet).corpora[0]
+    assert 0.005 <= stats.megabytes < 0.0055
+    stats = prepare(changed(config, held_out={"fraction": 0.2, "max_rows": 7}), quiet).corpora[0]
+    assert stats.held_out.rows == 7
+
+
+def test_split_packing(config, changed):
+    stats = prepare(changed(config, packing="split"), quiet).corpora[0]
+    shards = Shards(config.dir / "text" / "train")
+    tokens, segments = shards.rows(np.arange(len(shards)))
+    assert (tokens[:, 0] == 2).all()
+    assert set(np.unique(segments)) == {0, 1}
+    assert stats.train.padding_share > 0
+
+
+def test_unknown_tokens_are_counted(config, tmp_path, documents):
+    with open(tmp_path / "text.txt", "a") as handle:
+        handle.writelines(f"\nxyzzy {text}" for text in documents(150, seed=7))
+    stats = prepare(config, quiet).corpora[0]
+    assert stats.unknown_share == pytest.approx(stats.train.documents / 2 / stats.train.tokens, rel=0.2)
+
+
+def test_an_empty_corpus_is_a_users_error_and_leaves_nothing(config, tmp_path):
+    (tmp_path / "text.txt").write_text("\n \n")
+    with pytest.raises(UserError, match="gives no training rows"):
+        prepare(config, quiet)
+    assert [p.name for p in config.dir.iterdir()] == [".text.lock"]
+
+
+def test_a_full_disk_is_a_users_error_and_the_old_shards_stay(config, changed, monkeypatch):
+    prepare(config, quiet)
+
+    def full(self):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(ShardWriter, "_write_shard", full)
+    with pytest.raises(UserError, match="no space left"):
+        prepare(changed(config, sequence_length=32), quiet)
+    assert sorted(p.name for p in config.dir.iterdir()) == [".text.lock", "text"]
+    assert read_index(config.dir / "text" / "train").sequence_length == 16
+
+
+def test_an_error_in_the_corpus_passes_through(config, tmp_path):
+    (tmp_path / "text.txt").write_bytes(b"fine\n\xff\n")
+    with pytest.raises(UserError, match="is not UTF-8"):
+        prepare(config, quiet)
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from megadistill.data import prepare as module
+from megadistill.data.config import DataConfig
+write_json = module.write_json
+def stall(path, value):
+    print("ready", flush=True)
+    time.sleep(60)
+module.write_json = stall
+module.prepare(DataConfig.model_validate_json(Path(sys.argv[1]).read_text()), lambda line: None)
+"""
+
+
+def test_a_kill_leaves_nothing_that_reads_as_prepared(config, tmp_path):
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "config.json")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"  # all shards are written, only the stats are not
+        process.send_signal(signal.SIGKILL)
+    assert (config.dir / ".text.making").exists()
+    assert read_stats(config.dir / "text") is None
+    assert prepare(config, quiet).fresh == ["text"]
+    assert not (config.dir / ".text.making").exists()
+
+
+def test_two_at_once_make_it_once(config, tmp_path):
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    code = (
+        "import sys; from pathlib import Path; from megadistill.data.config import DataConfig;"
+        "from megadistill.data.prepare import prepare;"
+        "config = DataConfig.model_validate_json(Path(sys.argv[1]).read_text());"
+        "print(len(prepare(config, lambda line: None).fresh))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "config.json")]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert sorted(process.communicate(timeout=60)[0].strip() for process in both) == ["0", "1"]
+
+
+def test_heavy_corpora_are_read_in_processes_in_order(config, changed, monkeypatch):
+    corpus = {"kind": "prose", "packages": ["json", "email"], "standard_library": False, "max_megabytes": 0.1}
+    several = changed(config, corpora=[corpus])
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    parallel = prepare(several, quiet).corpora[0]
+    first = read_index(config.dir / "prose" / "train")
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    (config.dir / "prose" / "stats.json").unlink()
+    start = time.perf_counter()
+    alone = prepare(several, quiet).corpora[0]
+    assert time.perf_counter() - start < 10
+    assert alone == parallel
+    assert read_index(config.dir / "prose" / "train") == first
+    assert module.summary_table(prepare(several, quiet))[0]["corpus"] == "prose"

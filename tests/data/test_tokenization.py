@@ -1,0 +1,118 @@
+"""Every kind of tokenizer file loads, knows its special ids, and has a fingerprint that means something."""
+
+from __future__ import annotations
+
+import pytest
+
+from megadistill.core.errors import UserError
+from megadistill.data import tokenization
+from megadistill.data.tokenization import SpecialIds, load_tokenizer
+
+
+def test_wordpiece_vocabulary(tokenizer_folder):
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+    assert tokenizer.special == SpecialIds(pad=0, cls=2, sep=3, mask=4, unk=1)
+    assert tokenizer.special_ids == {0, 2, 3, 4}
+    assert tokenizer.vocabulary_size == 65
+    ids = tokenizer.encode_batch(["Bano der.", "xyz"])
+    assert tokenizer.decode(ids[0][:2]) == "bano der"
+    assert ids[1] == [1]
+
+
+def test_text_never_makes_special_ids(tokenizer_folder):
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+    assert not set(tokenizer.encode("bano [MASK] [SEP] [PAD] bano")) & tokenizer.special_ids
+
+
+def test_tokenizer_json_is_the_same_tokenizer(tokenizer_folder, tmp_path):
+    original = load_tokenizer(str(tokenizer_folder))
+    original.backend.enable_truncation(4)
+    original.backend.enable_padding(length=4)
+    original.backend.save(str(tmp_path / "tokenizer.json"))
+    for spec in (tmp_path, tmp_path / "tokenizer.json"):
+        again = load_tokenizer(str(spec))
+        assert again.fingerprint == load_tokenizer(str(tokenizer_folder)).fingerprint
+        assert len(again.encode("bano " * 9)) == 9  # its truncation and padding are not ours
+
+
+def test_declared_special_tokens_win_over_spellings(tokenizer_folder, tmp_path):
+    load_tokenizer(str(tokenizer_folder)).backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(
+        '{"mask_token": {"content": "bano"}, "eos_token": "[SEP]"}'
+    )
+    special = load_tokenizer(str(tmp_path)).special
+    assert special.mask == load_tokenizer(str(tokenizer_folder)).backend.token_to_id("bano")
+    assert special.sep == 3
+
+
+def test_fingerprints_tell_vocabulary_and_normalisation_apart(tokenizer_folder, tmp_path):
+    from tokenizers import normalizers
+
+    base = load_tokenizer(str(tokenizer_folder))
+    words = (tokenizer_folder / "vocab.txt").read_text().split()
+    (tmp_path / "vocab.txt").write_text("\n".join([*words[:-2], words[-1], words[-2]]))
+    swapped = load_tokenizer(str(tmp_path))
+    (tmp_path / "vocab.txt").write_text("\n".join([*words, "straße"]))
+    accents = load_tokenizer(str(tmp_path))
+    kept = load_tokenizer(str(tmp_path))
+    kept.backend.normalizer = normalizers.BertNormalizer(lowercase=False)
+    prints = {t.fingerprint for t in (base, swapped, accents, kept)}
+    assert len(prints) == 4
+
+
+def test_long_documents_are_encoded_in_pieces_as_whole(tokenizer_folder, monkeypatch, documents):
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+    text = "  \n".join(documents(50)) + "   "
+    whole = tokenizer.encode(text)
+    monkeypatch.setattr(tokenization, "PIECE_CHARACTERS", 20)
+    assert "".join(tokenization._pieces(text)) == text
+    assert tokenizer.encode_batch(["ban", text, ""]) == [tokenizer.encode("ban"), whole, []]
+
+
+def test_byte_level_bpe(tmp_path):
+    from tokenizers import ByteLevelBPETokenizer
+
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(
+        ["the cat sat on the mat"] * 50, vocab_size=280, special_tokens=["<|endoftext|>"]
+    )
+    trained.save_model(str(tmp_path))
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert tokenizer.special.sep == tokenizer.special.padding == tokenizer.special.pad == 0
+    assert tokenizer.special.cls is tokenizer.special.mask is tokenizer.special.unk is None
+    text = "the cat, naïve"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_sentencepiece_unigram_encodes_as_sentencepiece_does(tmp_path, documents):
+    import sentencepiece
+
+    (tmp_path / "text.txt").write_text("\n".join(documents(300)))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text.txt"),
+        model_prefix=str(tmp_path / "spiece"),
+        vocab_size=60,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        pad_id=3,
+    )
+    (tmp_path / "text.txt").unlink()
+    original = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spiece.model"))
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert tokenizer.special.pad == 3
+    for text in documents(20, seed=9):
+        assert tokenizer.encode(text) == original.encode(text)
+
+
+def test_what_is_no_tokenizer_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="no such file or folder"):
+        load_tokenizer(str(tmp_path / "nothing"))
+    (tmp_path / "readme.md").write_text("hello")
+    with pytest.raises(UserError, match=r"holds readme\.md"):
+        load_tokenizer(str(tmp_path))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="cannot read the tokenizer"):
+        load_tokenizer(str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="the hub does not give it"):
+        load_tokenizer("nobody/has-this")
