@@ -317,9 +317,9 @@ def test_the_config_it_keeps_is_the_one_it_was_given(tmp_path):
     from megadistill.run.config import dump, load
 
     preset = Path(__file__).parents[2] / "configs" / "quickstart_teacher.yaml"
-    given = load(preset, [f"directory={tmp_path}"])
+    given = load(preset, [f"directory={tmp_path}", "batch.micro_size=16"])
     run = RunDirectory.open(given, False, ONE)
     assert dump(load(run.config)) == dump(load(run.resolved_config)) == dump(given)
     with pytest.raises(UserError) as caught:
         RunDirectory.open(load(run.config, ["batch.micro_size=8", "checkpoint.keep=3"]), False, ONE)
-    assert caught.value.why == "batch.micro_size: 8 here / 64 in the run"
+    assert caught.value.why == "batch.micro_size: 8 here / 16 in the run"
