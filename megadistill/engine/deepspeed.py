@@ -178,7 +178,7 @@ class Engine:
         if config.precision == "fp16" and device.type == "cpu":
             raise UserError("engine.precision=fp16 needs a GPU", "this machine has none", "use bf16 or fp32")
         deepspeed = import_deepspeed()
-        self.config = config
+        self.config, self.device = config, device
         self.deepspeed_config = deepspeed_config(config, optimizer, batch)
         self.learning_rate = optimizer.learning_rate
         self.accumulation = batch.accumulation

@@ -52,7 +52,7 @@ def language_model(architecture: str = "bert", layers: int = 2, seed: int = 0, *
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return LanguageModel(
-            auto.from_config(AutoConfig.for_model(architecture, vocab_size=VOCABULARY, **{**sizes, **config}))
+            auto.from_config(AutoConfig.for_model(architecture, **{"vocab_size": VOCABULARY, **sizes, **config}))
         )
 
 

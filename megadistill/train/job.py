@@ -9,23 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megadistill.core import log, seeds
+from megadistill.core import log
 from megadistill.core.dist import World
 from megadistill.core.errors import Diverged, Exit, UserError
 from megadistill.core.files import write_json
-from megadistill.core.types import IGNORE, Batch, Signals
+from megadistill.core.types import Batch
 from megadistill.data.stream import held_out_batches
 from megadistill.engine import checkpoint
 from megadistill.engine.deepspeed import BatchShape, Engine
 from megadistill.kernels.dispatch import implementations
-from megadistill.kernels.linear_ce import linear_ce
 from megadistill.models.loading import save_pretrained
 from megadistill.run.build import Parts
 from megadistill.run.config import RunConfig
 from megadistill.run.directory import RunDirectory
 from megadistill.train import held_out, stop
+from megadistill.train.accumulate import accumulate
 from megadistill.train.ledger import Report
-from megadistill.train.step import DistillStep, refuse_uneven_gradients
+from megadistill.train.step import DistillStep
 
 
 class Job:
@@ -48,32 +48,19 @@ class Job:
     # ------------------------------------------------------------------ steps
 
     def accumulate(self, step: int, micro_batches: list[Batch], counts: Tensor) -> tuple[Tensor, Tensor]:
-        """Forward and backward of one step's micro-batches.
-
-        Args:
-            counts: [len(COUNT_KINDS)] of the whole global batch.
-
-        Returns:
-            the sums of every objective on this rank [num objectives], and the teacher's own loss on the last
-            micro-batch as (sum, number of targets), zeros unless the step is logged.
-        """
-        teacher = self.parts.teacher
-        # DeepSpeed divides by ranks and micro-batches; a count of 0 goes with a sum of 0
-        shares = (self.world.size * len(micro_batches) / counts.clamp(min=1)).float().to(self.device)
-        sums: list[Tensor] = []
-        signals: Signals | None = None
-        for index, on_cpu in enumerate(micro_batches):
-            batch = on_cpu.to(self.device)
-            seeds.reseed(self.config.seed, "dropout", step, index, self.world.rank)
-            signals = teacher.signals(batch, self.step.needs) if teacher is not None else None
-            loss, parts = self.engine.forward(batch, signals, shares)
-            if not self.checked_gradients:
-                refuse_uneven_gradients(loss, self.step, step, index)
-            self.engine.backward(loss)
-            sums.append(parts)
+        """One global batch's gradient (see `accumulate`); the first one is checked to be the same on all ranks."""
+        result = accumulate(
+            self.engine,
+            self.parts.teacher,
+            micro_batches,
+            counts,
+            step=step,
+            seed=self.config.seed,
+            check_ranks=not self.checked_gradients,
+            ask_teacher=self.due(step, self.config.log.every_steps),
+        )
         self.checked_gradients = True
-        logged = signals is not None and self.due(step, self.config.log.every_steps)
-        return torch.stack(sums).sum(0), _loss_of(signals, batch) if logged else torch.zeros(2)
+        return result
 
     def after_step(self, step: int) -> None:
         """Let a moving teacher move."""
@@ -239,15 +226,3 @@ class Job:
             self.say(f"continuing at step {step} from {found.path}")
         for reason in self.directory.not_bitwise:
             self.say(f"not bitwise: {reason}")
-
-
-@torch.no_grad()
-def _loss_of(signals: Signals | None, batch: Batch) -> Tensor:
-    """The teacher's own cross-entropy on a batch: (sum, number of targets)."""
-    assert signals is not None
-    labels = batch.labels.flatten()
-    rows = (labels != IGNORE).nonzero().squeeze(1)
-    total = signals.head(lambda hidden, weight, bias: linear_ce(hidden, weight, bias, labels[rows]), rows)
-    return torch.stack([total.float(), torch.tensor(float(len(rows)), device=total.device)])
-
-
