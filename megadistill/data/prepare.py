@@ -5,16 +5,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
-import os
 import shutil
-from collections import deque
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
-from hashlib import blake2b
-from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +18,11 @@ from numpy.typing import NDArray
 
 from megadistill.core.errors import UserError
 from megadistill.core.files import atomic_write, fsync_directory, sha256_json, write_json
-from megadistill.data.config import DataConfig, HeldOutConfig
-from megadistill.data.corpora.base import Corpus, Source, read_all
+from megadistill.data.config import DataConfig
+from megadistill.data.corpora.base import Corpus, Source
+from megadistill.data.documents import Sieve, batches, read
 from megadistill.data.packing import PACKERS, Frame
-from megadistill.data.shards import INDEX, ShardWriter
+from megadistill.data.shards import INDEX, ShardWriter, verify
 from megadistill.data.stream import COUNTS
 from megadistill.data.tokenization import Tokenizer, load_tokenizer
 
@@ -37,6 +33,9 @@ STATS = "stats.json"
 PARTS = ("train", "held_out")
 BATCH_CHARACTERS = 4_000_000
 """Text that is tokenised at once."""
+
+LOG_SECONDS = 10
+"""How often a long corpus says how far it is."""
 
 Log = Callable[[str], None]
 
@@ -81,7 +80,7 @@ class Prepared:
 
 
 def prepare(config: DataConfig, log: Log) -> Prepared:
-    """Make the shards of every corpus that has none yet, or was made from something else.
+    """Make the shards of every corpus that has none yet, was made from something else, or is damaged.
 
     A corpus appears as a whole: it is made in a temporary folder beside its place and renamed. Whatever kills
     this leaves nothing that `train` would read.
@@ -98,8 +97,12 @@ def prepare(config: DataConfig, log: Log) -> Prepared:
         final = config.dir / corpus.name
         with _locked(config.dir / f".{corpus.name}.lock"):
             done = read_stats(final)
-            if done is not None and done.key == key:
-                log(f"{corpus.name}: prepared already, {done.train.rows:,} training rows in {final}")
+            same = done is not None and done.key == key
+            problems = [problem for part in PARTS for problem in verify(final / part)] if same else []
+            for problem in problems:
+                log(f"{corpus.name}: making it again: {problem}")
+            if done is not None and done.key == key and not problems:
+                log(f"{corpus.name}: prepared already and sound, {done.train.rows:,} rows in {final}")
             else:
                 log(f"{corpus.name}: reading {len(sources):,} source(s)")
                 done = _prepare_corpus(config, corpus, sources, tokenizer, key, log)
@@ -110,10 +113,13 @@ def prepare(config: DataConfig, log: Log) -> Prepared:
 
 def read_stats(folder: Path) -> CorpusStats | None:
     """The stats of a prepared corpus; None if there is none."""
-    if not all((folder / name).exists() for name in (STATS, *(f"{part}/{INDEX}" for part in PARTS))):
+    if not all((folder / name).exists() for name in (STATS, COUNTS, *(f"{part}/{INDEX}" for part in PARTS))):
         return None
-    values = json.loads((folder / STATS).read_text(encoding="utf-8"))
-    return CorpusStats(**values | {part: PartStats(**values[part]) for part in PARTS})
+    try:
+        values = json.loads((folder / STATS).read_text(encoding="utf-8"))
+        return CorpusStats(**values | {part: PartStats(**values[part]) for part in PARTS})
+    except (ValueError, TypeError, KeyError):  # of another version, or damaged: as good as none
+        return None
 
 
 # ------------------------------------------------------------------------------------------ one corpus
@@ -165,14 +171,14 @@ def _write(
     log: Log,
 ) -> CorpusStats:
     """Fill `folder` with both parts, token counts and stats."""
-    reading = Reading(config.held_out)
+    sieve = Sieve(config.held_out)
     held_out: list[NDArray[np.uint32]] = []
     limit = (config.held_out.max_rows or 0) * config.sequence_length
 
     def train_documents() -> Iterator[NDArray[np.uint32]]:
         """Training documents as they come; the few held-out ones wait in memory for their turn."""
-        waiting = 0
-        for texts in _batches(reading.kept(_limited(corpus, _documents(corpus, sources)))):
+        waiting, said = 0, time.monotonic()
+        for texts in batches(sieve.kept(read(corpus, sources)), BATCH_CHARACTERS):
             encoded = tokenizer.encode_batch([text for text, _ in texts])
             for ids, (_, is_held_out) in zip(encoded, texts, strict=True):
                 tokens = np.array(ids, dtype=np.uint32)
@@ -181,14 +187,16 @@ def _write(
                 elif not limit or waiting < limit:
                     held_out.append(tokens)
                     waiting += len(tokens)
-            log(f"{corpus.name}: {reading.documents:,} documents, {reading.characters / 1e6:,.0f} MB read")
+            if time.monotonic() - said > LOG_SECONDS:
+                log(f"{corpus.name}: {sieve.documents:,} documents, {sieve.characters / 1e6:,.0f} MB so far")
+                said = time.monotonic()
 
     train, counts = _pack(config, tokenizer, train_documents(), folder / "train", corpus.name)
     held, _ = _pack(config, tokenizer, held_out, folder / "held_out", corpus.name, config.held_out.max_rows)
     if not train.rows:
         raise UserError(
             f"corpus {corpus.name} gives no training rows",
-            f"{reading.documents} document(s), {reading.characters} characters in {len(sources)} source(s)",
+            f"{sieve.documents} document(s), {sieve.characters} characters in {len(sources)} source(s)",
             "check its files and options; very short documents are dropped by packing: split",
         )
     unknown = tokenizer.special.unk
@@ -197,9 +205,9 @@ def _write(
     stats = CorpusStats(
         name=corpus.name,
         key=key,
-        documents=reading.documents,
-        duplicates=reading.duplicates,
-        megabytes=round(reading.characters / 1e6, 3),
+        documents=sieve.documents,
+        duplicates=sieve.duplicates,
+        megabytes=round(sieve.characters / 1e6, 3),
         unknown_share=float(counts[unknown] / counts.sum()) if unknown is not None else 0.0,
         train=train,
         held_out=held,
@@ -244,74 +252,6 @@ def _pack(
     num_tokens = int(counts.sum())
     padding = 1 - num_tokens / (index.rows * length) if index.rows else 0.0
     return PartStats(num_documents, num_tokens, index.rows, round(padding, 6)), counts
-
-
-# ------------------------------------------------------------------------------------------ documents
-
-
-class Reading:
-    """Drops empty and repeated documents and says which are held out; counts as it goes."""
-
-    def __init__(self, held_out: HeldOutConfig) -> None:
-        self.held_out_below = int(held_out.fraction * 2**64)
-        self.documents = self.duplicates = self.characters = 0
-        self._seen: set[int] = set()
-
-    def kept(self, texts: Iterable[str]) -> Iterator[tuple[str, bool]]:
-        """(document, is it held out) of each text that is new."""
-        for text in texts:
-            if not text.strip():
-                continue
-            digest = content_hash(text)
-            if digest in self._seen:
-                self.duplicates += 1
-                continue
-            self._seen.add(digest)
-            self.documents += 1
-            self.characters += len(text)
-            yield text, digest < self.held_out_below
-
-
-def content_hash(text: str) -> int:
-    """64 bits of what a document says, blind to case and white space; uniform, so it also decides who is held
-    out."""
-    normalised = " ".join(text.casefold().split())
-    return int.from_bytes(blake2b(normalised.encode("utf-8", "replace"), digest_size=8).digest(), "little")
-
-
-def _documents(corpus: Corpus, sources: list[Source]) -> Iterator[str]:
-    """All documents in the sources' order, however many processes read them."""
-    processes = min(os.cpu_count() or 1, len(sources))
-    if not corpus.parallel or processes == 1:
-        for source in sources:
-            yield from corpus.read(source)
-        return
-    with get_context("spawn").Pool(processes) as pool:  # fork is not safe beside the tokenizer's threads
-        for texts in pool.imap(partial(read_all, corpus), sources, chunksize=8):
-            yield from texts
-
-
-def _limited(corpus: Corpus, texts: Iterator[str]) -> Iterator[str]:
-    characters = 0
-    for text in islice(texts, corpus.max_documents):
-        yield text
-        characters += len(text)
-        if corpus.max_megabytes is not None and characters >= corpus.max_megabytes * 1e6:
-            return
-
-
-def _batches(documents: Iterable[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
-    batch: deque[tuple[str, bool]] = deque()
-    characters = 0
-    for document in documents:
-        batch.append(document)
-        characters += len(document[0])
-        if characters >= BATCH_CHARACTERS:
-            yield list(batch)
-            batch.clear()
-            characters = 0
-    if batch:
-        yield list(batch)
 
 
 # ------------------------------------------------------------------------------------------ details

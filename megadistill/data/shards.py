@@ -29,7 +29,7 @@ FORMAT_VERSION = 1
 INDEX = "index.json"
 ROWS_PER_MEMBER = 256
 SHARD_BYTES = 256_000_000
-PREPARE_AGAIN = "run `megadistill verify` to see what else is damaged, then `megadistill prepare FILE`"
+PREPARE_AGAIN = "run `megadistill prepare FILE`: it checks every byte and makes again what is damaged"
 
 
 class Member(Strict):

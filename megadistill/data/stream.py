@@ -209,7 +209,10 @@ def _cut(batch: Batch, size: int) -> list[Batch]:
 def _token_counts(config: DataConfig, size: int) -> I64:
     total = np.zeros(size, dtype=np.int64)
     for corpus in config.corpora:
-        total += np.load(config.dir / corpus.name / COUNTS)
+        path = config.dir / corpus.name / COUNTS
+        if not path.exists():
+            raise UserError(f"{path} is missing", "", "run `megadistill prepare FILE`")
+        total += np.load(path)
     return total
 
 

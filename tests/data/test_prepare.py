@@ -16,7 +16,8 @@ import pytest
 from megadistill.core.errors import UserError
 from megadistill.data import prepare as module
 from megadistill.data.config import DataConfig
-from megadistill.data.prepare import content_hash, prepare, read_stats
+from megadistill.data.documents import content_hash
+from megadistill.data.prepare import prepare, read_stats
 from megadistill.data.shards import Shards, ShardWriter, read_index
 from megadistill.data.tokenization import load_tokenizer
 
@@ -82,6 +83,18 @@ def test_a_second_time_does_nothing_until_something_changes(config, changed, tmp
         handle.write("\nbano dera fisa")
     assert prepare(config, quiet).fresh == ["text"]
     assert sorted(p.name for p in config.dir.iterdir()) == [".text.lock", "text"]
+
+
+def test_damaged_shards_are_made_again(config):
+    prepare(config, quiet)
+    tar = next((config.dir / "text" / "train").glob("*.tar"))
+    sound = tar.read_bytes()
+    tar.chmod(0o644)
+    tar.write_bytes(sound[:2000] + bytes([sound[2000] ^ 1]) + sound[2001:])
+    lines = []
+    assert prepare(config, lines.append).fresh == ["text"]
+    assert tar.name in lines[0]
+    assert tar.read_bytes() == sound
 
 
 def test_limits(config, changed):
