@@ -110,8 +110,8 @@ class Mlm(Targets):
             chosen = self._independent(draw, maskable)
         else:
             assert vocabulary.counts is not None
-            weights = np.maximum(vocabulary.counts, 1).astype(np.float64) ** -self.smoothing
-            chosen = self._weighted(draw, maskable, weights[tokens])
+            weights = np.maximum(vocabulary.counts[tokens], 1).astype(np.float64) ** -self.smoothing
+            chosen = self._weighted(draw, maskable, weights)
         labels = np.where(chosen, tokens, IGNORE)
         fate = uniform(keys, 1, length)
         ids = np.where(chosen & (fate < self.mask), vocabulary.mask, tokens)

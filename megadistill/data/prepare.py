@@ -130,8 +130,10 @@ def _prepare_corpus(
 ) -> CorpusStats:
     final = config.dir / corpus.name
     temporary, old = final.with_name(f".{corpus.name}.making"), final.with_name(f".{corpus.name}.old")
-    for leftover in (temporary, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.rmtree(temporary, ignore_errors=True)
+    if old.exists() and not final.exists():
+        old.rename(final)  # a kill between the two renames below
+    shutil.rmtree(old, ignore_errors=True)
     try:
         for part in PARTS:
             (temporary / part).mkdir(parents=True)
@@ -152,7 +154,8 @@ def _prepare_corpus(
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        if final.exists():
+            shutil.rmtree(old, ignore_errors=True)
     log(
         f"{corpus.name}: {stats.documents:,} documents ({stats.duplicates:,} duplicates dropped), "
         f"{stats.megabytes:,.1f} MB -> {stats.train.tokens:,} tokens in {stats.train.rows:,} rows, "
