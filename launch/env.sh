@@ -1,7 +1,7 @@
 # What should the environment of every process of a run hold? Sourced by all launchers; each line has its reason.
 # shellcheck shell=bash
 
-_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+_root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
 
 # The environment's programs first: DeepSpeed calls `ninja` by name, even to find that nothing needs building.
 if [[ -d "$_root/.venv/bin" ]]; then

@@ -2,7 +2,7 @@
 # How does this checkout get its environment? `bash launch/setup.sh` makes .venv, once: a second call finds the stamp
 # of the first and returns at once. PYTHON=/path/to/python3.11 chooses the interpreter.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." # the checkout, however this script was reached
 
 fail() {
     echo "setup: $1" >&2
@@ -82,6 +82,7 @@ DS_BUILD_OPS=0 "${pip[@]}" --no-build-isolation "$(grep '^deepspeed==' launch/co
 source launch/env.sh
 if [[ "${DS_ACCELERATOR:-}" == cpu ]]; then
     echo "setup: building DeepSpeed's shared-memory operator"
+    rm -f "$TORCH_EXTENSIONS_DIR"/*/lock # a build that was killed leaves its lock, and all later ones wait for it
     .venv/bin/python - >.venv/build.log 2>&1 <<'PYTHON' || { tail -n 30 .venv/build.log >&2; fail "the build failed" "see .venv/build.log"; }
 from deepspeed.accelerator import get_accelerator
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from typing import Any
 
 from megadistill.core.schema import Tree
 from megadistill.run.config import RunConfig
@@ -30,12 +30,13 @@ def _section(name: str, section: Tree) -> Iterator[str]:
     yield f"\n## {name}" + (f" (`kind: {kind}`)" if kind else "") + "\n"
     if text := section.get("description"):
         yield _one_paragraph(text) + "\n"
+    fields = {key: field for key, field in section["properties"].items() if key != "kind"}
+    if not fields:
+        return
     yield "| key | type | default | meaning |"
     yield "|---|---|---|---|"
     required = section.get("required", [])
-    for key, field in section["properties"].items():
-        if key == "kind":
-            continue
+    for key, field in fields.items():
         default = "required" if key in required else f"`{_default(field)}`"
         yield f"| `{key}` | {_type(field)} | {default} | {_one_paragraph(field.get('description', ''))} |"
 
@@ -60,15 +61,9 @@ def _type(field: Tree) -> str:
 _LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 
-def _default(field: Tree) -> Any:
+def _default(field: Tree) -> str:
     value = field.get("default")
-    if isinstance(value, dict):
-        return "see there"
-    return (
-        {True: "true", False: "false", None: "null"}.get(value, value)
-        if not isinstance(value, list)
-        else value
-    )
+    return "see there" if isinstance(value, dict) else json.dumps(value)
 
 
 def _one_paragraph(text: str) -> str:

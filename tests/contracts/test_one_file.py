@@ -1,0 +1,71 @@
+"""Is a new objective one new file, with nothing else touched?"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megadistill.core.files import read_lines
+from megadistill.testing import workspace
+
+ROOT = Path(__file__).resolve().parents[2]
+OBJECTIVE = '''
+"""Keeps the student's last hidden states small."""
+
+from typing import Literal
+
+from megadistill.core.types import Needs, Term
+from megadistill.objectives.base import Objective
+
+
+class SmallHidden(Objective):
+    """Mean square of the student's last hidden states, over attended positions."""
+
+    kind: Literal["small_hidden"]
+    power: float = 2.0
+    """Of the absolute value."""
+
+    def needs(self):
+        return Needs(student_hidden=frozenset({-1}))
+
+    def build(self, student, teacher):
+        def loss(signals, _, batch):
+            hidden = signals.hidden[-1].float().abs().pow(self.power).mean(-1)
+            return Term((hidden * batch.mask).sum(), "tokens")
+
+        return loss
+'''
+
+
+@pytest.mark.slow
+def test_adding_an_objective_is_one_file(tmp_path: Path) -> None:
+    config = workspace.make(tmp_path)
+    (tmp_path / "small_hidden.py").write_text(OBJECTIVE)
+    environ = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}:{tmp_path}",
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+    }
+    options = ["plugins=[small_hidden]", "train.steps=3", "log.every_steps=1"]
+
+    def megadistill(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "megadistill", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env=environ, timeout=300)
+
+    mistake = megadistill("validate", str(config), *options, "objectives=[{kind: small_hiden}]")
+    assert mistake.returncode == 2
+    assert "did you mean 'small_hidden'?" in mistake.stderr
+
+    options.append("objectives=[{kind: hard_ce}, {kind: small_hidden, weight: 0.1, power: 4}]")
+    for verb in ("prepare", "train"):
+        result = megadistill(verb, str(config), *options)
+        assert result.returncode == 0, result.stdout + result.stderr
+    rows = read_lines(tmp_path / "runs" / "tiny" / "metrics.jsonl")
+    values = [row["train/objective/small_hidden"] for row in rows if "train/objective/small_hidden" in row]
+    assert len(values) == 3
+    assert all(value > 0 for value in values)
