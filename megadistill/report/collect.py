@@ -7,6 +7,7 @@ import math
 import statistics
 from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -99,22 +100,31 @@ def collect(path: Path) -> RunFacts:
 
 
 def scores(run: RunFacts) -> dict[str, float]:
-    """The numbers of the comparison table, by their name there."""
-    found: dict[str, float | None] = {
+    """The table of results; an evaluation of the finished student goes before what was measured on the way."""
+    held_out = run.evaluation.get("heldout", {})
+    found: dict[str, Any] = {
         "parameters": _anywhere(run, "num_parameters"),
-        "held-out perplexity": run.last("heldout/perplexity"),
-        "held-out loss (nats)": run.last("heldout/loss"),
-        "agreement with the teacher (top 1)": run.last("heldout/agreement_top1"),
-        "teacher's held-out perplexity": run.last("teacher/heldout_perplexity"),
+        "teacher's parameters": held_out.get("teacher_num_parameters"),
+        "held-out perplexity": held_out.get("perplexity", run.last("heldout/perplexity")),
+        "teacher's held-out perplexity": held_out.get(
+            "teacher_perplexity", run.last("teacher/heldout_perplexity")
+        ),
+        "held-out loss (nats)": held_out.get("loss", run.last("heldout/loss")),
+        "held-out accuracy (top 1)": held_out.get("accuracy", run.last("heldout/accuracy")),
+        "agreement with the teacher (top 1)": held_out.get(
+            "agreement_top1", run.last("heldout/agreement_top1")
+        ),
     }
     for task, numbers in run.evaluation.items():
-        for key, value in numbers.items():
-            if _is_number(value) and key != "num_parameters":
-                found[f"{task}: {key}"] = value
+        if task != "heldout":
+            found |= {f"{task}: {key}": value for key, value in numbers.items() if key not in _NO_SCORES}
     speeds = [value for _, value in run.series("train/tokens_per_second")]
     found["tokens per second (median)"] = statistics.median(speeds) if speeds else None
     found["steps"] = run.steps or None
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in found.items() if _is_number(value)}
+
+
+_NO_SCORES = ("step", "num_parameters", "teacher_num_parameters")
 
 
 def warnings(run: RunFacts) -> list[str]:
@@ -128,6 +138,7 @@ def warnings(run: RunFacts) -> list[str]:
         if reasons := row.get("not_bitwise"):
             text = "; ".join(reasons) if isinstance(reasons, list) else str(reasons)
             told.append(f"attempt {row.get('attempt')} is not bitwise a continuation: {text}")
+    told += _interruptions(run.journal)
     unlogged = sum(not _is_number(row["train/loss"]) for row in run.metrics if "train/loss" in row)
     if unlogged:
         told.append(
@@ -139,6 +150,20 @@ def warnings(run: RunFacts) -> list[str]:
     if wanted and run.metrics and run.steps < wanted:
         told.append(f"stands at step {run.steps} of {wanted}")
     return list(dict.fromkeys(told))
+
+
+def _interruptions(journal: list[Row]) -> list[str]:
+    """Attempts that ended without a word, and resumes that had to go further back than the last save."""
+    told, saved, silent = [], 0, 0
+    for before, row in pairwise([{}, *journal]):
+        if row.get("event") == "resume":
+            silent += before.get("event") not in ("signal", "end", "requeue")
+            if row["step"] < saved:
+                told.append(
+                    f"attempt {row.get('attempt')} resumed from step {row['step']}, though {saved} was saved"
+                )
+        saved = max(saved, row["step"]) if row.get("event") == "save" else saved
+    return [*told, *([f"{silent} attempt(s) ended without saying why: killed, or crashed"] if silent else [])]
 
 
 def _anywhere(run: RunFacts, key: str) -> float | None:

@@ -135,12 +135,23 @@ def _cell(name: str, value: float | None) -> str:
 def _charts(runs: Sequence[RunFacts]) -> list[dict[str, Any]]:
     labels = list(dict.fromkeys(label for run in runs for label in run.objectives))
     metrics = ["train/loss", *[f"train/objective/{label}" for label in labels], *list(_TITLES)[1:]]
+    hard = {
+        f"train/objective/{objective.get('name') or 'hard_ce'}"
+        for run in runs
+        for objective in run.config.get("objectives", [])
+        if objective.get("kind") == "hard_ce"
+    }
     marks = sorted({step for run in runs for step in run.resumes})
     drawn = []
     for metric in metrics:
         lines = [Line(run.name, run.series(metric), index % COLORS) for index, run in enumerate(runs)]
         if metric == "heldout/perplexity":
             lines += _teachers(runs, lines)
+        if metric in hard:
+            lines += [
+                Line(f"{run.name}: its teacher", run.series("teacher/loss"), index % COLORS, dashed=True)
+                for index, run in enumerate(runs)
+            ]
         title = _TITLES.get(metric) or f"objective {metric.removeprefix('train/objective/')}"
         if svg := chart(title, lines, marks, log=metric == "heldout/perplexity"):
             drawn.append({"title": title, "svg": svg, "lines": [line for line in lines if line.points]})
@@ -152,6 +163,8 @@ def _teachers(runs: Sequence[RunFacts], lines: Sequence[Line]) -> list[Line]:
     teachers = []
     for run, line in zip(runs, lines, strict=True):
         points = run.series("teacher/heldout_perplexity")
+        if not points and "teacher's held-out perplexity" in scores(run):
+            points = [(run.steps, scores(run)["teacher's held-out perplexity"])]
         if len(points) == 1 and line.points:
             points = [(int(line.points[0][0]), points[0][1]), (int(line.points[-1][0]), points[0][1])]
         teachers.append(Line(f"{run.name}: its teacher", points, line.color, dashed=True))

@@ -189,4 +189,5 @@ def _import_plugins(names: Any) -> None:
             importlib.import_module(str(name))
         except ImportError as error:
             raise UserError(f"plugins: cannot import {name!r}", str(error), "put its folder on PYTHONPATH") from None
-    RunConfig.model_rebuild(force=True)
+    for section in (DataConfig, RunConfig):  # the inner one first: a section keeps the schemas it was built with
+        section.model_rebuild(force=True)

@@ -17,9 +17,10 @@ def write_run(root: Path, name: str, steps: int = 300, offset: float = 0.0, **jo
     def dump(file: str, value: Any) -> None:
         (path / file).write_text(json.dumps(value))
 
+    dump("evaluation/heldout.json", {"step": steps, "perplexity": 9.4 + offset, "teacher_perplexity": 6.05})
     code = {"version": "0.1.0", "git": "0123456789abcdef"}
     dump("run.json", {"id": "ab12", "name": name, "created": "2026-01-02T03:04:05.678+00:00", "code": code})
-    dump("STATUS", {"state": "complete", "attempt": 2, "time": "2026-01-02T03:14:05.678+00:00"})
+    dump("STATUS", {"state": "done", "attempt": 2, "time": "2026-01-02T03:14:05.678+00:00"})
     dump(
         "environment.json",
         {"numerics": {"torch": "2.13.0", "cpu": "A CPU <with> 2 cores", "world size": 2}, "gpus": []},
@@ -47,6 +48,7 @@ def write_run(root: Path, name: str, steps: int = 300, offset: float = 0.0, **jo
                 "train/loss": loss,
                 "train/objective/soft_ce": loss * 0.6,
                 "train/objective/mlm": loss * 0.8,
+                "teacher/loss": 1.9 + 0.1 * math.sin(step),
                 "train/learning_rate": 5e-4 * min(step / 30, (steps + 1 - step) / (steps - 29)),
                 "train/tokens_per_second": 5200 + 90 * math.sin(step),
                 "loss_hex": loss.hex(),
@@ -63,8 +65,9 @@ def write_run(root: Path, name: str, steps: int = 300, offset: float = 0.0, **jo
     events = [
         {"event": "start", "attempt": 1, "step": 0, "kernels": {"soft_ce": "reference"}},
         {"event": "save", "attempt": 1, "step": 200},
+        {"event": "signal", "attempt": 1, "step": 210, "signals": "SIGUSR1"},
         {"event": "resume", "attempt": 2, "step": 200, "from": "step-00000200-a0001", **journal_facts},
-        {"event": "end", "attempt": 2, "step": steps, "reason": "complete"},
+        {"event": "end", "attempt": 2, "step": steps},
     ]
     stamped = [{"time": f"2026-01-02T03:0{4 + i}:05.000+00:00", **event} for i, event in enumerate(events)]
     (path / "journal.jsonl").write_text("".join(json.dumps(event) + "\n" for event in stamped))

@@ -57,9 +57,9 @@ def language_model(architecture: str = "bert", layers: int = 2, seed: int = 0, *
 
 
 def batch(rows: int, seed: int = 0, ragged: bool = True) -> Batch:
-    """Random rows; ragged ones have padding and uneven numbers of targets, one row may have none."""
+    """Random rows of Zipf-like tokens; ragged ones have padding and uneven numbers of targets, a row may have none."""
     draw = torch.Generator().manual_seed(seed)
-    ids = torch.randint(5, VOCABULARY, (rows, LENGTH), generator=draw)
+    ids = 5 + ((VOCABULARY - 5) * torch.rand(rows, LENGTH, generator=draw) ** 3).long()
     lengths = torch.randint(3, LENGTH + 1, (rows, 1), generator=draw) if ragged else torch.full((rows, 1), LENGTH)
     mask = torch.arange(LENGTH) < lengths
     targets = (torch.rand(rows, LENGTH, generator=draw) < 0.3) & mask

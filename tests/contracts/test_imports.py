@@ -39,7 +39,7 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_all_modules_import_silently_and_without_the_slow_libraries() -> None:
-    """Their owners import transformers, deepspeed and datasets where they use them, so that `validate` is quick."""
+    """Their owners import transformers, deepspeed and datasets where they use them: `validate` is quick."""
     assert len(MODULES) > 40
     result = python(PROBE, *MODULES)
     assert result.returncode == 0, result.stderr

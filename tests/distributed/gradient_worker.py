@@ -1,4 +1,4 @@
-"""One rank of test_split_invariance: the full gradient of one global batch, split as told."""
+"""One rank of test_split_invariance: full gradients of one global batch, split in every way it is told."""
 
 import json
 import sys
@@ -15,47 +15,50 @@ from megadistill.objectives.hard_ce import HardCE
 from megadistill.objectives.soft_ce import SoftCE
 from megadistill.teachers.online import OnlineSource
 from megadistill.testing import tiny
-from megadistill.train.loop import accumulate
+from megadistill.train.accumulate import accumulate
 from megadistill.train.step import DistillStep
 
-spec = json.loads(sys.argv[1])
-world = dist.from_environment()
-device = dist.connect(world, 60)
-torch.set_num_threads(1)
-rows, micro = spec["rows"], spec["micro"]
-whole = tiny.batch(rows, seed=spec["seed"])
-architecture = spec.get("architecture", "bert")
-teacher = OnlineSource("tiny", tiny.language_model(architecture, 3, seed=1))
-student = tiny.language_model(architecture, 2, seed=2, **spec.get("config", {}))
-objectives = [SoftCE(kind="soft_ce", temperature=2, weight=5), HardCE(kind="hard_ce", weight=2), Cosine(kind="cosine")]
-
-step = DistillStep(student, objectives, [o.build(student.dims, teacher.dims) for o in objectives])
-shape = BatchShape(rows, micro, rows // (micro * world.size))
-engine = Engine(
-    EngineConfig(zero_stage=spec["stage"], precision=spec.get("precision", "fp32"), persistence_threshold=0),
-    OptimizerConfig(gradient_clipping=0.0),
-    step,
-    shape,
-    device,
-)
+OBJECTIVES = [SoftCE(kind="soft_ce", temperature=2, weight=5), HardCE(kind="hard_ce", weight=2), Cosine(kind="cosine")]
 
 
-def part(micro_batch: int) -> Batch:
-    start = (micro_batch * world.size + world.rank) * micro
-    return Batch(**{f.name: getattr(whole, f.name)[start : start + micro] for f in fields(Batch)})
+def gradient(world, device, rows, seed, micro, stage, precision, architecture):
+    """{parameter name: fp32 tensor} of the global batch's loss, the same on every rank."""
+    whole = tiny.batch(rows, seed=seed)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    teacher = OnlineSource("tiny", tiny.language_model(architecture, 3, seed=1).to(dtype))
+    student = tiny.language_model(architecture, 2, seed=2)
+    step = DistillStep(student, OBJECTIVES, [o.build(student.dims, teacher.dims) for o in OBJECTIVES])
+    shape = BatchShape(rows, micro, rows // (micro * world.size))
+    config = EngineConfig(zero_stage=stage, precision=precision, persistence_threshold=0)
+    engine = Engine(config, OptimizerConfig(gradient_clipping=0.0), step, shape, device)
+    mine = []
+    for index in range(shape.accumulation):
+        start = (index * world.size + world.rank) * micro
+        mine.append(Batch(**{f.name: getattr(whole, f.name)[start : start + micro] for f in fields(Batch)}))
+    counts = dist.sum_over_ranks(torch.stack([b.counts() for b in mine]).sum(0))
+    accumulate(engine, teacher, mine, counts, step=1, seed=0, check_ranks=True, ask_teacher=False)
+
+    from deepspeed.utils import safe_get_full_grad
+
+    plain = stage == 0 and precision == "fp32"
+    result = {}
+    for name, parameter in engine.module.named_parameters():
+        value = parameter.grad if plain else safe_get_full_grad(parameter)
+        result[name] = torch.zeros(()) if value is None else value.detach().float().cpu().clone()
+    engine.engine.destroy()
+    return result
 
 
-mine = [part(i) for i in range(shape.accumulation)]
-counts = dist.sum_over_ranks(torch.stack([b.counts() for b in mine]).sum(0))
-accumulate(engine, teacher, mine, counts, first_step=True, world=world)
+def main():
+    specs, output = json.loads(sys.argv[1]), sys.argv[2]
+    world = dist.from_environment()
+    device = dist.connect(world, 60)
+    torch.set_num_threads(1)
+    gradients = [gradient(world, device, **spec) for spec in specs]
+    if world.is_main:
+        torch.save(gradients, output)
+    dist.barrier()
+    dist.disconnect()
 
-from deepspeed.utils import safe_get_full_grad  # noqa: E402
 
-gradients = {}
-for name, parameter in engine.module.named_parameters():
-    whole_gradient = safe_get_full_grad(parameter) if spec["stage"] or spec.get("precision") else parameter.grad
-    gradients[name] = torch.zeros(()) if whole_gradient is None else whole_gradient.detach().float().cpu()
-if world.is_main:
-    torch.save(gradients, spec["output"])
-dist.barrier()
-dist.disconnect()
+main()

@@ -48,8 +48,11 @@ def test_a_repeated_step_counts_once_as_it_was_last_written(tmp_path: Path) -> N
 
 def test_the_table_leaves_out_what_nobody_measured(tmp_path: Path) -> None:
     path = write_run(tmp_path, "distilled")
-    assert scores(collect(path))["wikitext: perplexity"] == 61.5
-    (path / "evaluation" / "wikitext.json").unlink()
+    found = scores(collect(path))
+    assert found["wikitext: perplexity"] == 61.5
+    assert found["held-out perplexity"] == 9.4  # of the finished student, not on the way
+    for file in (path / "evaluation").iterdir():
+        file.unlink()
     (path / "metrics.jsonl").write_text("")
     assert scores(collect(path)) == {}
     assert "no metrics were written yet" in warnings(collect(path))
@@ -59,6 +62,11 @@ def test_the_table_leaves_out_what_nobody_measured(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "told"),
     [
+        ('{"event": "resume", "attempt": 3, "step": 50}', "though 200 was saved"),
+        (
+            '{"event": "save", "attempt": 2, "step": 300}\n{"event": "resume", "attempt": 3, "step": 300}',
+            "killed",
+        ),
         ('{"event": "nonfinite", "attempt": 1, "step": 7}', "1 skipped update"),
         ('{"event": "start", "attempt": 3, "not_bitwise": ["threads: 1 before, 2 now"]}', "not bitwise"),
     ],
@@ -86,7 +94,7 @@ def test_a_folder_that_is_no_run_is_the_users_mistake(tmp_path: Path) -> None:
 
 def test_status_says_where_the_run_stands(tmp_path: Path) -> None:
     text = describe(write_run(tmp_path, "distilled"))
-    for part in ("complete", "300 of 300", "step-00000200-a0001", "attempt 2 step 200  resume"):
+    for part in ("done", "300 of 300", "step-00000200-a0001", "attempt 2 step 200  resume"):
         assert part in text
 
 

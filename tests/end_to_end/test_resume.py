@@ -1,0 +1,97 @@
+"""Real runs of two processes that are damaged, stopped and continued: the same numbers, bit for bit."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from megadistill.core.files import read_lines
+from megadistill.testing import processes, workspace
+
+
+def megadistill(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "megadistill", *map(str, arguments)], check=True, capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = workspace.make(tmp_path_factory.mktemp("workspace"))
+    megadistill("prepare", path)
+    return path
+
+
+def train(config, *assignments, ranks=2):
+    return processes.run(["-m", "megadistill", "train", str(config), *assignments], ranks)
+
+
+def trace(run, attempt):
+    rows = [row for row in read_lines(run / "metrics.jsonl") if row["attempt"] == attempt and "loss_hex" in row]
+    return {row["step"]: (row["loss_hex"], row["train/gradient_norm"], row["parameter_hash"]) for row in rows}
+
+
+def journal(run, event):
+    return [row for row in read_lines(run / "journal.jsonl") if row["event"] == event]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(config, stage):
+    """Dropout is on (0.1). The last checkpoint is damaged, so the run must fall back to step 6 and repeat 7 to 12."""
+    run = config.parent / "runs" / f"zero{stage}"
+    options = [f"name=zero{stage}", f"engine.zero_stage={stage}", "engine.persistence_threshold=0"]
+    train(config, *options)
+    whole = trace(run, attempt=1)
+    assert sorted(whole) == list(range(1, 13))
+    assert len({loss for loss, _, _ in whole.values()}) == 12
+
+    damaged = next((run / "checkpoints").glob("step-00000012-*"))
+    shard = next((damaged / "deepspeed").glob("*optim_states.pt"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    output = train(config, *options)[0]
+    again = trace(run, attempt=2)
+    assert "damaged" in output
+    assert shard.name in output
+    assert sorted(again) == list(range(7, 13))
+    assert again == {step: whole[step] for step in again}
+    assert journal(run, "resume")[0]["step"] == 6
+
+
+@pytest.mark.distributed
+def test_a_signal_stops_after_a_checkpoint_and_the_same_command_continues(config):
+    run = config.parent / "runs" / "stopped"
+    command = ["-m", "megadistill", "train", str(config), "name=stopped", "train.steps=400", "schedule.total_steps=400"]
+    ranks = processes.launch(command, 2)
+    deadline = time.monotonic() + 120
+    while len(trace(run, 1)) < 8 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    ranks[1].send_signal(signal.SIGUSR1)  # one rank is told, both leave
+    outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [85, 85], outputs
+    stopped = journal(run, "signal")[0]
+    assert json.loads((run / "STATUS").read_text())["state"] == "stopped"
+    assert any((run / "checkpoints").glob(f"step-{stopped['step']:08d}-*"))
+
+    steps = stopped["step"] + 3
+    train(config, "name=stopped", f"train.steps={steps}", "schedule.total_steps=400")
+    assert sorted(trace(run, 2)) == [stopped["step"] + n for n in (1, 2, 3)]
+    assert json.loads((run / "STATUS").read_text())["state"] == "done"
+
+
+@pytest.mark.distributed
+def test_another_number_of_ranks_sees_the_same_batches(config):
+    """Same losses to fp32 rounding, dropout off: every global batch has the same rows and masks."""
+    calm = "student.config={num_hidden_layers: 1, hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0}"
+    losses = []
+    for ranks, micro in ((1, 16), (2, 2)):
+        name = f"ranks{ranks}"
+        train(config, f"name={name}", calm, f"batch.micro_size={micro}", "train.steps=5", ranks=ranks)
+        rows = trace(config.parent / "runs" / name, 1)
+        losses.append([float.fromhex(rows[step][0]) for step in range(1, 6)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
