@@ -100,7 +100,7 @@ def collect(path: Path) -> RunFacts:
 
 
 def scores(run: RunFacts) -> dict[str, float]:
-    """The table of results; an evaluation of the finished student goes before what was measured on the way."""
+    """The table of results; an evaluation of the finished student goes before what came on the way."""
     held_out = run.evaluation.get("heldout", {})
     found: dict[str, Any] = {
         "parameters": _anywhere(run, "num_parameters"),
