@@ -1,0 +1,87 @@
+"""Does every command of the README run? All lines of its fenced `bash` blocks are run here, in order, none skipped.
+
+A comment behind a command says how the test makes it small: `command  # in tests: NAME=value word ...`. Words that
+look like an environment variable (capitals before the `=`) are set for the command, all others are appended to it.
+`srun` is played by a stand-in beside this file where there is none: it starts the tasks as Slurm would.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
+MARK = "# in tests:"
+
+
+def commands() -> list[tuple[str, str]]:
+    """(command as written, words behind the mark) of every line of every bash block."""
+    found = []
+    for block in re.findall(r"^```bash\n(.*?)^```", README.read_text(), flags=re.MULTILINE | re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            command, _, words = line.partition(MARK)
+            command = command.partition(" # ")[0].strip()
+            if command and not command.startswith("#"):
+                found.append((command, words.strip()))
+    return found
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that looks like the checkout, so that what the commands write stays out of it."""
+    folder = tmp_path_factory.mktemp("readme")
+    for entry in ROOT.iterdir():
+        if entry.name not in ("runs", "prepared", ".git") and not entry.name.endswith("cache"):
+            (folder / entry.name).symlink_to(entry)
+    programs = folder / "programs"
+    programs.mkdir()
+    script(programs / "megadistill", f'exec {sys.executable} -m megadistill "$@"')
+    if shutil.which("srun") is None:
+        shutil.copy(Path(__file__).with_name("srun_stand_in.sh"), programs / "srun")
+        script(programs / "scontrol", "echo 127.0.0.1")
+    return folder
+
+
+def script(path: Path, body: str) -> None:
+    path.write_text(f"#!/usr/bin/env bash\n{body}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+def test_there_are_commands_and_the_first_two_are_the_main_ones() -> None:
+    assert [command for command, _ in commands()][:2] == ["bash launch/quickstart.sh", "bash tools/test.sh"]
+
+
+def test_every_path_that_the_readme_names_exists() -> None:
+    named = re.findall(r"`((?:megadistill|launch|configs|tools|tests|slurm)/[\w./-]+)`", README.read_text())
+    assert named
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_every_command_runs(workplace: Path) -> None:
+    path = os.pathsep.join([str(workplace / "programs"), str(Path(sys.executable).parent), os.environ["PATH"]])
+    for command, words in commands():
+        variables = dict(re.findall(r"(?:^|\s)([A-Z_]+)=(\S+)", words))
+        appended = re.sub(r"(?:^|\s)[A-Z_]+=\S+", " ", words).strip()
+        environ = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
+        if "DS_ACCELERATOR" not in environ and shutil.which("nvidia-smi") is None:
+            environ["DS_ACCELERATOR"] = "cpu"
+        result = subprocess.run(
+            ["bash", "-c", f"{command} {appended}"],
+            cwd=workplace,
+            env=environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=600,
+        )
+        assert result.returncode == 0, f"$ {command} {appended}\n{result.stdout[-6000:]}"
