@@ -1,8 +1,9 @@
-"""Does every command of the README run? All lines of its fenced `bash` blocks are run here, in order, none skipped.
+"""Does every command of the README run? All lines of its fenced `bash` blocks do here, in order, none skipped.
 
-A comment behind a command says how the test makes it small: `command  # in tests: NAME=value word ...`. Words that
-look like an environment variable (capitals before the `=`) are set for the command, all others are appended to it.
-`srun` is played by a stand-in beside this file where there is none: it starts the tasks as Slurm would.
+A comment behind a command says how the test makes it small: `command  # in tests: NAME=value word ...`. Words
+that look like an environment variable (capitals before the `=`) are set for the command, all others are
+appended to it. `srun` is played by a stand-in beside this file where there is none: it starts the tasks as
+Slurm would.
 """
 
 from __future__ import annotations
