@@ -103,6 +103,9 @@ def prepare(file: File, assignments: Assignments = None) -> None:
 
     config = load(resolve(file), assignments or [])
     prepare_data(config.data, typer.echo)
+    for part in (config.teacher, config.student):
+        if part is not None:
+            part.fetch()
 
 
 @app.command()

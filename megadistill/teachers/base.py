@@ -33,5 +33,8 @@ class Teacher(Strict):
 
     kind: str
 
+    def fetch(self) -> None:
+        """Bring here, while there is network, what `build` will read without; `prepare` calls it."""
+
     def build(self, device: torch.device) -> Source:
         raise NotImplementedError

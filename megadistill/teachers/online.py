@@ -24,6 +24,9 @@ class OnlineTeacher(Teacher):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of its weights; `auto` is bfloat16 on a GPU and float32 on a CPU."""
 
+    def fetch(self) -> None:
+        load_pretrained(self.path, self.revision)  # the hub's cache keeps it
+
     def build(self, device: torch.device) -> OnlineSource:
         auto = torch.bfloat16 if device.type == "cuda" else torch.float32
         dtype = auto if self.dtype == "auto" else getattr(torch, self.dtype)

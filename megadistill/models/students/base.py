@@ -11,6 +11,9 @@ class Student(Strict):
 
     kind: str
 
+    def fetch(self) -> None:
+        """Bring here, while there is network, what `build` will read without; `prepare` calls it."""
+
     def build(self, teacher: LanguageModel | None, vocabulary_size: int, causal: bool, seed: int) -> LanguageModel:
         """The student at step 0.
 

@@ -22,6 +22,10 @@ class HFStudent(Student):
     """Fields of that architecture's config that differ from its defaults (or from the teacher's)."""
     init: OneOf[Initialize] = Random()
 
+    def fetch(self) -> None:
+        if isinstance(self.init, Folder):
+            load_pretrained(self.init.path)
+
     def build(self, teacher: LanguageModel | None, vocabulary_size: int, causal: bool, seed: int) -> LanguageModel:
         from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 

@@ -1,0 +1,41 @@
+"""The head runs on chosen rows only, and gives what the whole model gives."""
+
+import pytest
+import torch
+
+from megadistill.testing import tiny
+
+
+def logits(hidden, weight, bias):
+    product = hidden @ weight.T
+    return product if bias is None else product + bias
+
+
+@pytest.mark.parametrize("architecture", ["bert", "distilbert", "gpt2"])
+def test_rows_of_the_head_equal_those_of_the_models_own_logits(architecture):
+    model = tiny.language_model(architecture, 2).eval()
+    batch = tiny.batch(3)
+    rows = torch.tensor([0, 5, 13, 30])
+    ours = model.signals(batch, frozenset()).head(logits, rows)
+    whole = model.hf(input_ids=batch.ids, attention_mask=batch.mask.long()).logits.flatten(0, 1)
+    torch.testing.assert_close(ours, whole[rows])
+
+
+def test_hidden_states_are_numbered_from_the_embeddings():
+    model = tiny.language_model("bert", 2).eval()
+    batch = tiny.batch(3)
+    hidden = model.signals(batch, frozenset({0, 2, -1})).hidden
+    whole = model.hf.bert(batch.ids, batch.mask.long(), output_hidden_states=True).hidden_states
+    assert set(hidden) == {0, 2, -1}
+    assert torch.equal(hidden[0], whole[0])
+    assert torch.equal(hidden[2], whole[2])
+    assert torch.equal(hidden[-1], whole[2])
+
+
+def test_padding_changes_nothing_at_the_other_positions():
+    model = tiny.language_model("bert", 2).eval()
+    batch = tiny.batch(3)
+    scrambled = batch.ids.masked_fill(~batch.mask, 9)
+    ours = model.signals(batch, frozenset({-1})).hidden[-1]
+    theirs = model.signals(type(batch)(scrambled, *list(batch.__dict__.values())[1:]), frozenset({-1})).hidden[-1]
+    torch.testing.assert_close(ours[batch.mask], theirs[batch.mask])
