@@ -64,9 +64,7 @@ def init(
 def validate(
     file: File,
     assignments: Assignments = None,
-    show: Annotated[
-        bool, typer.Option("--show", help="Print the resolved config with each value's origin.")
-    ] = False,
+    show: Annotated[bool, typer.Option("--show", help="Print the resolved config with each value's origin.")] = False,
 ) -> None:
     """Say everything that is wrong with a config, at once."""
     from megadistill.run.config import dump, load
@@ -112,9 +110,7 @@ def prepare(file: File, assignments: Assignments = None) -> None:
 def train(
     file: File,
     assignments: Assignments = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start over; the old run is kept beside it.")
-    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over; the old run is kept beside it.")] = False,
 ) -> None:
     """Train, or continue the run if it exists.
 

@@ -1,6 +1,6 @@
 """What quickstart found: one table, `summary.json`, and three lines to go on with.
 
-    python tools/quickstart_summary.py runs/quickstart --seconds 300
+python tools/quickstart_summary.py runs/quickstart --seconds 300
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from megadistill.core.files import read_lines, write_json
 
 def summarise(folder: Path, seconds: float) -> dict[str, Any]:
     """The summary of the two runs in `folder`: distilled/ and plain/, both evaluated."""
-    scores = {name: json.loads((folder / name / "evaluation" / "heldout.json").read_text()) for name in ("distilled", "plain")}
+    scores = {
+        name: json.loads((folder / name / "evaluation" / "heldout.json").read_text()) for name in ("distilled", "plain")
+    }
     first, resumed = repeated_steps(folder / "distilled")
     return {
         "teacher": {
@@ -81,7 +83,9 @@ def table(summary: dict[str, Any]) -> str:
         s = summary[name]
         agreement = f"{s['agreement_top1']:.1%}" if "agreement_top1" in s else ""
         speed = f"{s['tokens_per_second']:,.0f}" if "tokens_per_second" in s else ""
-        lines.append(f"{name:10} {s['num_parameters']:>11,} {s['heldout_perplexity']:>11.2f} {agreement:>10} {speed:>9}")
+        lines.append(
+            f"{name:10} {s['num_parameters']:>11,} {s['heldout_perplexity']:>11.2f} {agreement:>10} {speed:>9}"
+        )
     g = summary["gain"]
     lines.append("")
     lines.append(

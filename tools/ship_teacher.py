@@ -8,13 +8,14 @@ The asset's README is written from the run's own files: command, steps, seconds,
 from __future__ import annotations
 
 import argparse
+import shlex
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForMaskedLM
+from transformers import AutoModelForCausalLM
 
 from megadistill.core.files import read_lines
 from megadistill.export.hf import export
@@ -30,7 +31,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         plain = export(options.runs[-1], Path(folder) / "hf")
-        AutoModelForMaskedLM.from_pretrained(plain, dtype=torch.bfloat16).save_pretrained(Path(folder) / "bf16")
+        AutoModelForCausalLM.from_pretrained(plain, dtype=torch.bfloat16).save_pretrained(Path(folder) / "bf16")
         for name in ("config.json", "model.safetensors"):
             shutil.copy(Path(folder) / "bf16" / name, ASSET / name)
     (ASSET / "README.md").write_text(card(options.runs), encoding="utf-8")
@@ -48,15 +49,35 @@ def card(runs: list[Path]) -> str:
         seconds = sum(row["seconds"] for row in _attempts(rows))
         last = [row for row in rows if "heldout/loss" in row][-1]
         parts.append(
-            f"    {(run / 'command.txt').read_text().strip()}\n\n"
+            f"    {_command(run)}\n\n"
             f"{trained[-1]['step']:,} steps in {seconds / 3600:.2f} hours of training; held-out loss after step "
             f"{last['step']:,}: {last['heldout/loss']:.4f} nats, accuracy {last['heldout/accuracy']:.4f}.\n"
         )
-    return (
-        "# A tiny BERT for quickstart\n\n"
-        "Six layers of width 128, uncased sentencepiece vocabulary of 4,096, pretrained by megadistill's own loop with\n"
-        "`hard_ce` only on Python's and its packages' documentation, 4,747 English Wikipedia articles (CC BY-SA 3.0) and\n"
-        "49 novels published before 1931. Weights are bf16. Commands, in order:\n\n" + "\n".join(parts)
+    return TEXT + "\n".join(parts)
+
+
+TEXT = """# A tiny GPT-2 for quickstart
+
+Six layers of width 128, an uncased sentencepiece vocabulary of 4,096, weights in bf16. Pretrained by megadistill's own
+loop (`hard_ce`, no teacher) on the documentation of Python and its packages, 4,747 English Wikipedia articles
+(CC BY-SA 3.0) and 49 novels published before 1931. The tokenizer was trained on 24 MB of the same text:
+
+    python tools/train_tokenizer.py configs/quickstart_teacher.yaml FILES --megabytes 24 \\
+        --output megadistill/assets/quickstart_teacher
+
+Where `FILES` stands, `data.corpora.1.files` and `data.corpora.2.files` name the Wikipedia and the novels. Commands, in
+order:
+
+"""
+
+
+def _command(run: Path) -> str:
+    """As it was typed, without this machine's folders."""
+    words = shlex.split((run / "command.txt").read_text())[1:]
+    return "megadistill " + " ".join(
+        "FILES" if word.startswith("data.corpora.1.files") else word
+        for word in words
+        if not word.startswith("data.corpora.2.files")
     )
 
 

@@ -53,9 +53,7 @@ class DataConfig(Strict):
             raise ValueError(f"corpora: {twice[0]!r} appears twice; give each its own `name`")
         unweighted = [corpus.name for corpus in self.corpora if corpus.weight is None]
         if 0 < len(unweighted) < len(self.corpora):
-            raise ValueError(
-                f"corpora: {', '.join(unweighted)} has no weight; give all corpora a weight, or none"
-            )
+            raise ValueError(f"corpora: {', '.join(unweighted)} has no weight; give all corpora a weight, or none")
         return self
 
     @property

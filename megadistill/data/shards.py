@@ -255,9 +255,7 @@ def _check_size(folder: Path, shard: Shard) -> None:
     if not path.is_file():
         raise UserError(f"shard {path} is missing", f"{folder / INDEX} lists it", PREPARE_AGAIN)
     if (size := path.stat().st_size) != shard.bytes:
-        raise UserError(
-            f"shard {path} is damaged", f"{size} bytes, the index says {shard.bytes}", PREPARE_AGAIN
-        )
+        raise UserError(f"shard {path} is damaged", f"{size} bytes, the index says {shard.bytes}", PREPARE_AGAIN)
 
 
 def _npy(array: NDArray[Any]) -> bytes:

@@ -107,9 +107,7 @@ class Stream:
         for corpus, num_rows in zip(config.corpora, rows, strict=True):
             if not num_rows:
                 folder = config.dir / corpus.name
-                raise UserError(
-                    f"corpus {corpus.name} has no training rows", f"{folder}", "give it more text"
-                )
+                raise UserError(f"corpus {corpus.name} has no training rows", f"{folder}", "give it more text")
         self.order = Order(rows, config.weights, seed, skips)
         self.rows_per_epoch = sum(rows)
         """Rows of all corpora together; without weights, a step's batch holds global_size of them."""
@@ -118,8 +116,7 @@ class Stream:
             {
                 "order": [config.order, ORDER_VERSION, seed],
                 "corpora": [
-                    [c.name, s.index.fingerprint]
-                    for c, s in zip(config.corpora, self.part.shards, strict=True)
+                    [c.name, s.index.fingerprint] for c, s in zip(config.corpora, self.part.shards, strict=True)
                 ],
                 "weights": config.weights,
                 "targets": config.targets.model_dump(mode="json"),
@@ -217,6 +214,4 @@ def _token_counts(config: DataConfig, size: int) -> I64:
 
 
 def _prepared_otherwise(folder: Path, why: str) -> UserError:
-    return UserError(
-        f"{folder} was prepared otherwise", why, "run `megadistill prepare FILE`, or set another data.dir"
-    )
+    return UserError(f"{folder} was prepared otherwise", why, "run `megadistill prepare FILE`, or set another data.dir")

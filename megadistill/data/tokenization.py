@@ -109,15 +109,8 @@ def load_tokenizer(spec: str) -> Tokenizer:
     path = Path(spec).expanduser()
     if path.exists():
         return _load(path)
-    if (
-        path.is_absolute()
-        or spec.startswith(".")
-        or spec.count("/") > 1
-        or path.suffix in (".json", ".txt", ".model")
-    ):
-        raise UserError(
-            f"no tokenizer {spec}", "no such file or folder", "give its folder, or a name on the hub"
-        )
+    if path.is_absolute() or spec.startswith(".") or spec.count("/") > 1 or path.suffix in (".json", ".txt", ".model"):
+        raise UserError(f"no tokenizer {spec}", "no such file or folder", "give its folder, or a name on the hub")
     return _load(_from_hub(spec))
 
 
@@ -125,9 +118,7 @@ def _load(path: Path) -> Tokenizer:
     folder, names = (path, _names(path)) if path.is_dir() else (path.parent, [path.name])
     models = [name for name in names if name.endswith(".model")]
     try:
-        if "tokenizer.json" in names or (
-            path.is_file() and path.suffix == ".json" and path.name != "vocab.json"
-        ):
+        if "tokenizer.json" in names or (path.is_file() and path.suffix == ".json" and path.name != "vocab.json"):
             return _from_json(folder / ("tokenizer.json" if path.is_dir() else path.name))
         if "vocab.txt" in names:
             return _wordpiece(folder / "vocab.txt")

@@ -37,9 +37,7 @@ def processor() -> list[Finding]:
     return [
         Finding("cpu", info.get("model name", "unknown model")),
         Finding("cores", f"{allowed} usable of {os.cpu_count()}"),
-        Finding(
-            "vector instructions", ", ".join(flag for flag in wanted if flag in flags) or "none of the usual"
-        ),
+        Finding("vector instructions", ", ".join(flag for flag in wanted if flag in flags) or "none of the usual"),
         Finding("torch uses", torch.backends.cpu.get_cpu_capability()),
         Finding("bf16 on the cpu", bf16),
         Finding(
@@ -69,12 +67,8 @@ def accelerators() -> list[Finding]:
 def processes() -> list[Finding]:
     """Whether two processes on this machine can form a group and add two numbers."""
     if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
-        return [
-            Finding("gloo", "this torch was built without it", "broken", "install another build of torch")
-        ]
-    variables = {
-        name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "MASTER_"))
-    }
+        return [Finding("gloo", "this torch was built without it", "broken", "install another build of torch")]
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "MASTER_"))}
     with tempfile.TemporaryDirectory() as folder:
         ranks = [
             subprocess.Popen(
@@ -121,10 +115,7 @@ def disk() -> list[Finding]:
 
 def hub() -> list[Finding]:
     """Whether models and corpora would be looked for on the network."""
-    flags = {
-        name: os.environ.get(name)
-        for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
-    }
+    flags = {name: os.environ.get(name) for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")}
     told = ", ".join(f"{name}={value}" for name, value in flags.items() if value is not None)
     cached = sorted(path.name for path in _hub_cache().glob("*--*")) if _hub_cache().exists() else []
     return [
@@ -173,8 +164,5 @@ def _lists_gpus() -> bool:
 
 
 def _hub_cache() -> Path:
-    home = (
-        os.environ.get("HF_HOME")
-        or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "huggingface"
-    )
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "huggingface"
     return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")

@@ -23,9 +23,7 @@ _SHOWN = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "webda
 def packages() -> list[Finding]:
     """Versions of what matters most, whether all that megadistill requires is installed and imports."""
     found = [Finding("python", f"{platform.python_version()}  {sys.executable}")]
-    found += [
-        Finding(name, _version(name) or "not installed") for name in ("megadistill", *_SHOWN, *_OPTIONAL)
-    ]
+    found += [Finding(name, _version(name) or "not installed") for name in ("megadistill", *_SHOWN, *_OPTIONAL)]
     missing = [name for name in _required() if _version(name) is None]
     if missing:
         found.append(Finding("missing", ", ".join(missing), "broken", "bash launch/setup.sh"))

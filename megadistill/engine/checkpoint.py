@@ -206,9 +206,7 @@ def newest(root: Path, history: History, log: Log) -> Found | None:
     problems: list[str] = []
     for step, attempt, path in on_main("list the checkpoints", partial(committed, root)):
         if not on_line(history, step, attempt):
-            log(
-                f"checkpoint {path.name} is ignored: a later attempt had already resumed from an earlier step"
-            )
+            log(f"checkpoint {path.name} is ignored: a later attempt had already resumed from an earlier step")
             continue
         manifest, wrong = on_main(f"read {path / MANIFEST}", partial(_read_manifest, path))
         if not wrong:

@@ -168,7 +168,12 @@ class Engine:
     """A module whose parameters DeepSpeed shards, reduces and updates."""
 
     def __init__(
-        self, config: EngineConfig, optimizer: OptimizerConfig, module: nn.Module, batch: BatchShape, device: torch.device
+        self,
+        config: EngineConfig,
+        optimizer: OptimizerConfig,
+        module: nn.Module,
+        batch: BatchShape,
+        device: torch.device,
     ) -> None:
         """Wrap `module`, whose forward returns (loss, ...).
 
@@ -184,11 +189,14 @@ class Engine:
         self.accumulation = batch.accumulation
         with redirect_stdout(StringIO()):  # it prints what it has built
             self.engine, *_ = deepspeed.initialize(
-                model=module.to(device), optimizer=build_optimizer(optimizer, module), config=self.deepspeed_config
+                model=module.to(device),
+                optimizer=build_optimizer(optimizer, module),
+                config=self.deepspeed_config,
             )
 
     @property
-    def module(self) -> nn.Module:
+    def module(self) -> Any:
+        """What was wrapped."""
         return self.engine.module
 
     def forward(self, *args: Any) -> Any:

@@ -37,7 +37,9 @@ def evaluate(run: Path, tasks: list[str], wikitext_folder: Path | None = None) -
     if "wikitext" in tasks and wikitext_folder is None:
         raise UserError("the wikitext task needs its text", fix="give --wikitext FOLDER, with test.txt in it")
     directory = RunDirectory(run)
-    config = check(yaml.safe_load(directory.resolved_config.read_text(encoding="utf-8")), str(directory.resolved_config))
+    config = check(
+        yaml.safe_load(directory.resolved_config.read_text(encoding="utf-8")), str(directory.resolved_config)
+    )
     found = checkpoint.newest(directory.checkpoints, directory.history(), log.get().warning)
     if found is None:
         raise UserError(f"{run} has no checkpoint yet", fix="train it first")

@@ -21,9 +21,7 @@ from megadistill.models.signals import LanguageModel
 NAMES = ("test.txt", "wiki.test.raw", "wiki.test.tokens")
 
 
-def wikitext(
-    folder: Path, model: LanguageModel, tokenizer: Tokenizer, targets: Targets, length: int
-) -> dict[str, Any]:
+def wikitext(folder: Path, model: LanguageModel, tokenizer: Tokenizer, targets: Targets, length: int) -> dict[str, Any]:
     """Score the test part, cut into rows of `length` tokens one after another (no sliding window: each token sees
     only what precedes it in its row, so perplexities are a little higher than with a stride).
 
@@ -39,7 +37,9 @@ def wikitext(
     """
     path = next((folder / name for name in NAMES if (folder / name).exists()), None)
     if path is None:
-        raise UserError(f"no WikiText test file in {folder}", f"looked for {', '.join(NAMES)}", "give --wikitext FOLDER")
+        raise UserError(
+            f"no WikiText test file in {folder}", f"looked for {', '.join(NAMES)}", "give --wikitext FOLDER"
+        )
     text = path.read_text(encoding="utf-8")
     special = tokenizer.special
     frame = Frame(special.cls, special.sep, special.padding)

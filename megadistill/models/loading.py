@@ -56,7 +56,9 @@ def load_config(path: str, revision: str | None = None) -> Any:
     if _looks_local(path) and not local.is_dir():
         raise UserError(f"no model folder {path}", fix="give a folder in the Hugging Face format, or a hub name")
     if local.is_dir() and not (local / "config.json").exists():
-        raise UserError(f"{path} is no model folder", "it has no config.json", "give a folder written by save_pretrained")
+        raise UserError(
+            f"{path} is no model folder", "it has no config.json", "give a folder written by save_pretrained"
+        )
     try:
         return AutoConfig.from_pretrained(path, revision=revision)
     except (OSError, ValueError) as error:
@@ -86,7 +88,7 @@ def first_line(error: Exception) -> str:
 
 
 def _looks_local(path: str) -> bool:
-    return path.startswith(("/", "./", "../", "~")) or path.count("/") != 1 and "/" in path
+    return path.startswith(("/", "./", "../", "~")) or (path.count("/") != 1 and "/" in path)
 
 
 def _fix(path: str) -> str:

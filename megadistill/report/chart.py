@@ -32,9 +32,7 @@ def chart(title: str, lines: Sequence[Line], marks: Sequence[float] = (), log: b
         marks: x positions of thin vertical lines.
         log: logarithmic y, where all values allow it.
     """
-    lines = [
-        Line(line.label, _thinned(line.points), line.color, line.dashed) for line in lines if line.points
-    ]
+    lines = [Line(line.label, _thinned(line.points), line.color, line.dashed) for line in lines if line.points]
     if not lines:
         return ""
     xs = [x for line in lines for x, _ in line.points]
@@ -55,12 +53,8 @@ def chart(title: str, lines: Sequence[Line], marks: Sequence[float] = (), log: b
 
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)} by step">']
     for y in y_ticks:
-        parts.append(
-            f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{at_y(y):.1f}" y2="{at_y(y):.1f}"/>'
-        )
-        parts.append(
-            f'<text class="tick" x="{_LEFT - 6}" y="{at_y(y) + 3.5:.1f}" text-anchor="end">{number(y)}</text>'
-        )
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{at_y(y):.1f}" y2="{at_y(y):.1f}"/>')
+        parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{at_y(y) + 3.5:.1f}" text-anchor="end">{number(y)}</text>')
     for x in _ticks(x_low, x_high, 6):
         if x_low <= x <= x_high:
             place = f'x="{at_x(x):.1f}" y="{HEIGHT - 8}"'

@@ -58,17 +58,13 @@ class RunFacts:
         """Labels of the objectives that were logged, in the order of the config."""
         prefix = "train/objective/"
         return list(
-            dict.fromkeys(
-                key.removeprefix(prefix) for row in self.metrics for key in row if key.startswith(prefix)
-            )
+            dict.fromkeys(key.removeprefix(prefix) for row in self.metrics for key in row if key.startswith(prefix))
         )
 
     @property
     def resumes(self) -> list[int]:
         """The steps that attempts continued from."""
-        return sorted(
-            {row["step"] for row in self.journal if row.get("event") == "resume" and row.get("step")}
-        )
+        return sorted({row["step"] for row in self.journal if row.get("event") == "resume" and row.get("step")})
 
     @property
     def steps(self) -> int:
@@ -83,9 +79,7 @@ def collect(path: Path) -> RunFacts:
     """
     identity = _json(path / "run.json")
     if not identity:
-        raise UserError(
-            f"{path} is no run directory", "it holds no run.json", "name a folder that `train` has written"
-        )
+        raise UserError(f"{path} is no run directory", "it holds no run.json", "name a folder that `train` has written")
     return RunFacts(
         path=path,
         name=identity.get("name", path.name),
@@ -106,14 +100,10 @@ def scores(run: RunFacts) -> dict[str, float]:
         "parameters": _anywhere(run, "num_parameters"),
         "teacher's parameters": held_out.get("teacher_num_parameters"),
         "held-out perplexity": held_out.get("perplexity", run.last("heldout/perplexity")),
-        "teacher's held-out perplexity": held_out.get(
-            "teacher_perplexity", run.last("teacher/heldout_perplexity")
-        ),
+        "teacher's held-out perplexity": held_out.get("teacher_perplexity", run.last("teacher/heldout_perplexity")),
         "held-out loss (nats)": held_out.get("loss", run.last("heldout/loss")),
         "held-out accuracy (top 1)": held_out.get("accuracy", run.last("heldout/accuracy")),
-        "agreement with the teacher (top 1)": held_out.get(
-            "agreement_top1", run.last("heldout/agreement_top1")
-        ),
+        "agreement with the teacher (top 1)": held_out.get("agreement_top1", run.last("heldout/agreement_top1")),
     }
     for task, numbers in run.evaluation.items():
         if task != "heldout":
@@ -141,9 +131,7 @@ def warnings(run: RunFacts) -> list[str]:
     told += _interruptions(run.journal)
     unlogged = sum(not _is_number(row["train/loss"]) for row in run.metrics if "train/loss" in row)
     if unlogged:
-        told.append(
-            f"{unlogged} logged step(s) with a loss that is not finite; they are left out of the curves"
-        )
+        told.append(f"{unlogged} logged step(s) with a loss that is not finite; they are left out of the curves")
     if not run.metrics:
         told.append("no metrics were written yet")
     wanted = run.config.get("train", {}).get("steps")
@@ -159,9 +147,7 @@ def _interruptions(journal: list[Row]) -> list[str]:
         if row.get("event") == "resume":
             silent += before.get("event") not in ("signal", "end", "requeue")
             if row["step"] < saved:
-                told.append(
-                    f"attempt {row.get('attempt')} resumed from step {row['step']}, though {saved} was saved"
-                )
+                told.append(f"attempt {row.get('attempt')} resumed from step {row['step']}, though {saved} was saved")
         saved = max(saved, row["step"]) if row.get("event") == "save" else saved
     return [*told, *([f"{silent} attempt(s) ended without saying why: killed, or crashed"] if silent else [])]
 

@@ -72,12 +72,8 @@ def _facts(run: RunFacts) -> dict[str, str]:
     found = {
         "student": _one_line(student),
         "teacher": _one_line(teacher) if teacher else "none" if config else "",
-        "objectives": ", ".join(
-            f"{o.get('name') or o.get('kind')} × {number(o.get('weight', 1))}" for o in objectives
-        ),
-        "corpora": ", ".join(
-            str(c.get("name") or c.get("kind")) for c in config.get("data", {}).get("corpora", [])
-        ),
+        "objectives": ", ".join(f"{o.get('name') or o.get('kind')} × {number(o.get('weight', 1))}" for o in objectives),
+        "corpora": ", ".join(str(c.get("name") or c.get("kind")) for c in config.get("data", {}).get("corpora", [])),
         "batch": f"{batch['global_size']} rows" if (batch := config.get("batch")) else "",
         "machine": ", ".join(run.environment.get("gpus") or [str(numerics.get("cpu", ""))]),
         "processes": str(numerics.get("world size", "")),
@@ -91,9 +87,7 @@ def _facts(run: RunFacts) -> dict[str, str]:
 
 def _one_line(section: dict[str, Any]) -> str:
     """The kind, and the few plain values that say which one."""
-    plain = [
-        f"{key} {value}" for key, value in section.items() if key != "kind" and isinstance(value, str | int)
-    ]
+    plain = [f"{key} {value}" for key, value in section.items() if key != "kind" and isinstance(value, str | int)]
     return ", ".join([str(section.get("kind", "")), *plain[:3]])
 
 
@@ -104,11 +98,7 @@ def _event(row: dict[str, Any]) -> dict[str, Any]:
         "event": row.get("event", "?"),
         "attempt": row.get("attempt"),
         "step": row.get("step"),
-        "facts": {
-            key: _short(value)
-            for key, value in row.items()
-            if key not in known and value not in (None, [], {})
-        },
+        "facts": {key: _short(value) for key, value in row.items() if key not in known and value not in (None, [], {})},
     }
 
 

@@ -54,7 +54,10 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
 
 def _check_sizes(config: RunConfig, student: LanguageModel, teacher: Source | None, vocabulary: int) -> None:
     ours = student.dims
-    problems = [_too_small("student", ours, vocabulary), _too_short("student", student, config.data.sequence_length)]
+    problems = [
+        _too_small("student", ours, vocabulary),
+        _too_short("student", student, config.data.sequence_length),
+    ]
     if teacher is not None:
         theirs = teacher.dims
         problems.append(_too_small("teacher", theirs, vocabulary))
@@ -86,5 +89,3 @@ def _too_short(who: str, model: LanguageModel, length: int) -> str:
     if limit is None or length <= limit:
         return ""
     return f"data.sequence_length is {length}, and the {who} knows only {limit} positions"
-
-

@@ -109,7 +109,7 @@ class RunConfig(Strict):
     directory: Path = Path("runs")
     """Run directories live in here; this run's is <directory>/<name>."""
     seed: int = 0
-    plugins: list[str] = []
+    plugins: list[str] = Field(default_factory=list)
     """Python modules to import first; the kinds they define are then known."""
     data: DataConfig
     teacher: OneOf[Teacher] | None = None
@@ -189,5 +189,8 @@ def _import_plugins(names: Any) -> None:
             importlib.import_module(str(name))
         except ImportError as error:
             raise UserError(f"plugins: cannot import {name!r}", str(error), "put its folder on PYTHONPATH") from None
-    for section in (DataConfig, RunConfig):  # the inner one first: a section keeps the schemas it was built with
+    for section in (
+        DataConfig,
+        RunConfig,
+    ):  # the inner one first: a section keeps the schemas it was built with
         section.model_rebuild(force=True)

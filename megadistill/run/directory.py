@@ -127,9 +127,7 @@ class RunDirectory:
         if consequential:
             if identity["code"] != now["code"]:
                 consequential.append("(megadistill itself has changed since the run was created)")
-            raise UserError(
-                f"{self.path} holds a run of another config", "\n  ".join(consequential), _START_OVER
-            )
+            raise UserError(f"{self.path} holds a run of another config", "\n  ".join(consequential), _START_OVER)
         before = json.loads(self.environment.read_text(encoding="utf-8"))
         self.not_bitwise = environment.differences(before, now)
         self.id = identity["id"]
@@ -212,9 +210,7 @@ class RunDirectory:
         if newest > self.attempt:
             owner = self._claims.read(newest)
             why = f"host {owner.get('host')}, pid {owner.get('pid')}, Slurm job {owner.get('slurm_job')}"
-            raise StaleAttempt(
-                f"attempt {newest} has taken over from attempt {self.attempt}", why, _LET_IT_RUN
-            )
+            raise StaleAttempt(f"attempt {newest} has taken over from attempt {self.attempt}", why, _LET_IT_RUN)
 
     def _still_this_run(self) -> None:
         try:
@@ -296,9 +292,7 @@ def end_cut_line(path: Path) -> None:
 def _already_fresh(identity: dict[str, Any]) -> bool:
     """Whether this Slurm job, now requeued with its `--fresh`, created the run itself."""
     job = os.environ.get("SLURM_JOB_ID")
-    return (
-        job is not None and identity["slurm_job"] == job and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
-    )
+    return job is not None and identity["slurm_job"] == job and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
 def _yaml(value: Any) -> str:

@@ -36,9 +36,7 @@ class Preset:
 
     @property
     def purpose(self) -> str:
-        return next(
-            (line for line in self.header if line and not line.startswith("yaml-language-server")), ""
-        )
+        return next((line for line in self.header if line and not line.startswith("yaml-language-server")), "")
 
 
 def folder() -> Path:
@@ -47,9 +45,7 @@ def folder() -> Path:
     for candidate in candidates:
         if candidate.is_dir():
             return candidate
-    raise UserError(
-        "found no presets", f"looked in {' and '.join(map(str, candidates))}", "install megadistill again"
-    )
+    raise UserError("found no presets", f"looked in {' and '.join(map(str, candidates))}", "install megadistill again")
 
 
 def presets() -> list[Preset]:
@@ -68,9 +64,7 @@ def named(name: str) -> Preset:
     """
     found = {preset.name: preset for preset in presets()}
     if name.removesuffix(".yaml") not in found:
-        raise UserError(
-            f"no preset {name!r}", f"there are: {', '.join(found)}", "`megadistill presets` describes them"
-        )
+        raise UserError(f"no preset {name!r}", f"there are: {', '.join(found)}", "`megadistill presets` describes them")
     return found[name.removesuffix(".yaml")]
 
 
@@ -85,9 +79,7 @@ def copy(name: str, target: Path) -> None:
     """Write a preset to `target` so that it stands alone: what it extends is merged in, its header kept."""
     preset = named(name)
     if target.exists():
-        raise UserError(
-            f"{target} exists already", "init overwrites nothing", "choose another name, or remove it"
-        )
+        raise UserError(f"{target} exists already", "init overwrites nothing", "choose another name, or remove it")
     text = preset.path.read_text(encoding="utf-8")
     if "extends" in (yaml.safe_load(text) or {}):
         header = "".join(f"# {line}".rstrip() + "\n" for line in preset.header)

@@ -40,11 +40,7 @@ def _lines(value: Any, key: str, indent: str) -> Iterator[tuple[str, str | None]
 
 
 def _scalar(value: Any) -> str:
-    return (
-        yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
-        .removesuffix("...\n")
-        .strip()
-    )
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).removesuffix("...\n").strip()
 
 
 def _origin(key: str, origins: Mapping[str, str]) -> str:

@@ -37,13 +37,19 @@ def launch(arguments: list[str], world_size: int, environ: dict[str, str] | None
         env.pop("LOCAL_SIZE", None)
         processes.append(
             subprocess.Popen(
-                [sys.executable, *arguments], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+                [sys.executable, *arguments],
+                env=env,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
             )
         )
     return processes
 
 
-def run(arguments: list[str], world_size: int, environ: dict[str, str] | None = None, timeout: float = 240) -> list[str]:
+def run(
+    arguments: list[str], world_size: int, environ: dict[str, str] | None = None, timeout: float = 240
+) -> list[str]:
     """The output of every rank; an AssertionError shows all of it when a rank fails."""
     processes = launch(arguments, world_size, environ)
     try:

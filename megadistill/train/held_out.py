@@ -13,7 +13,9 @@ from megadistill.engine.deepspeed import Engine
 from megadistill.teachers.base import Source
 
 
-def evaluate(engine: Engine, teacher: Source | None, batches: Iterable[Batch], device: torch.device) -> dict[str, float]:
+def evaluate(
+    engine: Engine, teacher: Source | None, batches: Iterable[Batch], device: torch.device
+) -> dict[str, float]:
     """Scores over all ranks' batches (every rank must bring the same number).
 
     Returns:
@@ -31,7 +33,11 @@ def evaluate(engine: Engine, teacher: Source | None, batches: Iterable[Batch], d
     engine.module.train()
     nll, targets, agreed, correct = sum_over_ranks(totals).tolist()
     loss = nll / max(targets, 1)
-    result = {"heldout/loss": loss, "heldout/perplexity": math.exp(loss), "heldout/accuracy": correct / max(targets, 1)}
+    result = {
+        "heldout/loss": loss,
+        "heldout/perplexity": math.exp(loss),
+        "heldout/accuracy": correct / max(targets, 1),
+    }
     if teacher is not None:
         result["heldout/agreement_top1"] = agreed / max(targets, 1)
     return result

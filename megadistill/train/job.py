@@ -34,7 +34,13 @@ class Job:
     def __init__(
         self, config: RunConfig, parts: Parts, directory: RunDirectory, world: World, device: torch.device
     ) -> None:
-        self.config, self.parts, self.directory, self.world, self.device = config, parts, directory, world, device
+        self.config, self.parts, self.directory, self.world, self.device = (
+            config,
+            parts,
+            directory,
+            world,
+            device,
+        )
         self.step = DistillStep(parts.student, config.objectives, parts.losses)
         shape = BatchShape(config.batch.global_size, config.batch.micro_size, parts.accumulation)
         self.engine = Engine(config.engine, config.optimizer, self.step, shape, device)

@@ -13,6 +13,7 @@ from megadistill.core.types import COUNT_KINDS
 from megadistill.engine.deepspeed import Update
 from megadistill.train.stop import SAVE, STOP
 
+
 @dataclass
 class Done:
     """What one step did on this rank; the next step's exchange tells it to all."""

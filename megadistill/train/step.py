@@ -35,8 +35,7 @@ class DistillStep(nn.Module):
         self.student = student
         self.needs: Needs = union_of_needs([objective.needs() for objective in objectives])
         self.mixture = [
-            Weighed(objective.label, objective.weight, loss)
-            for objective, loss in zip(objectives, losses, strict=True)
+            Weighed(objective.label, objective.weight, loss) for objective, loss in zip(objectives, losses, strict=True)
         ]
         self.learned = nn.ModuleDict({w.label: w.loss for w in self.mixture if isinstance(w.loss, nn.Module)})
         self.count_of: dict[str, str] = {}
@@ -104,5 +103,3 @@ def _parameters_reached(loss: Tensor, module: nn.Module) -> list[str]:
             found.append(names[id(variable)])
         stack.extend(next_node for next_node, _ in node.next_functions)
     return found
-
-

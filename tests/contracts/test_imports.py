@@ -33,9 +33,7 @@ print(json.dumps({"modules": list(sys.modules), "unchanged": before == after,
 
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environ
-    )
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environ)
 
 
 def test_all_modules_import_silently_and_without_the_slow_libraries() -> None:

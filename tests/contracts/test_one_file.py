@@ -14,9 +14,7 @@ from megadistill.core.files import read_lines
 from megadistill.testing import workspace
 
 ROOT = Path(__file__).resolve().parents[2]
-OBJECTIVE = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)[
-    0
-]
+OBJECTIVE = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)[0]
 
 
 @pytest.mark.slow

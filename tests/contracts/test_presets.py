@@ -17,9 +17,7 @@ def test_preset(preset) -> None:
     assert 20 < len(preset.purpose) <= 160, "the header's first line says what the preset is for"
     assert "megadistill " in header or "launch/" in header, "the header names the command"
     assert "hardware" in header
-    assert any(word in header for word in ("result", "expected", "duration")), (
-        "the header says what to expect"
-    )
+    assert any(word in header for word in ("result", "expected", "duration")), "the header says what to expect"
 
 
 def test_there_are_presets_and_fragments_are_none() -> None:

@@ -69,9 +69,7 @@ def test_every_path_that_the_readme_names_exists() -> None:
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_every_command_runs(workplace: Path) -> None:
-    path = os.pathsep.join(
-        [str(workplace / "programs"), str(Path(sys.executable).parent), os.environ["PATH"]]
-    )
+    path = os.pathsep.join([str(workplace / "programs"), str(Path(sys.executable).parent), os.environ["PATH"]])
     for command, words in commands():
         variables = dict(re.findall(r"(?:^|\s)([A-Z_]+)=(\S+)", words))
         appended = re.sub(r"(?:^|\s)[A-Z_]+=\S+", " ", words).strip()

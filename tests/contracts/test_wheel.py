@@ -38,9 +38,7 @@ def test_presets_and_init_work_from_a_wheel(tmp_path: Path) -> None:
     environ = {**os.environ, "PYTHONPATH": str(site), "PYTHONSAFEPATH": "1"}
 
     def megadistill(*arguments: str) -> subprocess.CompletedProcess[str]:
-        code = (
-            "import megadistill, sys; print(megadistill.__file__); from megadistill.cli import main; main()"
-        )
+        code = "import megadistill, sys; print(megadistill.__file__); from megadistill.cli import main; main()"
         command = [sys.executable, "-c", code, *arguments]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environ, timeout=120)
 

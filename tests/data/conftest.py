@@ -13,9 +13,7 @@ import pytest
 from megadistill.data.config import DataConfig
 from megadistill.data.prepare import prepare
 
-WORDS = [
-    a + b + c for a in ("ba", "de", "fi", "go", "lu") for b in ("n", "r", "s", "t") for c in ("", "a", "o")
-]
+WORDS = [a + b + c for a in ("ba", "de", "fi", "go", "lu") for b in ("n", "r", "s", "t") for c in ("", "a", "o")]
 
 
 def make_documents(count: int, seed: int = 0, words: int = 60) -> list[str]:
@@ -33,9 +31,7 @@ def documents() -> Callable[..., list[str]]:
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A WordPiece vocabulary of 65 tokens: the words, and five special ones."""
     folder = tmp_path_factory.mktemp("tokenizer")
-    (folder / "vocab.txt").write_text(
-        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n"
-    )
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n")
     return folder
 
 

@@ -72,9 +72,7 @@ def test_smoothing_prefers_rare_tokens_by_its_exponent():
     counts = np.ones(1000, dtype=np.int64)
     counts[10] = 100
     vocabulary = Vocabulary(1000, 4, VOCABULARY.special, counts)
-    _, labels = Mlm(probability=0.5, smoothing=0.7).apply(
-        tokens, np.ones_like(tokens), keys(4000), vocabulary
-    )
+    _, labels = Mlm(probability=0.5, smoothing=0.7).apply(tokens, np.ones_like(tokens), keys(4000), vocabulary)
     common = (labels[:, 0] != IGNORE).mean()
     assert common == pytest.approx(100**-0.7 / (1 + 100**-0.7), abs=0.01)
 

@@ -29,9 +29,7 @@ def test_every_epoch_is_a_permutation(size, seed, epoch):
 
 
 @settings(deadline=None, max_examples=60)
-@given(
-    st.lists(st.integers(0, 60), min_size=1, max_size=4).filter(any), st.integers(0, 99), st.integers(0, 3)
-)
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=4).filter(any), st.integers(0, 99), st.integers(0, 3))
 def test_without_weights_every_row_of_every_corpus_comes_once_per_epoch(rows, seed, epoch):
     total = sum(rows)
     seen = located(Order(rows, None, seed), np.arange(epoch * total, (epoch + 1) * total))

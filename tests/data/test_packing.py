@@ -30,8 +30,7 @@ documents_of_ids = st.lists(st.lists(st.integers(3, 99), min_size=0, max_size=70
 def test_concat_loses_nothing(documents, length, frame):
     tokens, segments = packed("concat", documents, length, frame)
     framed = [
-        [*[frame.first] * (frame.first is not None), *d, *[frame.last] * (frame.last is not None)]
-        for d in documents
+        [*[frame.first] * (frame.first is not None), *d, *[frame.last] * (frame.last is not None)] for d in documents
     ]
     expected = [i for d, f in zip(documents, framed, strict=True) if d for i in f]
     real = segments > 0

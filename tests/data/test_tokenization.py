@@ -37,9 +37,7 @@ def test_tokenizer_json_is_the_same_tokenizer(tokenizer_folder, tmp_path):
 
 def test_declared_special_tokens_win_over_spellings(tokenizer_folder, tmp_path):
     load_tokenizer(str(tokenizer_folder)).backend.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "tokenizer_config.json").write_text(
-        '{"mask_token": {"content": "bano"}, "eos_token": "[SEP]"}'
-    )
+    (tmp_path / "tokenizer_config.json").write_text('{"mask_token": {"content": "bano"}, "eos_token": "[SEP]"}')
     special = load_tokenizer(str(tmp_path)).special
     assert special.mask == load_tokenizer(str(tokenizer_folder)).backend.token_to_id("bano")
     assert special.sep == 3
@@ -73,9 +71,7 @@ def test_byte_level_bpe(tmp_path):
     from tokenizers import ByteLevelBPETokenizer
 
     trained = ByteLevelBPETokenizer()
-    trained.train_from_iterator(
-        ["the cat sat on the mat"] * 50, vocab_size=280, special_tokens=["<|endoftext|>"]
-    )
+    trained.train_from_iterator(["the cat sat on the mat"] * 50, vocab_size=280, special_tokens=["<|endoftext|>"])
     trained.save_model(str(tmp_path))
     tokenizer = load_tokenizer(str(tmp_path))
     assert tokenizer.special.sep == tokenizer.special.padding == tokenizer.special.pad == 0

@@ -18,7 +18,11 @@ from megadistill.testing import tiny
 from megadistill.train.accumulate import accumulate
 from megadistill.train.step import DistillStep
 
-OBJECTIVES = [SoftCE(kind="soft_ce", temperature=2, weight=5), HardCE(kind="hard_ce", weight=2), Cosine(kind="cosine")]
+OBJECTIVES = [
+    SoftCE(kind="soft_ce", temperature=2, weight=5),
+    HardCE(kind="hard_ce", weight=2),
+    Cosine(kind="cosine"),
+]
 
 
 def gradient(world, device, rows, seed, micro, stage, precision, architecture):

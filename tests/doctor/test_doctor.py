@@ -21,9 +21,7 @@ def test_the_table_shows_verdicts_and_advice() -> None:
     assert [finding.name for finding in broken(sections)] == ["ninja"]
 
 
-@pytest.mark.parametrize(
-    "look", [machine.processor, machine.accelerators, machine.disk, machine.hub, machine.slurm]
-)
+@pytest.mark.parametrize("look", [machine.processor, machine.accelerators, machine.disk, machine.hub, machine.slurm])
 def test_looking_at_this_machine_finds_something_and_breaks_nothing(look) -> None:
     findings = look()
     assert findings

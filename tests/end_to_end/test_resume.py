@@ -14,7 +14,10 @@ from megadistill.testing import processes, workspace
 
 def megadistill(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "megadistill", *map(str, arguments)], check=True, capture_output=True, text=True
+        [sys.executable, "-m", "megadistill", *map(str, arguments)],
+        check=True,
+        capture_output=True,
+        text=True,
     )
 
 
@@ -66,7 +69,15 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(config, stage):
 @pytest.mark.distributed
 def test_a_signal_stops_after_a_checkpoint_and_the_same_command_continues(config):
     run = config.parent / "runs" / "stopped"
-    command = ["-m", "megadistill", "train", str(config), "name=stopped", "train.steps=400", "schedule.total_steps=400"]
+    command = [
+        "-m",
+        "megadistill",
+        "train",
+        str(config),
+        "name=stopped",
+        "train.steps=400",
+        "schedule.total_steps=400",
+    ]
     ranks = processes.launch(command, 2)
     deadline = time.monotonic() + 120
     while len(trace(run, 1)) < 8 and time.monotonic() < deadline:

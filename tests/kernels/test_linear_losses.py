@@ -96,7 +96,9 @@ def test_padded_teacher_entries_do_not_count():
 def test_no_rows_is_a_zero_that_still_reaches_the_head():
     student, teacher, labels = inputs(3, 11)
     empty = student[0][:0]
-    total = linear_ce(empty, *student[1:], labels[:0]) + linear_soft_ce(empty, *student[1:], teacher[0][:0], *teacher[1:])
+    total = linear_ce(empty, *student[1:], labels[:0]) + linear_soft_ce(
+        empty, *student[1:], teacher[0][:0], *teacher[1:]
+    )
     total.backward()
     assert total.item() == 0
     assert student[1].grad.abs().sum() == 0

@@ -14,7 +14,10 @@ def embedding_output(model, batch):
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2"])
 def test_every_weight_comes_from_the_named_layer(architecture):
-    teacher, student = tiny.language_model(architecture, 4, seed=1), tiny.language_model(architecture, 2, seed=2)
+    teacher, student = (
+        tiny.language_model(architecture, 4, seed=1),
+        tiny.language_model(architecture, 2, seed=2),
+    )
     copied = copy_teacher_layers(student.hf, teacher.hf, [3, 0])
     assert copied == sum(v.numel() for v in student.hf.state_dict().values())
     stack = {"bert": "bert.encoder.layer", "gpt2": "transformer.h"}[architecture]
@@ -34,7 +37,10 @@ def test_all_layers_in_order_answer_as_the_teacher_does():
 
 def test_a_distilbert_student_sees_exactly_its_bert_teachers_embeddings():
     """DistilBERT has no token types: the teacher's type 0 is folded into the positions, not dropped."""
-    teacher, student = tiny.language_model("bert", 2, seed=1).eval(), tiny.language_model("distilbert", 2, seed=2).eval()
+    teacher, student = (
+        tiny.language_model("bert", 2, seed=1).eval(),
+        tiny.language_model("distilbert", 2, seed=2).eval(),
+    )
     copy_teacher_layers(student.hf, teacher.hf, [0, 1])
     batch = tiny.batch(4, ragged=False)
     torch.testing.assert_close(embedding_output(student, batch), embedding_output(teacher, batch))

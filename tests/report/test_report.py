@@ -98,9 +98,7 @@ def test_status_says_where_the_run_stands(tmp_path: Path) -> None:
         assert part in text
 
 
-@pytest.mark.parametrize(
-    "points", [[(1, 2.0)], [(1, 0.0), (2, 0.0)], [(1, 5e-9), (2, 3e9)], [(1, -1.0), (9, -1.0)]]
-)
+@pytest.mark.parametrize("points", [[(1, 2.0)], [(1, 0.0), (2, 0.0)], [(1, 5e-9), (2, 3e9)], [(1, -1.0), (9, -1.0)]])
 @pytest.mark.parametrize("log", [False, True])
 def test_any_points_make_a_chart_inside_its_frame(points: list[tuple[float, float]], log: bool) -> None:
     svg = chart("x", [Line("run", points, 0)], log=log)

@@ -148,9 +148,7 @@ def test_the_fingerprint_agrees_with_the_comparison():
     other = config(Path("x"), train={"steps": 200}).model_dump(mode="json")
     assert sameness.fingerprint(base) == sameness.fingerprint(same.model_dump(mode="json"))
     assert sameness.fingerprint(base) != sameness.fingerprint(other)
-    assert sameness.compare({**base, "new": {"field": 1}}, base)[1] == [
-        "new.field: 1 here / (absent) in the run"
-    ]
+    assert sameness.compare({**base, "new": {"field": 1}}, base)[1] == ["new.field: 1 here / (absent) in the run"]
 
 
 def test_fresh_moves_the_old_run_aside(tmp_path):

@@ -110,9 +110,7 @@ def _remote(pattern: str) -> list[Source]:
         files = fsspec.open_files(pattern, "rb")
         return [Source(file.fs.unstrip_protocol(file.path), str(file.fs.size(file.path))) for file in files]
     except (ImportError, OSError, ValueError) as error:
-        raise UserError(
-            f"cannot list {pattern}", str(error), "check the url, your login and the network"
-        ) from None
+        raise UserError(f"cannot list {pattern}", str(error), "check the url, your login and the network") from None
 
 
 def _what_is_there(pattern: str) -> str:

@@ -33,14 +33,10 @@ class JsonLines(Corpus):
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise UserError(
-                    f"{where} is not JSON", str(error), "every line must be one JSON object"
-                ) from None
+                raise UserError(f"{where} is not JSON", str(error), "every line must be one JSON object") from None
             if not isinstance(row, dict) or self.field not in row:
                 found = f"found {', '.join(row)}" if isinstance(row, dict) else f"found {type(row).__name__}"
-                raise UserError(
-                    f"{where} has no field {self.field!r}", found, f"set corpora ({self.name}): field"
-                )
+                raise UserError(f"{where} has no field {self.field!r}", found, f"set corpora ({self.name}): field")
             text = row[self.field]
             if text is None:
                 continue

@@ -39,11 +39,7 @@ class Parquet(Corpus):
                         f"set corpora ({self.name}): column",
                     )
                 kind = table.schema_arrow.field(self.column).type
-                if not (
-                    pa.types.is_string(kind)
-                    or pa.types.is_large_string(kind)
-                    or pa.types.is_string_view(kind)
-                ):
+                if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
                     raise UserError(
                         f"{source.name}: column {self.column!r} is not text",
                         f"its type is {kind}",

@@ -42,9 +42,7 @@ class Prose(Corpus):
     parallel: ClassVar[bool] = True
 
     def sources(self) -> list[Source]:
-        roots = (
-            [(Path(sysconfig.get_path("stdlib")), sys.version.split()[0])] if self.standard_library else []
-        )
+        roots = [(Path(sysconfig.get_path("stdlib")), sys.version.split()[0])] if self.standard_library else []
         for package in COMMON if self.packages is None else self.packages:
             spec = util.find_spec(package)
             if spec is not None and spec.submodule_search_locations:
@@ -55,11 +53,7 @@ class Prose(Corpus):
                     "it is not installed, or a single module",
                     f"pip install it, or take it out of corpora ({self.name}): packages",
                 )
-        return [
-            Source(str(folder), f"{EXTRACTION}:{version}")
-            for root, version in roots
-            for folder in _folders(root)
-        ]
+        return [Source(str(folder), f"{EXTRACTION}:{version}") for root, version in roots for folder in _folders(root)]
 
     def documents(self, source: Source) -> Iterator[str]:
         for path in sorted(Path(source.name).iterdir()):

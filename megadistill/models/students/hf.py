@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import Field
+
 from megadistill.core.errors import UserError
 from megadistill.core.schema import OneOf
-from megadistill.models.initialize import Folder, Initialize, Random, TeacherLayers, copy_teacher_layers, seeded
+from megadistill.models.initialize import (
+    Folder,
+    Initialize,
+    Random,
+    TeacherLayers,
+    copy_teacher_layers,
+    seeded,
+)
 from megadistill.models.loading import load_pretrained
 from megadistill.models.signals import LanguageModel
 from megadistill.models.students.base import Student
@@ -18,7 +27,7 @@ class HFStudent(Student):
     kind: Literal["hf"]
     architecture: str | None = None
     """A transformers model type (bert, distilbert, roberta, gpt2, ...); None: the teacher's own, with its config."""
-    config: dict[str, Any] = {}
+    config: dict[str, Any] = Field(default_factory=dict)
     """Fields of that architecture's config that differ from its defaults (or from the teacher's)."""
     init: OneOf[Initialize] = Random()
 
@@ -73,5 +82,3 @@ class HFStudent(Student):
         if unknown:
             raise UserError(f"student.config: {self.architecture} has no field(s) {', '.join(unknown)}")
         return AutoConfig.for_model(self.architecture, **{"vocab_size": vocabulary_size, **self.config})
-
-
