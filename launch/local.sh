@@ -4,8 +4,8 @@
 # NPROC processes: as many as there are GPUs, or 1, when not given. One process is started plainly: signals and
 # exit codes (85: stopped after a checkpoint, start me again) are the run's own. Several are started by torchrun,
 # with these limits: it forwards the signals named below and then waits SHUTDOWN_SECONDS for the checkpoint before
-# it kills; a signal outside the list kills torchrun alone and leaves the ranks behind; and whatever code the ranks
-# end with, torchrun's own is 1 after a failure. Under Slurm, start ranks with srun instead (launch/node.sh).
+# it kills; a signal outside the list kills torchrun alone and leaves the ranks behind; and torchrun's own code is 1
+# whatever the ranks ended with, so look into the run's STATUS. Under Slurm, start ranks with srun instead (launch/node.sh).
 set -euo pipefail
 
 if (($# == 0)); then
