@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -32,9 +33,16 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        if _rank() == 0:  # every rank found the same; the others say it in their log files
-            typer.echo(f"error: {error}", err=True)
+        rank = _rank()
+        if rank > 0:
+            time.sleep(_SPOKESMAN_SECONDS)
+        typer.echo(f"error: {error}" if rank == 0 else f"error on rank {rank}: {error}", err=True)
         sys.exit(int(error.exit_code))
+
+
+_SPOKESMAN_SECONDS = 5.0
+"""What one rank finds, usually all find, and rank 0 says it: the others give it time to, since launchers kill all
+ranks when the first one leaves. A rank that is still there afterwards had found something of its own."""
 
 
 @app.command()

@@ -10,6 +10,7 @@ from megadistill.core.types import IGNORE, Batch
 from megadistill.models.signals import LanguageModel
 
 VOCABULARY, LENGTH, WIDTH = 61, 12, 16
+CPU = torch.device("cpu")
 
 
 def language_model(architecture: str = "bert", layers: int = 2, seed: int = 0, **config: Any) -> LanguageModel:

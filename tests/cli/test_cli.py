@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -36,11 +37,16 @@ def test_every_mistake_is_told_at_once_with_exit_code_2() -> None:
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize(("rank", "told"), [("0", 1), ("1", 0)])
-def test_only_rank_0_tells(rank: str, told: int) -> None:
-    result = megadistill("validate", "missing.yaml", RANK=rank, WORLD_SIZE="2")
-    assert result.returncode == 2
-    assert result.stderr.count("no config file") == told
+def test_rank_0_speaks_for_all_and_a_rank_with_a_mistake_of_its_own_for_itself() -> None:
+    """Launchers kill the other ranks when the first leaves: that must not be a silent one."""
+    started = time.monotonic()
+    first = megadistill("validate", "missing.yaml", RANK="0", WORLD_SIZE="2")
+    between = time.monotonic()
+    second = megadistill("validate", "missing.yaml", RANK="1", WORLD_SIZE="2")
+    assert first.stderr.startswith("error: no config file")
+    assert second.stderr.startswith("error on rank 1: no config file")
+    assert time.monotonic() - between > between - started + 3
+    assert first.returncode == second.returncode == 2
 
 
 @pytest.mark.parametrize(
