@@ -3,11 +3,9 @@
 
 _root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
 
-# The environment's programs first: DeepSpeed calls `ninja` by name, even to find that nothing needs building.
+# The environment's programs first.
 if [[ -d "$_root/.venv/bin" ]]; then
     export PATH="$_root/.venv/bin:$PATH"
-    # Operators compiled by setup.sh, beside the environment they were compiled for, not in a home shared by many.
-    export TORCH_EXTENSIONS_DIR="${TORCH_EXTENSIONS_DIR:-$_root/.venv/torch_extensions}"
 fi
 
 # No GPU: say so, or DeepSpeed guesses, with a warning from every process.

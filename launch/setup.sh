@@ -27,15 +27,8 @@ else
     done
     [[ -n "$python" ]] || fail "found no Python 3.11 or 3.12" "install one, or name it: PYTHON=/path/to/python3.11"
 fi
-for compiler in gcc g++; do
-    command -v "$compiler" >/dev/null || fail "found no $compiler (DeepSpeed compiles an operator)" \
-        "install the C++ compiler of your system (Debian, Ubuntu: apt-get install g++)"
-done
 "$python" -c 'import venv, ensurepip' 2>/dev/null ||
     fail "$python has no venv module" "install it (Debian, Ubuntu: apt-get install python3-venv)"
-"$python" -c 'import pathlib, sys, sysconfig
-sys.exit(not (pathlib.Path(sysconfig.get_path("include")) / "Python.h").exists())' ||
-    fail "$python has no C headers (Python.h)" "install them (Debian, Ubuntu: apt-get install python3-dev)"
 
 # Everything the environment depends on; this script too, since it says what is installed and built.
 stamp=$(
@@ -70,25 +63,11 @@ pip=(.venv/bin/python -m pip --disable-pip-version-check install --quiet --const
 # 2. What building needs. DeepSpeed and this package build without pip's isolation: an isolated build environment
 #    heeds no constraints, and DeepSpeed's would fetch a second torch.
 "${pip[@]}" setuptools wheel ninja packaging psutil py-cpuinfo hatchling editables numpy
-# 3. DeepSpeed compiles nothing at installation (DS_BUILD_OPS=0); what a run needs follows in step 5.
+# 3. DeepSpeed compiles nothing, now (DS_BUILD_OPS=0) or later: the optimizer is torch's AdamW, and the one operator
+#    that it would compile at its first start on a CPU is never used (engine/deepspeed.py).
 DS_BUILD_OPS=0 "${pip[@]}" --no-build-isolation "$(grep '^deepspeed==' launch/constraints.txt)"
 # 4. megadistill, editable, with what the tests need.
 "${pip[@]}" --no-build-isolation --editable ".[dev]"
-
-# 5. Without a GPU, DeepSpeed's torch backend loads its shared-memory operator whenever it starts, and compiles it
-#    the first time (about a minute): here and now rather than in the middle of the first run. It is the only one:
-#    the optimizer is torch's AdamW, and on GPUs nothing is compiled unless the optimizer is offloaded.
-# shellcheck source=launch/env.sh
-source launch/env.sh
-if [[ "${DS_ACCELERATOR:-}" == cpu ]]; then
-    echo "setup: building DeepSpeed's shared-memory operator"
-    rm -f "$TORCH_EXTENSIONS_DIR"/*/lock # a build that was killed leaves its lock, and all later ones wait for it
-    .venv/bin/python - >.venv/build.log 2>&1 <<'PYTHON' || { tail -n 30 .venv/build.log >&2; fail "the build failed" "see .venv/build.log"; }
-from deepspeed.accelerator import get_accelerator
-
-get_accelerator().create_op_builder("ShareMemCommBuilder").load()
-PYTHON
-fi
 
 echo "$stamp" >.venv/stamp
 echo "setup: done"

@@ -25,7 +25,7 @@ class World:
 
 
 def from_environment(environ: dict[str, str] | None = None) -> World:
-    """Rank, size and local rank, as torchrun, the deepspeed launcher (RANK, ...) or srun (SLURM_PROCID, ...) set them."""
+    """Rank, size, local rank, as torchrun and the deepspeed launcher (RANK) or srun (SLURM_PROCID) set them."""
     env = dict(os.environ) if environ is None else environ
     if "RANK" in env:
         return World(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0)))

@@ -74,3 +74,11 @@ def sha256_json(value: Any) -> str:
     """The hexadecimal sha256 of a value in canonical JSON (sorted keys, no spaces)."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def shipped(spec: str) -> str:
+    """A path as given; `megadistill/assets/...` is found in the installed package too, wherever one stands."""
+    here = Path(spec)
+    if here.parts[:2] == ("megadistill", "assets") and not here.exists():
+        return str(Path(__file__).resolve().parents[2] / here)
+    return spec

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megadistill.core.errors import UserError
-from megadistill.core.files import sha256_json
+from megadistill.core.files import sha256_json, shipped
 
 if TYPE_CHECKING:
     import tokenizers
@@ -106,7 +106,7 @@ def load_tokenizer(spec: str) -> Tokenizer:
     Raises:
         UserError: nothing there, or not what its name says.
     """
-    path = Path(spec).expanduser()
+    path = Path(shipped(spec)).expanduser()
     if path.exists():
         return _load(path)
     if path.is_absolute() or spec.startswith(".") or spec.count("/") > 1 or path.suffix in (".json", ".txt", ".model"):

@@ -1,14 +1,12 @@
-"""Which software is here: packages, compilers, the operators that DeepSpeed compiles, the presets."""
+"""Which software is here: packages, compilers, the presets."""
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -36,38 +34,13 @@ def packages() -> list[Finding]:
 
 
 def tools() -> list[Finding]:
-    """Compilers, DeepSpeed's operators, presets."""
+    """Compilers and presets."""
     found = [_tool("gcc"), _tool("g++"), _tool("nvcc")]
-    built = _operators()
-    found.append(Finding("compiled operators", ", ".join(map(str, built)) or "none"))
-    if os.environ.get("DS_ACCELERATOR") == "cpu" or shutil.which("nvidia-smi") is None:
-        found += list(_shared_memory_operator(built))
     try:
         found.append(Finding("presets", f"{len(presets.presets())} in {presets.folder()}"))
     except UserError as error:
         found.append(Finding("presets", error.what, "note", error.why))
     return found
-
-
-def _shared_memory_operator(built: list[Path]) -> Iterator[Finding]:
-    """Without a GPU, DeepSpeed's start loads one operator through ninja, and compiles it the first time."""
-    if shutil.which("ninja") is None:
-        advice = "`source launch/env.sh` puts the environment's programs on PATH"
-        yield Finding("ninja", "not on PATH; DeepSpeed calls it by name", "broken", advice)
-    if not any(path.stem == "deepspeed_shm_comm" for path in built):
-        if shutil.which("g++") is None:
-            advice = "install g++, then bash launch/setup.sh"
-            yield Finding("deepspeed_shm_comm", "not built, and no g++", "broken", advice)
-        else:
-            advice = "bash launch/setup.sh and `source launch/env.sh`, or let the first run take the minute"
-            yield Finding("deepspeed_shm_comm", "not built yet where this shell looks", "note", advice)
-
-
-def _operators() -> list[Path]:
-    """The compiled operators that torch would find, as it looks for them."""
-    folder = os.environ.get("TORCH_EXTENSIONS_DIR")
-    roots = [Path(folder)] if folder else list((Path.home() / ".cache" / "torch_extensions").glob("*"))
-    return sorted(path for root in roots for path in root.glob("*/*.so"))
 
 
 def _imports() -> Finding:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import redirect_stdout
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,6 +93,10 @@ def import_deepspeed() -> Any:
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # On a CPU, DeepSpeed loads a shared-memory operator through ninja at every start. It is never used (see above),
+    # takes a minute to compile the first time, and a process killed while loading it leaves a lock that every later
+    # start waits for. (By this path: `deepspeed.comm.torch` as an attribute is the real torch.)
+    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
     return deepspeed
 
 
@@ -187,12 +190,9 @@ class Engine:
         self.deepspeed_config = deepspeed_config(config, optimizer, batch)
         self.learning_rate = optimizer.learning_rate
         self.accumulation = batch.accumulation
-        with redirect_stdout(StringIO()):  # it prints what it has built
-            self.engine, *_ = deepspeed.initialize(
-                model=module.to(device),
-                optimizer=build_optimizer(optimizer, module),
-                config=self.deepspeed_config,
-            )
+        self.engine, *_ = deepspeed.initialize(
+            model=module.to(device), optimizer=build_optimizer(optimizer, module), config=self.deepspeed_config
+        )
 
     @property
     def module(self) -> Any:

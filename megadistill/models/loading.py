@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from megadistill.core.errors import UserError
+from megadistill.core.files import shipped
 from megadistill.models.signals import LanguageModel
 
 
@@ -25,6 +26,7 @@ def load_pretrained(path: str, revision: str | None = None, dtype: torch.dtype =
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
     from transformers.utils import logging
 
+    path = shipped(path)
     config = load_config(path, revision)
     architecture = (getattr(config, "architectures", None) or [""])[0]
     auto = AutoModelForMaskedLM if architecture.endswith(("ForMaskedLM", "ForPreTraining")) else AutoModelForCausalLM

@@ -109,7 +109,11 @@ class Job:
 
     def restore(self) -> int:
         """Load the newest checkpoint that verifies; returns its step, 0 when there is none."""
-        found = checkpoint.newest(self.directory.checkpoints, self.directory.history(), self.say)
+        passed_over: list[str] = []
+        found = checkpoint.newest(self.directory.checkpoints, self.directory.history(), passed_over.append)
+        for reason in passed_over:
+            log.get().warning(reason)
+            self.directory.journal("fallback", reason=reason)
         if found is not None:
             self._refuse_other_layout(found.manifest["facts"])
             self.engine.load(found.path)

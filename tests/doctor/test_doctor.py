@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from megadistill.doctor import machine, software
+from megadistill.doctor import machine
 from megadistill.doctor.checks import Finding, Section, broken, table
 
 
@@ -37,12 +37,6 @@ def test_a_network_interface_that_is_not_there_is_broken(monkeypatch: pytest.Mon
     finding = machine.processes()[0]
     assert finding.verdict == "broken"
     assert "GLOO_SOCKET_IFNAME" in finding.advice
-
-
-def test_without_a_gpu_ninja_must_be_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    monkeypatch.setenv("PATH", "/nowhere")
-    assert "ninja" in [finding.name for finding in software.tools() if finding.verdict == "broken"]
 
 
 def test_slurm_variables_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(config, stage):
     assert sorted(again) == list(range(7, 13))
     assert again == {step: whole[step] for step in again}
     assert journal(run, "resume")[0]["step"] == 6
+    assert shard.name in journal(run, "fallback")[0]["reason"]
 
 
 @pytest.mark.distributed

@@ -70,6 +70,7 @@ class HFStudent(Student):
                     fix="name one, such as bert or gpt2",
                 )
             base = teacher.hf.config
+            self._refuse_unknown(base, base.model_type)
             return type(base).from_dict({**base.to_dict(), **self.config})
         try:
             defaults = AutoConfig.for_model(self.architecture)
@@ -78,7 +79,15 @@ class HFStudent(Student):
                 f"student.architecture: transformers knows no model type {self.architecture!r}",
                 fix="for example bert, distilbert, roberta, gpt2",
             ) from None
-        unknown = [key for key in self.config if not hasattr(defaults, key)]
-        if unknown:
-            raise UserError(f"student.config: {self.architecture} has no field(s) {', '.join(unknown)}")
+        self._refuse_unknown(defaults, self.architecture)
         return AutoConfig.for_model(self.architecture, **{"vocab_size": vocabulary_size, **self.config})
+
+    def _refuse_unknown(self, known: Any, architecture: str) -> None:
+        """transformers keeps misspelt config fields silently."""
+        unknown = [key for key in self.config if not hasattr(known, key)]
+        if unknown:
+            names = sorted(name for name in known.to_dict() if not name.startswith("_"))
+            raise UserError(
+                f"student.config: {architecture} has no field {', '.join(unknown)}",
+                f"it has {', '.join(names)}",
+            )
