@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,8 @@ def import_deepspeed() -> Any:
     # shared-memory reductions are chosen by LOCAL_SIZE and fault or hang on CPUs without wide vectors; gloo does not
     os.environ.pop("LOCAL_SIZE", None)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # torch 2.13 deprecates collectives that DeepSpeed 0.19 still calls
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
