@@ -71,7 +71,7 @@ def quickstart_table(results: Path) -> str:
     seconds = ", ".join(f"{summary['seconds']:.0f}" for summary in summaries.values())
     lines.append("")
     lines.append(
-        f"Resumed bit for bit after a SIGKILL: {bitwise} of {len(summaries)}. Seconds after the installation: {seconds}."
+        f"Resumed bit for bit after a SIGKILL: {bitwise} of {len(summaries)}. Seconds after installation: {seconds}."
     )
     return "\n".join(lines)
 

@@ -29,8 +29,10 @@ def gradient(world, device, rows, seed, micro, stage, precision, architecture):
     """{parameter name: fp32 tensor} of the global batch's loss, the same on every rank."""
     whole = tiny.batch(rows, seed=seed)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    teacher = OnlineSource("tiny", tiny.language_model(architecture, 3, seed=1).to(dtype))
-    student = tiny.language_model(architecture, 2, seed=2)
+    name, _, untied = architecture.partition("-")
+    tying = {"tie_word_embeddings": False} if untied else {}
+    teacher = OnlineSource("tiny", tiny.language_model(name, 3, seed=1).to(dtype))
+    student = tiny.language_model(name, 2, seed=2, **tying)
     step = DistillStep(student, OBJECTIVES, [o.build(student.dims, teacher.dims) for o in OBJECTIVES])
     shape = BatchShape(rows, micro, rows // (micro * world.size))
     config = EngineConfig(zero_stage=stage, precision=precision, persistence_threshold=0)

@@ -21,20 +21,20 @@ def random_splits(number, seed):
         ranks = draw.choice([1, 2])
         micro = draw.choice([m for m in (1, 2, 3, 4, 6, 8, 12, 24) if ROWS % (m * ranks) == 0])
         precision = "bf16" if index % 5 == 4 else "fp32"
-        architecture = "gpt2" if index % 3 == 2 else "bert"
+        architecture = ["bert", "bert-untied", "gpt2"][index % 3]
         stage = 1 + index % 3 if precision == "bf16" else index % 4
         yield ranks, stage, micro, precision, architecture
 
 
 SPLITS = list(random_splits(20, seed=5))
-BATCH_SEEDS = {"bert": 3, "gpt2": 4}
+BATCH_SEEDS = {"bert": 3, "bert-untied": 5, "gpt2": 4}
 
 
 @pytest.fixture(scope="module")
 def gradients(tmp_path_factory):
     """Every split's gradient, and for each kind that of one process with one micro-batch; two launches in all."""
     folder = tmp_path_factory.mktemp("gradients")
-    whole = [(1, int(p == "bf16"), ROWS, p, a) for p in ("fp32", "bf16") for a in ("bert", "gpt2")]
+    whole = [(1, int(p == "bf16"), ROWS, p, a) for p in ("fp32", "bf16") for a in BATCH_SEEDS]
     found = {}
     for ranks in (1, 2):
         splits = [s for s in dict.fromkeys(whole + SPLITS) if s[0] == ranks]
