@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
+import socket
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +34,7 @@ def record(run: Path, name: str) -> Path:
     shutil.rmtree(target, ignore_errors=True)
     (target / "evaluation").mkdir(parents=True)
     for file in KEPT:
-        shutil.copy(run / file, target / file)
+        (target / file).write_text(_here(run / file), encoding="utf-8")
     for file in sorted((run / "evaluation").glob("*.json")):
         if not file.stem.endswith("_rows"):
             shutil.copy(file, target / "evaluation" / file.name)
@@ -40,6 +42,19 @@ def record(run: Path, name: str) -> Path:
     if summary.exists():
         shutil.copy(summary, target.parent / summary.name)
     return target
+
+
+def _here(file: Path) -> str:
+    """A file's text, with this machine's folders and name replaced by what they are."""
+    text = file.read_text(encoding="utf-8")
+    folders = {
+        os.environ.get("MEGADISTILL_DATA", ""): "$MEGADISTILL_DATA",
+        f"{ROOT}/": "",
+        socket.gethostname(): "host",
+    }
+    for found, said in folders.items():
+        text = text.replace(found, said) if found else text
+    return text
 
 
 def tables(results: Path = RESULTS) -> str:
