@@ -50,7 +50,7 @@ def _here(file: Path) -> str:
     folders = {
         os.environ.get("MEGADISTILL_DATA", ""): "$MEGADISTILL_DATA",
         f"{ROOT}/": "",
-        socket.gethostname(): "host",
+        f'"host": "{socket.gethostname()}"': '"host": ""',
     }
     for found, said in folders.items():
         text = text.replace(found, said) if found else text
