@@ -37,6 +37,8 @@ BATCH_CHARACTERS = 4_000_000
 LOG_SECONDS = 10
 """How often a long corpus says how far it is."""
 
+_OTHER_DIR = "set another data.dir"
+
 Log = Callable[[str], None]
 
 
@@ -86,10 +88,14 @@ def prepare(config: DataConfig, log: Log) -> Prepared:
     this leaves nothing that `train` would read.
 
     Raises:
-        UserError: a corpus is missing, empty, or not what its name says; the disk is full.
+        UserError: a corpus is missing, empty, or not what its name says; `data.dir` is no folder, or holds
+            something else where the corpus belongs; the disk is full.
     """
     tokenizer = load_tokenizer(config.tokenizer)
-    config.dir.mkdir(parents=True, exist_ok=True)
+    try:
+        config.dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"data.dir {config.dir} is no folder and cannot be made", str(error), _OTHER_DIR) from None
     stats, fresh = [], []
     for corpus in config.corpora:
         sources = corpus.sources()
@@ -129,6 +135,7 @@ def _prepare_corpus(
     config: DataConfig, corpus: Corpus, sources: list[Source], tokenizer: Tokenizer, key: str, log: Log
 ) -> CorpusStats:
     final = config.dir / corpus.name
+    _refuse_foreign(final)
     temporary, old = final.with_name(f".{corpus.name}.making"), final.with_name(f".{corpus.name}.old")
     shutil.rmtree(temporary, ignore_errors=True)
     if old.exists() and not final.exists():
@@ -258,6 +265,19 @@ def _pack(
 
 
 # ------------------------------------------------------------------------------------------ details
+
+
+def _refuse_foreign(final: Path) -> None:
+    """What stands in a corpus's place is about to be deleted: it may be the user's own text of the same name."""
+    if not final.exists() or any((final / name).exists() for name in (STATS, f"{PARTS[0]}/{INDEX}")):
+        return
+    names = sorted(path.name for path in final.iterdir()) if final.is_dir() else [final.name]
+    if names:
+        raise UserError(
+            f"{final} was not made by prepare, and would be replaced by the shards",
+            f"it holds {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}",
+            _OTHER_DIR,
+        )
 
 
 def _key(config: DataConfig, corpus: Corpus, sources: list[Source], tokenizer: Tokenizer) -> str:

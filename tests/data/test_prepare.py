@@ -149,6 +149,27 @@ def test_an_error_in_the_corpus_passes_through(config, tmp_path):
         prepare(config, quiet)
 
 
+def test_a_folder_of_the_users_own_text_is_never_replaced(config, changed, tmp_path):
+    (tmp_path / "data" / "text").mkdir(parents=True)
+    (tmp_path / "text.txt").rename(tmp_path / "data" / "text" / "mine.txt")
+    corpus = config.corpora[0].model_dump() | {"files": [str(tmp_path / "data" / "text" / "*.txt")]}
+    with pytest.raises(UserError, match=r"was not made by prepare(.|\n)*mine.txt(.|\n)*set another data.dir"):
+        prepare(changed(config, dir=tmp_path / "data", corpora=[corpus]), quiet)
+    assert [path.name for path in (tmp_path / "data" / "text").iterdir()] == ["mine.txt"]
+    (config.dir / "text").mkdir(parents=True)  # an empty folder is nobody's text
+    assert prepare(changed(config, corpora=[corpus]), quiet).fresh == ["text"]
+
+
+def test_a_file_in_the_place_of_a_folder_is_a_users_error(config, changed, tmp_path):
+    with pytest.raises(UserError, match=r"data.dir .* is no folder"):
+        prepare(changed(config, dir=tmp_path / "text.txt"), quiet)
+    config.dir.mkdir()
+    (config.dir / "text").write_text("mine")
+    with pytest.raises(UserError, match="was not made by prepare"):
+        prepare(config, quiet)
+    assert (config.dir / "text").read_text() == "mine"
+
+
 KILLED = """
 import sys, time
 from pathlib import Path
