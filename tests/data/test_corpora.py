@@ -91,6 +91,11 @@ def test_jsonl(tmp_path, suffix):
         ("a.jsonl", b"[1]\n", "line 1 has no field"),
         ("a.jsonl", b'{"text": 3}\n', "line 1: 'text' is not text"),
         ("a.jsonl", b'{"text": "x"}\n{"text": "\xe9"}\n', "line 2, byte 11"),
+        (
+            "a.jsonl",
+            b'{"text": "x \\ud83d\\ude00"}\n{"text": "x \\ud800"}\n',
+            r"line 2: 'text' is not .*\n.*3 is \\ud800",
+        ),
         ("a.jsonl.gz", b'{"text": "x"}\n', "cannot be unpacked"),
         ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 1000)[:-9], "cannot be unpacked"),
         ("a.jsonl.zst", b'{"text": "x"}\n', "cannot be unpacked"),

@@ -46,4 +46,12 @@ class JsonLines(Corpus):
                     f"found {type(text).__name__}",
                     f"set corpora ({self.name}): field",
                 )
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:  # JSON can spell half a character; no tokenizer can read one
+                raise UserError(
+                    f"{where}: {self.field!r} is not Unicode text",
+                    f"character {error.start + 1} is \\u{ord(text[error.start]):04x}, half of a surrogate pair",
+                    "remove it, or write the file again from its source",
+                ) from None
             yield text
