@@ -11,6 +11,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash launch/setup.sh
 export NPROC=2
+export DS_ACCELERATOR=cpu # two processes and equal bits everywhere, GPU or not
 # shellcheck source=launch/env.sh
 source launch/env.sh
 

@@ -43,8 +43,10 @@ def connect(world: World, timeout_seconds: float) -> torch.device:
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     if world.size == 1:
         os.environ.setdefault("MASTER_PORT", "0")
-    if torch.cuda.is_available():
-        device, backend = torch.device("cuda", world.local_rank), "cpu:gloo,cuda:nccl"
+    if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu":
+        # srun --gpus-per-task=1 shows every task one device, whatever its local rank
+        device = torch.device("cuda", world.local_rank % torch.cuda.device_count())
+        backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(device)
     else:
         device, backend = torch.device("cpu"), "gloo"
@@ -76,15 +78,6 @@ def gather_objects(value: Any) -> list[Any]:
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, value)
     return gathered
-
-
-def from_main(value: Any) -> Any:
-    """Rank 0's `value`, on every rank."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
 
 
 def barrier() -> None:

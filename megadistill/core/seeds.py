@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
 
 
 def derive(seed: int, *names: str | int) -> int:
     """A 63-bit seed that depends on `seed` and `names` only, the same on every machine and version."""
     text = "\x1f".join([str(seed), *(f"{type(name).__name__}:{name}" for name in names)])
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
-
-
-def generator(seed: int, *names: str | int) -> torch.Generator:
-    """A CPU generator seeded by `derive(seed, *names)`."""
-    import torch
-
-    return torch.Generator().manual_seed(derive(seed, *names))
 
 
 def reseed(seed: int, *names: str | int) -> None:

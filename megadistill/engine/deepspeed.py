@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import sys
 import warnings
@@ -17,7 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from megadistill.core import dist
-from megadistill.core.errors import UserError
+from megadistill.core.errors import Diverged, UserError
 from megadistill.core.schema import Strict
 from megadistill.engine.optimizer import OptimizerConfig, build_optimizer
 
@@ -62,6 +63,11 @@ class EngineConfig(Strict):
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
         if self.offload_parameters != "none" and self.zero_stage != 3:
             raise ValueError("offload_parameters needs zero_stage 3")
+        if self.zero_stage == 0 and self.gradient_accumulation_dtype != self.precision:
+            raise ValueError(
+                f"zero_stage 0 sums gradients in the precision of the parameters: set gradient_accumulation_dtype to "
+                f"{self.precision}, or zero_stage to 1"
+            )
         return self
 
 
@@ -81,7 +87,7 @@ class Update:
     applied: bool
     """False when a gradient was not finite: DeepSpeed skips the update silently."""
     gradient_norm: float
-    """Global, before clipping; nan where DeepSpeed does not compute it (fp32 at stage 0)."""
+    """Global, before clipping."""
 
 
 def import_deepspeed() -> Any:
@@ -101,6 +107,18 @@ def import_deepspeed() -> Any:
     # start waits for. (By this path: `deepspeed.comm.torch` as an attribute is the real torch.)
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
     return deepspeed
+
+
+def engine_fits(config: EngineConfig, device: torch.device) -> None:
+    """Whether this machine can do what the config asks.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if config.precision == "fp16" and device.type == "cpu":
+        raise UserError("engine.precision=fp16 needs a GPU", "this machine has none", "use bf16 or fp32")
+    if config.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise UserError("engine.precision=bf16 needs a newer GPU", torch.cuda.get_device_name(), "use fp16 or fp32")
 
 
 def deepspeed_config(engine: EngineConfig, optimizer: OptimizerConfig, batch: BatchShape) -> dict[str, Any]:
@@ -186,8 +204,7 @@ class Engine:
         Raises:
             UserError: the machine cannot do what the config asks.
         """
-        if config.precision == "fp16" and device.type == "cpu":
-            raise UserError("engine.precision=fp16 needs a GPU", "this machine has none", "use bf16 or fp32")
+        engine_fits(config, device)
         deepspeed = import_deepspeed()
         self.config, self.device = config, device
         self.deepspeed_config = deepspeed_config(config, optimizer, batch)
@@ -216,9 +233,23 @@ class Engine:
         """Update the parameters after the last micro-batch."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = self.learning_rate * learning_rate_factor
+        if self.config.zero_stage == 0 and self.config.precision == "fp32":
+            return self._plain_step()
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
         return Update(bool(self.engine.was_step_applied()), float("nan") if norm is None else float(norm))
+
+    def _plain_step(self) -> Update:
+        """fp32 at stage 0 is torch's own AdamW: nobody else looks whether the gradient is finite."""
+        norm = float(torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None]))
+        if not math.isfinite(norm):
+            raise Diverged(
+                f"the gradient's norm is {norm}",
+                "engine.zero_stage=0 cannot skip such a step",
+                "lower optimizer.learning_rate, or use zero_stage 1, which skips it; the checkpoints are intact",
+            )
+        self.engine.step()
+        return Update(True, norm)
 
     def save(self, folder: Path) -> None:
         """Write this rank's part of the training state into `folder`, shared by all ranks."""

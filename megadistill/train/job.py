@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from megadistill.core import log
 from megadistill.core.dist import World
-from megadistill.core.errors import Diverged, Exit, UserError
+from megadistill.core.errors import Diverged, Exit, StaleAttempt, UserError
 from megadistill.core.files import write_json
+from megadistill.core.together import on_main
 from megadistill.core.types import Batch
 from megadistill.data.stream import held_out_batches
 from megadistill.engine import checkpoint
@@ -45,8 +47,10 @@ class Job:
         shape = BatchShape(config.batch.global_size, config.batch.micro_size, parts.accumulation)
         self.engine = Engine(config.engine, config.optimizer, self.step, shape, device)
         self.teacher_identity = parts.teacher.identity() if parts.teacher is not None else None
+        self._refuse_other_layout(on_main("read the newest checkpoint", self._newest_facts))
         self.attempt = directory.claim()
         self.checked_gradients = False
+        self.nonfinite_in_a_row = 0
         self.last_saved = 0
         if world.is_main:
             write_json(directory.deepspeed, self.engine.deepspeed_config)
@@ -79,22 +83,23 @@ class Job:
     def parameter_hash(self, step: int) -> str | None:
         return self.engine.parameter_hash() if self.due(step, self.config.log.hash_every_steps) else None
 
-    def judge(self, report: Report, in_a_row: int) -> int:
+    def judge(self, report: Report) -> None:
         """Count non-finite steps in a row.
 
         Raises:
             Diverged: too many of them, or one whose update was applied: the parameters are lost.
         """
         if report.finite and report.applied:
-            return 0
+            self.nonfinite_in_a_row = 0
+            return
+        self.nonfinite_in_a_row += 1
         self.directory.journal("nonfinite", step=report.step, applied=report.applied, loss=repr(report.loss))
-        if in_a_row + 1 >= self.config.train.max_nonfinite_steps or (report.applied and not report.finite):
+        if self.nonfinite_in_a_row >= self.config.train.max_nonfinite_steps or report.applied:
             raise Diverged(
                 f"step {report.step}: the loss is {report.loss}",
-                f"{in_a_row + 1} non-finite step(s) in a row; the checkpoints before it are intact",
+                f"{self.nonfinite_in_a_row} non-finite step(s) in a row; the checkpoints before it are intact",
                 "lower optimizer.learning_rate or optimizer.gradient_clipping, or look at the data of that step",
             )
-        return in_a_row + 1
 
     # ------------------------------------------------------------------ scores
 
@@ -103,19 +108,28 @@ class Job:
         size = self.config.batch.micro_size
         rows = 2 * size * self.world.size if rehearsal else self.config.evaluate.rows
         batches = held_out_batches(self.config.data, size, self.config.seed, self.world, max_rows=rows)
-        return held_out.evaluate(self.engine, self.parts.teacher, batches, self.device)
+        scores = held_out.evaluate(self.engine, self.parts.teacher, batches, self.device)
+        if rehearsal:
+            return {f"rehearsal/{name.removeprefix('heldout/')}": value for name, value in scores.items()}
+        return scores
 
     # ------------------------------------------------------------------ checkpoints
 
     def restore(self) -> int:
         """Load the newest checkpoint that verifies; returns its step, 0 when there is none."""
         passed_over: list[str] = []
-        found = checkpoint.newest(self.directory.checkpoints, self.directory.history(), passed_over.append)
+        history = on_main("read the attempts", self.directory.history)  # one view of a shared disk, for all ranks
+        found = checkpoint.newest(self.directory.checkpoints, history, passed_over.append)
         for reason in passed_over:
             log.get().warning(reason)
             self.directory.journal("fallback", reason=reason)
         if found is not None:
-            self._refuse_other_layout(found.manifest["facts"])
+            if found.step > self.config.train.steps:
+                raise UserError(
+                    f"the run is at step {found.step} already, and train.steps is {self.config.train.steps}",
+                    f"{found.path}",
+                    "give a larger train.steps, or this run another `name`",
+                )
             self.engine.load(found.path)
             self.last_saved = found.step
         step = 0 if found is None else found.step
@@ -142,6 +156,8 @@ class Job:
 
     def save(self, step: int, word: int = 0) -> None:
         """Commit a checkpoint of `step`, unless this attempt stands on it already."""
+        if self.world.is_main:
+            stop.done(self.directory.control, word)  # a file that asked for this save must not ask again
         if step == self.last_saved:
             return
         started = time.perf_counter()
@@ -156,11 +172,9 @@ class Job:
             keep.keep,
             keep.keep_every_steps,
             self.say,
-            self.directory.history(),
+            on_main("read the attempts", self.directory.history),
         )
         self.last_saved = step
-        if self.world.is_main:
-            stop.done(self.directory.control, word)
         self.directory.journal("save", step=step, path=path.name, seconds=round(time.perf_counter() - started, 3))
         self.directory.status("running", step=step, checkpoint=path.name)
 
@@ -176,7 +190,19 @@ class Job:
         engine = self.config.engine
         return {"ranks": self.world.size, "zero_stage": engine.zero_stage, "precision": engine.precision}
 
-    def _refuse_other_layout(self, facts: dict[str, Any]) -> None:
+    def _newest_facts(self) -> dict[str, Any] | None:
+        """What the newest checkpoint says it was written with; not verified yet."""
+        for _, _, path in checkpoint.committed(self.directory.checkpoints):
+            try:
+                return json.loads((path / checkpoint.MANIFEST).read_text(encoding="utf-8"))["facts"]
+            except (OSError, ValueError, KeyError):
+                continue
+        return None
+
+    def _refuse_other_layout(self, facts: dict[str, Any] | None) -> None:
+        """Before the run is claimed: a start that cannot continue it must not fence off one that does."""
+        if facts is None:
+            return
         there, here = facts["layout"], self._layout()
         if there != here:
             raise UserError(
@@ -221,6 +247,16 @@ class Job:
         for line in (f"evaluate {run}", f"export {run} --to hf", f"report {run}"):
             self.say(f"next: megadistill {line}")
         return Exit.DONE
+
+    def fail(self, error: BaseException) -> None:
+        """Leave word of how the attempt ended; the exception goes on."""
+        text = f"{type(error).__name__}: {error}"
+        log.get().error(text)
+        state = "diverged" if isinstance(error, Diverged) else "stale" if isinstance(error, StaleAttempt) else "failed"
+        if state == "stale":
+            return  # the run is another attempt's now
+        self.directory.journal("end", state=state, error=text)
+        self.directory.status(state, error=text)
 
     def say(self, text: str) -> None:
         """Log on this rank; the console shows rank 0's."""

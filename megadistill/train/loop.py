@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import closing
 from pathlib import Path
@@ -13,7 +14,8 @@ from megadistill.core.dist import World
 from megadistill.core.errors import Exit
 from megadistill.core.types import COUNT_KINDS, Batch
 from megadistill.engine import schedule
-from megadistill.run.build import build
+from megadistill.engine.deepspeed import engine_fits
+from megadistill.run.build import Parts, build
 from megadistill.run.config import RunConfig, load
 from megadistill.run.directory import RunDirectory
 from megadistill.train import stop
@@ -25,6 +27,8 @@ from megadistill.train.record import Recorder
 def run(path: Path, assignments: list[str], fresh: bool) -> int:
     """Start or continue the run that a config file describes; returns the exit code."""
     config = load(path, assignments)
+    if config.train.deterministic:
+        _be_deterministic()
     world = dist.from_environment()
     device = dist.connect(world, config.train.timeout_seconds)
     try:
@@ -44,25 +48,31 @@ def train(config: RunConfig, world: World, device: torch.device, fresh: bool = F
         Diverged: the loss stayed non-finite.
     """
     log.setup(world.rank)
-    parts = build(config, world, device)
+    engine_fits(config.engine, device)
+    parts = build(config, world, device)  # most of a user's mistakes come out here, before anything is written
     directory = RunDirectory.open(config, fresh, world)
     directory.data_is(parts.stream.fingerprint)
     log.setup(world.rank, directory.log_file(world.rank))
     job = Job(config, parts, directory, world, device)
-    first = job.restore() + 1
+    try:
+        return _loop(config, parts, directory, job, world)
+    except BaseException as error:
+        job.fail(error)
+        raise
+
+
+def _loop(config: RunConfig, parts: Parts, directory: RunDirectory, job: Job, world: World) -> Exit:
+    first, steps = job.restore() + 1, config.train.steps
     ledger = Ledger([o.label for o in config.objectives], [o.weight for o in config.objectives], job.step.count_of)
-    steps, nonfinite = config.train.steps, 0
 
     with closing(
         Recorder(directory, config.log, job.attempt, world.is_main, total_steps=steps, start_step=first - 1)
     ) as record:
+        started = time.perf_counter()
         for step, micro_batches in enumerate(parts.stream.prefetching(first - 1, steps), first):
-            started = time.perf_counter()
             word = stop.word(directory.control, world.is_main)
             counts, before, word = ledger.exchange(_counts(micro_batches), word)
-            if before is not None:
-                _write(record, before)
-                nonfinite = job.judge(before, nonfinite)
+            _conclude(before, record, job)
             if word & stop.STOP:
                 return job.leave(step - 1)
 
@@ -74,17 +84,17 @@ def train(config: RunConfig, world: World, device: torch.device, fresh: bool = F
             rate, seconds = config.optimizer.learning_rate * factor, time.perf_counter() - started
             ledger.pending = Done(step, counts, sums, teacher, update, seconds, rate, job.parameter_hash(step))
             # the first real step is the rehearsal: what would fail at hour six fails now
-            if job.due(step, config.evaluate.every_steps) or step == 1:
-                record.scores(step, job.hold_out(rehearsal=step == 1))
-            if job.due(step, config.checkpoint.every_steps) or step == 1 or word & stop.SAVE:
+            scores = job.due(step, config.evaluate.every_steps)
+            saves = job.due(step, config.checkpoint.every_steps) or step == 1 or word & stop.SAVE
+            if scores or saves or step == steps:  # a step is judged before anything is built on it
+                _conclude(ledger.exchange(_counts([]), 0)[1], record, job)
+            if step == 1:
+                record.scores(step, job.hold_out(rehearsal=True))
+            if scores or step == steps:
+                record.scores(step, job.hold_out())
+            if saves:
                 job.save(step, word)
-
-        if ledger.pending is not None:
-            _, last, _ = ledger.exchange(_counts([]), 0)
-            assert last is not None
-            _write(record, last)
-            job.judge(last, nonfinite)
-            record.scores(steps, job.hold_out())
+            started = time.perf_counter()  # waiting for the next batch belongs to the next step
         return job.finish()
 
 
@@ -93,9 +103,19 @@ def _counts(micro_batches: list[Batch]) -> torch.Tensor:
     return sum((batch.counts() for batch in micro_batches), torch.zeros(len(COUNT_KINDS), dtype=torch.float64))
 
 
-def _write(record: Recorder, report: Report) -> None:
-    """Every step's exact loss where parameters are hashed, else the steps that are due."""
+def _conclude(report: Report | None, record: Recorder, job: Job) -> None:
+    """Write a step down (where parameters are hashed every one, else those that are due), and judge it."""
+    if report is None:
+        return
     if report.parameter_hash is not None:
         record.step(report.step, report.values(), {"parameter_hash": report.parameter_hash})
     elif record.due(report.step):
         record.step(report.step, report.values())
+    job.judge(report)
+
+
+def _be_deterministic() -> None:
+    """On a GPU too; before CUDA starts, which reads the workspace setting then."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False

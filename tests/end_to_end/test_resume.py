@@ -107,3 +107,38 @@ def test_another_number_of_ranks_sees_the_same_batches(config):
         rows = trace(config.parent / "runs" / name, 1)
         losses.append([float.fromhex(rows[step][0]) for step in range(1, 6)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.distributed
+def test_a_request_to_stop_is_answered_once_even_where_nothing_is_left_to_save(config):
+    run = config.parent / "runs" / "asked"
+    train(config, "name=asked", "train.steps=2", "schedule.total_steps=9", ranks=1)
+    (run / "control" / "STOP").touch()
+    left = processes.launch(
+        ["-m", "megadistill", "train", str(config), "name=asked", "train.steps=5", "schedule.total_steps=9"], 1
+    )[0]
+    assert (left.communicate(timeout=120)[0], left.returncode)[1] == 85
+    assert not (run / "control" / "STOP").exists()
+    train(config, "name=asked", "train.steps=5", "schedule.total_steps=9", ranks=1)
+    assert json.loads((run / "STATUS").read_text())["state"] == "done"
+
+    fewer = processes.launch(
+        ["-m", "megadistill", "train", str(config), "name=asked", "train.steps=3", "schedule.total_steps=9"], 1
+    )[0]
+    told = fewer.communicate(timeout=120)[0]
+    assert fewer.returncode == 2
+    assert "the run is at step 5 already" in told
+
+
+@pytest.mark.distributed
+def test_other_ranks_are_refused_before_the_run_is_claimed(config):
+    run = config.parent / "runs" / "two"
+    train(config, "name=two", "train.steps=2", "batch.micro_size=2")
+    alone = processes.launch(["-m", "megadistill", "train", str(config), "name=two", "train.steps=2"], 1)[0]
+    assert alone.communicate(timeout=120)
+    alone = processes.launch(
+        ["-m", "megadistill", "train", str(config), "name=two", "train.steps=2", "batch.micro_size=2"], 1
+    )[0]
+    assert "another layout of ranks" in alone.communicate(timeout=120)[0]
+    assert alone.returncode == 2
+    assert [path.name for path in (run / "attempts").iterdir()] == ["000001.json"]
