@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from megadistill.core.errors import UserError
-from megadistill.core.types import Batch, Dims, HeadFunction, Signals
+from megadistill.core.types import IGNORE, Batch, Dims, HeadFunction, Signals
 
 Result = TypeVar("Result")
 
@@ -70,6 +70,31 @@ class LanguageModel(nn.Module):
             return self.hf.get_output_embeddings()(states, fn)
 
         return Signals(head, hidden)
+
+    @torch.no_grad()
+    def sees_ahead(self, length: int = 8) -> bool:
+        """Whether the states of early tokens change with later ones: tried out, since a class name does not tell.
+
+        `BertLMHeadModel` reads both ways unless its config says `is_decoder`; `BertForMaskedLM` does not where it does.
+
+        Args:
+            length: tokens of the trial rows, at least 2; those of the second half are changed.
+        """
+        device = self.hf.get_output_embeddings().weight.device
+        ids = torch.arange(2 * length, device=device).view(2, length) % self.dims.vocabulary
+        early = length // 2
+        changed = ids.clone()
+        changed[:, early:] = (changed[:, early:] + 1) % self.dims.vocabulary
+        training = self.training
+        self.eval()
+        before, after = (self._last(one)[:, :early] for one in (ids, changed))
+        self.train(training)
+        return not torch.equal(before, after)
+
+    def _last(self, ids: Tensor) -> Tensor:
+        whole = torch.ones_like(ids)
+        batch = Batch(ids, whole.bool(), whole, torch.full_like(ids, IGNORE), torch.arange(len(ids), device=ids.device))
+        return self.signals(batch, frozenset({-1})).hidden[-1]
 
 
 def _is_causal(hf: Any) -> bool:

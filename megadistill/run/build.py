@@ -43,11 +43,15 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
     causal = config.data.targets.kind == "clm"
     student = config.student.build(model, vocabulary, causal, seeds.derive(config.seed, "student"))
     _check_sizes(config, student, teacher, vocabulary)
+    distils = any(objective.needs().teacher for objective in config.objectives)
+    _check_direction(config, "student", student)
+    if model is not None and distils:
+        _check_direction(config, "teacher", model)
     if config.engine.activation_checkpointing:
         student.hf.gradient_checkpointing_enable({"use_reentrant": False})
     teacher_dims = teacher.dims if teacher is not None else None
     losses = [objective.build(student.dims, teacher_dims) for objective in config.objectives]
-    if not any(objective.needs().teacher for objective in config.objectives):
+    if not distils:
         teacher = None  # it only gave the student its first weights
     return Parts(stream, teacher, student, losses, accumulation)
 
@@ -75,6 +79,24 @@ def _check_sizes(config: RunConfig, student: LanguageModel, teacher: Source | No
             "the models and the data do not fit together",
             "\n  ".join(found),
             "use the teacher's tokenizer (data.tokenizer) and its sizes for the student",
+        )
+
+
+def _check_direction(config: RunConfig, who: str, model: LanguageModel) -> None:
+    """A model that reads ahead finds the next token in its input; one that does not cannot use what follows a mask."""
+    name, targets = type(model.hf).__name__, config.data.targets.kind
+    ahead = model.sees_ahead(min(8, config.data.sequence_length))
+    if targets == "clm" and ahead:
+        raise UserError(
+            f"data.targets is clm, and the {who} ({name}) sees the tokens that it has to predict",
+            "its states at a token change with the tokens after it",
+            f"use a causal {who}, such as gpt2 (or is_decoder: true in its config), or data.targets: {{kind: mlm}}",
+        )
+    if targets == "mlm" and not ahead:
+        raise UserError(
+            f"data.targets is mlm, and the {who} ({name}) sees only the tokens before a masked one",
+            "its states at a token do not change with the tokens after it",
+            f"use a bidirectional {who}, such as bert, or data.targets: {{kind: clm}}",
         )
 
 
