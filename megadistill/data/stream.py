@@ -171,31 +171,46 @@ class Stream:
             thread.join()
 
 
+class HeldOut:
+    """The held-out rows of all corpora, opened once for all the evaluations of a run.
+
+    Raises:
+        UserError: not prepared, prepared otherwise than the config says, or damaged.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        self.config = config
+        self.part = Part(config, "held_out")
+
+    def batches(self, micro_size: int, seed: int, world: World, max_rows: int | None = None) -> Iterator[Batch]:
+        """This rank's micro-batches, the same ones with the same targets at every call.
+
+        Rows come from all corpora, drawn without replacement when `max_rows` is fewer than there are. They are
+        dealt to ranks evenly, the remainder left out, so all ranks yield equally many batches of equal sizes (the
+        last may be smaller than micro_size).
+
+        Raises:
+            UserError: fewer held-out rows than ranks.
+        """
+        available = int(self.part.starts[-1])
+        per_rank = min(available, max_rows or available) // world.size
+        if per_rank == 0:
+            raise UserError(
+                f"{available} held-out row(s) for {world.size} rank(s)",
+                f"data.held_out.fraction={self.config.held_out.fraction} of the documents in {self.config.dir}",
+                "raise data.held_out.fraction and prepare again, or give more text",
+            )
+        order = Order([len(shards) for shards in self.part.shards], None, seed)
+        positions = np.arange(world.rank, per_rank * world.size, world.size, dtype=np.int64)
+        parts = (order.locate(positions[start : start + micro_size]) for start in range(0, per_rank, micro_size))
+        return (self.part.batch(places, seed, "held-out targets") for places in parts)
+
+
 def held_out_batches(
     config: DataConfig, micro_size: int, seed: int, world: World, max_rows: int | None = None
 ) -> Iterator[Batch]:
-    """This rank's held-out micro-batches, the same ones with the same targets at every call.
-
-    Rows come from all corpora, drawn without replacement when `max_rows` is fewer than there are. They are
-    dealt to ranks evenly, the remainder left out, so all ranks yield equally many batches of equal sizes (the
-    last may be smaller than micro_size).
-
-    Raises:
-        UserError: not prepared, prepared otherwise, damaged, or fewer held-out rows than ranks.
-    """
-    part = Part(config, "held_out")
-    available = int(part.starts[-1])
-    per_rank = min(available, max_rows or available) // world.size
-    if per_rank == 0:
-        raise UserError(
-            f"{available} held-out row(s) for {world.size} rank(s)",
-            f"data.held_out.fraction={config.held_out.fraction} of the documents in {config.dir}",
-            "raise data.held_out.fraction and prepare again, or give more text",
-        )
-    order = Order([len(shards) for shards in part.shards], None, seed)
-    positions = np.arange(world.rank, per_rank * world.size, world.size, dtype=np.int64)
-    for start in range(0, per_rank, micro_size):
-        yield part.batch(order.locate(positions[start : start + micro_size]), seed, "held-out targets")
+    """`HeldOut(config).batches(...)`, for who needs them once."""
+    return HeldOut(config).batches(micro_size, seed, world, max_rows)
 
 
 def _cut(batch: Batch, size: int) -> list[Batch]:

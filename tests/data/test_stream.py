@@ -11,7 +11,8 @@ import torch
 from megadistill.core.dist import World
 from megadistill.core.errors import UserError
 from megadistill.core.types import IGNORE, Batch
-from megadistill.data.stream import Stream, held_out_batches
+from megadistill.data import stream as module
+from megadistill.data.stream import HeldOut, Stream, held_out_batches
 
 
 def rows_of(batches):
@@ -136,6 +137,20 @@ def test_held_out_batches_are_fixed_and_equally_many_on_every_rank(prepared, siz
     assert len({row[0] for row in rows}) == len(rows) == 32 // size * size
     alone = rows_of(held_out_batches(prepared, 7, 0, World(), 32))
     assert set(rows) <= set(alone)
+
+
+def test_held_out_rows_are_opened_once_for_many_evaluations(prepared, monkeypatch):
+    expected = rows_of(held_out_batches(prepared, 5, 0, World(1, 2), 32))
+    held_out = HeldOut(prepared)
+    for name in ("load_tokenizer", "read_index", "Shards", "_token_counts"):
+        monkeypatch.setattr(module, name, lambda *_: pytest.fail("opened again"))
+    for _ in range(2):
+        assert rows_of(held_out.batches(5, 0, World(1, 2), 32)) == expected
+
+
+def test_too_few_held_out_rows_are_told_before_the_first_batch(prepared):
+    with pytest.raises(UserError, match="held-out row"):
+        HeldOut(prepared).batches(5, 0, World(0, 10**6))
 
 
 def test_held_out_text_is_not_in_training(prepared):
