@@ -7,17 +7,16 @@ from typing import Any
 
 import yaml
 
-from megadistill.core import log
 from megadistill.core.errors import UserError
 from megadistill.core.files import write_json
 from megadistill.data.tokenization import load_tokenizer
-from megadistill.engine import checkpoint
 from megadistill.evaluate.heldout import heldout
 from megadistill.evaluate.wikitext import wikitext
 from megadistill.models.loading import load_pretrained
 from megadistill.models.signals import LanguageModel
 from megadistill.run.config import RunConfig, check
 from megadistill.run.directory import RunDirectory
+from megadistill.run.trained import trained
 
 TASKS = ("heldout", "wikitext")
 
@@ -40,9 +39,7 @@ def evaluate(run: Path, tasks: list[str], wikitext_folder: Path | None = None) -
     config = check(
         yaml.safe_load(directory.resolved_config.read_text(encoding="utf-8")), str(directory.resolved_config)
     )
-    found = checkpoint.newest(directory.checkpoints, directory.history(), log.get().warning)
-    if found is None:
-        raise UserError(f"{run} has no checkpoint yet", fix="train it first")
+    found = trained(directory)
     student = load_pretrained(str(found.path / "student"))
     teacher = _teacher(config)
     results: dict[str, Any] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ from megadistill.data.hashing import row_keys
 from megadistill.data.masking import Targets, Vocabulary
 from megadistill.data.packing import Frame, concat
 from megadistill.data.tokenization import Tokenizer
-from megadistill.evaluate.heldout import BATCH_ROWS, score, summary
+from megadistill.evaluate.heldout import BATCH_ROWS, score, totals
+from megadistill.models.scoring import perplexity
 from megadistill.models.signals import LanguageModel
 
 NAMES = ("test.txt", "wiki.test.raw", "wiki.test.tokens")
@@ -55,7 +55,7 @@ def wikitext(folder: Path, model: LanguageModel, tokenizer: Tokenizer, targets: 
             batches.append(Batch(*(torch.from_numpy(a) for a in (ids, wide > 0, wide, labels, rows))))
             start += len(part)
     table = score(model, None, batches)
-    result = summary(table, with_teacher=False)
+    result = totals(table, with_teacher=False)
     if targets.kind == "clm":
-        result["word_perplexity"] = math.exp(float(table.nll.sum()) / len(text.split()))
+        result["word_perplexity"] = perplexity(float(table.nll.sum()) / len(text.split()))
     return result

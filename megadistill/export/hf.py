@@ -9,12 +9,11 @@ from typing import Any
 
 import yaml
 
-from megadistill.core import log
 from megadistill.core.errors import UserError
 from megadistill.core.files import fsync_directory
 from megadistill.data.tokenization import Tokenizer, load_tokenizer
-from megadistill.engine import checkpoint
 from megadistill.run.directory import RunDirectory
+from megadistill.run.trained import trained
 
 
 def export(run: Path, output: Path | None = None) -> Path:
@@ -28,9 +27,7 @@ def export(run: Path, output: Path | None = None) -> Path:
         UserError: the run has no checkpoint that verifies, or the output exists and was not written by this.
     """
     directory = RunDirectory(run)
-    found = checkpoint.newest(directory.checkpoints, directory.history(), log.get().warning)
-    if found is None:
-        raise UserError(f"{run} has no checkpoint yet", fix="train it first")
+    found = trained(directory)
     config = yaml.safe_load(directory.resolved_config.read_text(encoding="utf-8"))
     output = output or directory.export / "hf"
     if output.exists() and not (output / "distillation.yaml").exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,32 @@ class RowScores:
     """At how many of them student and teacher rank the same token first; 0 without a teacher."""
     correct: Tensor
     """At how many of them the student ranks the label first."""
+
+    def totals(self) -> Tensor:
+        """[4] float64, the sums over all rows in the order of the fields; they add up over batches and ranks."""
+        return torch.stack([self.nll.sum(), self.targets.sum(), self.agreed.sum(), self.correct.sum()])
+
+
+def summary(totals: Tensor, with_teacher: bool) -> dict[str, float]:
+    """What `RowScores.totals`, added up, say: the same scores during training and after it.
+
+    Returns:
+        loss (nats per target), perplexity, accuracy, and agreement_top1 when there is a teacher.
+    """
+    nll, targets, agreed, correct = totals.tolist()
+    targets = max(targets, 1)
+    result = {"loss": nll / targets, "perplexity": perplexity(nll / targets), "accuracy": correct / targets}
+    if with_teacher:
+        result["agreement_top1"] = agreed / targets
+    return result
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), and inf where a diverged model's would overflow: a score must not end a run."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import torch
@@ -10,6 +9,7 @@ import torch
 from megadistill.core.dist import sum_over_ranks
 from megadistill.core.types import Batch
 from megadistill.engine.deepspeed import Engine
+from megadistill.models.scoring import summary
 from megadistill.teachers.base import Source
 
 
@@ -28,16 +28,7 @@ def evaluate(
         for batch in batches:
             batch = batch.to(device)
             signals = teacher.signals(batch, engine.module.needs) if teacher is not None else None
-            scores = engine.forward(batch, signals, None)
-            totals += torch.stack([s.sum() for s in (scores.nll, scores.targets, scores.agreed, scores.correct)])
+            totals += engine.forward(batch, signals, None).totals()
     engine.module.train()
-    nll, targets, agreed, correct = sum_over_ranks(totals).tolist()
-    loss = nll / max(targets, 1)
-    result = {
-        "heldout/loss": loss,
-        "heldout/perplexity": math.exp(loss),
-        "heldout/accuracy": correct / max(targets, 1),
-    }
-    if teacher is not None:
-        result["heldout/agreement_top1"] = agreed / max(targets, 1)
-    return result
+    scores = summary(sum_over_ranks(totals), with_teacher=teacher is not None)
+    return {f"heldout/{name}": value for name, value in scores.items()}
