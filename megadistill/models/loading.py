@@ -85,8 +85,9 @@ def save_pretrained(model: LanguageModel, folder: Path, weights: dict[str, torch
 
 
 def first_line(error: Exception) -> str:
-    """The first non-empty line of a library's message."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """The first non-empty line of a library's message, and the next where the first only announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2] if lines[0].endswith(":") else lines[:1])
 
 
 def _looks_local(path: str) -> bool:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from megadistill.core import seeds
+from megadistill.core import log, seeds
 from megadistill.core.dist import World
 from megadistill.core.errors import UserError
+from megadistill.core.files import shipped
 from megadistill.core.types import Dims
 from megadistill.data.stream import Stream
+from megadistill.data.tokenization import Tokenizer, load_tokenizer
 from megadistill.models.signals import LanguageModel
 from megadistill.objectives.base import Loss
 from megadistill.run.config import RunConfig
@@ -37,12 +40,16 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
     """
     accumulation = config.batch.accumulation(world.size)
     stream = Stream(config.data, world, config.batch.global_size, config.batch.micro_size, config.seed)
-    vocabulary = stream.part.vocabulary.size
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    vocabulary = tokenizer.vocabulary_size
     teacher = config.teacher.build(device) if config.teacher is not None else None
     model: LanguageModel | None = getattr(teacher, "model", None)
     causal = config.data.targets.kind == "clm"
-    student = config.student.build(model, vocabulary, causal, seeds.derive(config.seed, "student"))
+    student = config.student.build(
+        model, vocabulary, causal, seeds.derive(config.seed, "student"), tokenizer.special.as_dict()
+    )
     _check_sizes(config, student, teacher, vocabulary)
+    _check_tokenizer(config, tokenizer)
     distils = any(objective.needs().teacher for objective in config.objectives)
     _check_direction(config, "student", student)
     if model is not None and distils:
@@ -100,6 +107,43 @@ def _check_direction(config: RunConfig, who: str, model: LanguageModel) -> None:
         )
 
 
+def _check_tokenizer(config: RunConfig, ours: Tokenizer) -> None:
+    """Ids that mean other words to the teacher would be learnt as if they were right: nothing else would notice."""
+    path: str | None = getattr(config.teacher, "path", None)
+    if path is None or path == config.data.tokenizer:
+        return
+    try:
+        folder = Path(shipped(path)).expanduser()
+        if not folder.is_dir():
+            raise UserError(f"{path} is no local folder")
+        theirs = load_tokenizer(str(folder))
+    except UserError as error:
+        log.get().warning(f"not checked that the teacher was trained with {config.data.tokenizer}: {error.what}")
+        return
+    difference = _difference(ours, theirs)
+    if difference:
+        raise UserError(
+            "the teacher was trained with another tokenizer than the data's",
+            difference,
+            f"set data.tokenizer to {path} and run `megadistill prepare`, or take a teacher of {config.data.tokenizer}",
+        )
+
+
+def _difference(ours: Tokenizer, theirs: Tokenizer) -> str:
+    """Where two tokenizers' ids mean different things; empty where they agree, whatever files they came from."""
+    data, teacher = (tokenizer.backend.get_vocab(with_added_tokens=True) for tokenizer in (ours, theirs))
+    different = sorted(token for token in data.keys() | teacher.keys() if data.get(token) != teacher.get(token))
+    if different:
+        token = different[0]
+        return (
+            f"{len(different):,} tokens have another id or none, such as {token!r}: "
+            f"{data.get(token)} in the data, {teacher.get(token)} in the teacher"
+        )
+    if ours.special != theirs.special:
+        return f"special tokens: {ours.special.as_dict()} in the data, {theirs.special.as_dict()} in the teacher"
+    return ""
+
+
 def _too_small(who: str, dims: Dims, vocabulary: int) -> str:
     if dims.vocabulary >= vocabulary:
         return ""
@@ -108,6 +152,9 @@ def _too_small(who: str, dims: Dims, vocabulary: int) -> str:
 
 def _too_short(who: str, model: LanguageModel, length: int) -> str:
     limit: Any = getattr(model.hf.config, "max_position_embeddings", None)
+    table: Any = getattr(getattr(model.hf.base_model, "embeddings", None), "position_embeddings", None)
+    if limit is not None and getattr(table, "padding_idx", None) is not None:
+        limit -= table.padding_idx + 1  # RoBERTa counts positions from its padding id
     if limit is None or length <= limit:
         return ""
     return f"data.sequence_length is {length}, and the {who} knows only {limit} positions"

@@ -1,5 +1,8 @@
 """What does not fit together is refused while a run is built."""
 
+import json
+import shutil
+
 import pytest
 
 from megadistill.core.dist import World
@@ -69,3 +72,59 @@ def test_a_causal_model_is_refused_for_masked_tokens(bert, gpt2):
         built(bert, "student.config.is_decoder=true")
     with pytest.raises(UserError, match=r"the teacher \(GPT2LMHeadModel\) sees only the tokens before"):
         built(bert, f"teacher.path={gpt2.parent / 'teacher'}", *as_architecture("bert"))
+
+
+def with_tokenizer(path, folder):
+    """The teacher's folder with the data's tokenizer in it."""
+    shutil.copytree(path.parent / "teacher", folder)
+    shutil.copy(path.parent / "tokenizer" / "tokenizer.json", folder)
+    return folder
+
+
+def test_the_teachers_own_tokenizer_is_taken_from_any_kind_of_file(bert, tmp_path, caplog):
+    json_folder, text_folder = with_tokenizer(bert, tmp_path / "json"), tmp_path / "text"
+    built(bert, f"teacher.path={json_folder}")
+    vocabulary = json.loads((json_folder / "tokenizer.json").read_text())["model"]["vocab"]
+    shutil.copytree(bert.parent / "teacher", text_folder)
+    (text_folder / "vocab.txt").write_text("\n".join(sorted(vocabulary, key=vocabulary.get)) + "\n")
+    built(bert, f"teacher.path={text_folder}")
+    assert "not checked" not in caplog.text
+
+
+def test_a_teacher_of_another_tokenizer_of_the_same_size_is_refused(bert, tmp_path):
+    folder = with_tokenizer(bert, tmp_path / "other")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    first, second = list(vocabulary)[100:102]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(UserError, match="another tokenizer") as caught:
+        built(bert, f"teacher.path={folder}")
+    assert "2 tokens have another id" in str(caught.value)
+
+
+def test_another_token_in_a_special_role_is_refused(bert, tmp_path):
+    folder = with_tokenizer(bert, tmp_path / "other")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": "[SEP]"}))
+    with pytest.raises(UserError, match="special tokens"):
+        built(bert, f"teacher.path={folder}")
+
+
+def test_a_teacher_without_tokenizer_is_said_to_be_unchecked(bert, caplog):
+    built(bert)
+    assert "not checked that the teacher was trained with" in caplog.text
+
+
+def test_a_student_from_scratch_knows_its_tokenizers_special_ids(gpt2):
+    config = built(gpt2, *as_architecture("gpt2")).student.hf.config
+    assert (config.pad_token_id, config.bos_token_id, config.eos_token_id) == (0, 2, 3)
+    config = built(gpt2, *as_architecture("gpt2"), "student.config.eos_token_id=7").student.hf.config
+    assert (config.pad_token_id, config.bos_token_id, config.eos_token_id) == (0, 2, 7)
+
+
+def test_roberta_counts_positions_from_its_padding_id(bert):
+    sizes = "{num_hidden_layers: 1, hidden_size: 16, num_attention_heads: 2, intermediate_size: 32}"
+    student = ["student.architecture=roberta", f"student.config={sizes}", "student.init={kind: random}"]
+    built(bert, *student, "student.config.max_position_embeddings=33")
+    with pytest.raises(UserError, match="the student knows only 31"):
+        built(bert, *student, "student.config.max_position_embeddings=32")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from megadistill.core.schema import Strict
 from megadistill.models.signals import LanguageModel
 
@@ -14,7 +16,14 @@ class Student(Strict):
     def fetch(self) -> None:
         """Bring here, while there is network, what `build` will read without; `prepare` calls it."""
 
-    def build(self, teacher: LanguageModel | None, vocabulary_size: int, causal: bool, seed: int) -> LanguageModel:
+    def build(
+        self,
+        teacher: LanguageModel | None,
+        vocabulary_size: int,
+        causal: bool,
+        seed: int,
+        special: Mapping[str, int | None] | None = None,
+    ) -> LanguageModel:
         """The student at step 0.
 
         Args:
@@ -22,5 +31,6 @@ class Student(Strict):
             vocabulary_size: of the tokenizer.
             causal: whether targets are next tokens (clm) rather than masked ones (mlm).
             seed: for random initialisation.
+            special: the tokenizer's ids by role (pad, cls, sep, mask, unk); None where it has no such token.
         """
         raise NotImplementedError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from pydantic import Field
@@ -16,7 +17,7 @@ from megadistill.models.initialize import (
     copy_teacher_layers,
     seeded,
 )
-from megadistill.models.loading import load_pretrained
+from megadistill.models.loading import first_line, load_pretrained
 from megadistill.models.signals import LanguageModel
 from megadistill.models.students.base import Student
 
@@ -35,22 +36,38 @@ class HFStudent(Student):
         if isinstance(self.init, Folder):
             load_pretrained(self.init.path)
 
-    def build(self, teacher: LanguageModel | None, vocabulary_size: int, causal: bool, seed: int) -> LanguageModel:
+    def build(
+        self,
+        teacher: LanguageModel | None,
+        vocabulary_size: int,
+        causal: bool,
+        seed: int,
+        special: Mapping[str, int | None] | None = None,
+    ) -> LanguageModel:
         from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
         if isinstance(self.init, Folder) and self.architecture is None:
+            if self.config:
+                raise UserError(
+                    "student.config is set, and the student is the folder's model as it is",
+                    f"student.init: {{kind: folder, path: {self.init.path}}} without student.architecture",
+                    "remove student.config, or name the student.architecture that it changes",
+                )
             return load_pretrained(self.init.path)
-        config = self._config(teacher, vocabulary_size)
+        config = self._config(teacher, vocabulary_size, special or {})
         auto = AutoModelForCausalLM if causal else AutoModelForMaskedLM
+        if type(config) not in auto._model_mapping:
+            raise UserError(
+                f"{config.model_type} has no {'causal' if causal else 'masked'} language model",
+                fix="choose another student.architecture or data.targets",
+            )
         try:
             with seeded(seed):
                 student = LanguageModel(auto.from_config(config))
-        except ValueError as error:
-            raise UserError(
-                f"{config.model_type} has no {'causal' if causal else 'masked'} language model",
-                str(error).splitlines()[0],
-                "choose another student.architecture or data.targets",
-            ) from None
+        except UserError:
+            raise
+        except Exception as error:  # each architecture checks, or divides by, its fields in its own way
+            raise self._no_model(config.model_type, error) from error
         if isinstance(self.init, TeacherLayers):
             if teacher is None:
                 raise UserError("student.init takes the teacher's layers, and there is no teacher", "teacher: null")
@@ -60,7 +77,7 @@ class HFStudent(Student):
             copy_teacher_layers(student.hf, loaded, list(range(loaded.config.num_hidden_layers)))
         return student
 
-    def _config(self, teacher: LanguageModel | None, vocabulary_size: int) -> Any:
+    def _config(self, teacher: LanguageModel | None, vocabulary_size: int, special: Mapping[str, int | None]) -> Any:
         from transformers import AutoConfig
 
         if self.architecture is None:
@@ -71,7 +88,7 @@ class HFStudent(Student):
                 )
             base = teacher.hf.config
             self._refuse_unknown(base, base.model_type)
-            return type(base).from_dict({**base.to_dict(), **self.config})
+            return self._checked(base.model_type, type(base).from_dict, {**base.to_dict(), **self.config})
         try:
             defaults = AutoConfig.for_model(self.architecture)
         except ValueError:
@@ -80,7 +97,21 @@ class HFStudent(Student):
                 fix="for example bert, distilbert, roberta, gpt2",
             ) from None
         self._refuse_unknown(defaults, self.architecture)
-        return AutoConfig.for_model(self.architecture, **{"vocab_size": vocabulary_size, **self.config})
+        fields = {"vocab_size": vocabulary_size, **_special_fields(defaults, special), **self.config}
+        return self._checked(self.architecture, lambda given: AutoConfig.for_model(self.architecture, **given), fields)
+
+    def _checked(self, architecture: str, make: Callable[[dict[str, Any]], Any], fields: dict[str, Any]) -> Any:
+        try:
+            return make(fields)
+        except Exception as error:  # huggingface_hub's dataclasses raise their own, with no common base
+            raise self._no_model(architecture, error) from error
+
+    def _no_model(self, architecture: str, error: Exception) -> UserError:
+        return UserError(
+            f"student.config: no {architecture} can be made with {self.config}",
+            first_line(error),
+            "give sizes that fit together, of the right types",
+        )
 
     def _refuse_unknown(self, known: Any, architecture: str) -> None:
         """transformers keeps misspelt config fields silently."""
@@ -91,3 +122,10 @@ class HFStudent(Student):
                 f"student.config: {architecture} has no field {', '.join(unknown)}",
                 f"it has {', '.join(names)}",
             )
+
+
+def _special_fields(defaults: Any, special: Mapping[str, int | None]) -> dict[str, int]:
+    """The tokenizer's ids under the config's names: an architecture's own defaults are another tokenizer's ids."""
+    sep, cls = special.get("sep"), special.get("cls")
+    ids = {"pad_token_id": special.get("pad"), "bos_token_id": sep if cls is None else cls, "eos_token_id": sep}
+    return {name: value for name, value in ids.items() if value is not None and hasattr(defaults, name)}
