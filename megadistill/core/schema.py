@@ -111,8 +111,15 @@ def _read(path: Path, origins: dict[str, str], stack: tuple[Path, ...]) -> Tree:
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold a mapping", f"found {type(tree).__name__}", "start from a preset")
     parents = tree.pop("extends", [])
+    parents = [parents] if isinstance(parents, str) else parents
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise UserError(
+            f"{path}: extends must be a path or a list of paths",
+            f"found {parents!r}",
+            "name the config files it extends",
+        )
     merged: Tree = {}
-    for parent in [parents] if isinstance(parents, str) else parents:
+    for parent in parents:
         merged = merge(merged, _read(path.parent / parent, origins, (*stack, path.resolve())))
     for key, _ in flatten(tree):
         origins[key] = str(path)
