@@ -21,16 +21,23 @@ class OnlineTeacher(Teacher):
     """A local folder in the Hugging Face format, or a hub name."""
     revision: str | None = None
     """Hub branch, tag or commit."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of its weights; `auto` is bfloat16 on a GPU and float32 on a CPU."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of its weights; `auto` is bfloat16 on a GPU (float16 on one that lacks it) and float32 on a CPU."""
 
     def fetch(self) -> None:
         load_pretrained(self.path, self.revision)  # the hub's cache keeps it
 
     def build(self, device: torch.device) -> OnlineSource:
-        auto = torch.bfloat16 if device.type == "cuda" else torch.float32
-        dtype = auto if self.dtype == "auto" else getattr(torch, self.dtype)
-        return OnlineSource(self.path, load_pretrained(self.path, self.revision, dtype).to(device))
+        return OnlineSource(self.path, load_pretrained(self.path, self.revision, self.torch_dtype(device)).to(device))
+
+    def torch_dtype(self, device: torch.device) -> torch.dtype:
+        """The dtype that the weights have on `device`."""
+        if self.dtype != "auto":
+            return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.dtype]
+        if device.type != "cuda":
+            return torch.float32
+        # without emulation: a GPU before Ampere computes bfloat16 many times slower than float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 class OnlineSource:
