@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,26 @@ def load_pretrained(path: str, revision: str | None = None, dtype: torch.dtype =
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
     from transformers.utils import logging
 
-    path = shipped(path)
+    path = _found(path)
     config = load_config(path, revision)
     architecture = (getattr(config, "architectures", None) or [""])[0]
     auto = AutoModelForMaskedLM if architecture.endswith(("ForMaskedLM", "ForPreTraining")) else AutoModelForCausalLM
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        hf, loading = auto.from_pretrained(path, revision=revision, dtype=dtype, output_loading_info=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot load the model {path}", first_line(error), _fix(path)) from None
+        hf, loading = auto.from_pretrained(
+            path, revision=revision, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except Exception as error:  # safetensors, torch and huggingface_hub raise their own, with no common base
+        raise _cannot_load(path, error) from error
+    if loading["mismatched_keys"]:
+        # only collected above: refused here by name, where transformers would refuse with a table on stderr
+        name, stored, wanted = min(loading["mismatched_keys"])
+        raise UserError(
+            f"{path}: the weights do not have the shapes of its config.json",
+            f"{name} is {list(stored)}, the config says {list(wanted)}",
+            "config.json and the weights must belong together",
+        )
     if loading["missing_keys"]:
         # transformers would fill them with random numbers and only warn: a teacher that teaches noise
         raise UserError(
@@ -54,17 +65,22 @@ def load_config(path: str, revision: str | None = None) -> Any:
     """
     from transformers import AutoConfig
 
+    path = _found(path)
     local = Path(path)
     if _looks_local(path) and not local.is_dir():
-        raise UserError(f"no model folder {path}", fix="give a folder in the Hugging Face format, or a hub name")
+        raise UserError(
+            f"no model folder {path}",
+            "there is no such local folder; it was not looked for on the hub",
+            "give a folder in the Hugging Face format, or a hub name",
+        )
     if local.is_dir() and not (local / "config.json").exists():
         raise UserError(
             f"{path} is no model folder", "it has no config.json", "give a folder written by save_pretrained"
         )
     try:
         return AutoConfig.from_pretrained(path, revision=revision)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot load the model {path}", first_line(error), _fix(path)) from None
+    except Exception as error:  # transformers checks some fields by dataclasses with errors of their own
+        raise _cannot_load(path, error) from error
 
 
 def save_pretrained(model: LanguageModel, folder: Path, weights: dict[str, torch.Tensor]) -> None:
@@ -82,6 +98,10 @@ def save_pretrained(model: LanguageModel, folder: Path, weights: dict[str, torch
     parameters = dict(model.hf.named_parameters(remove_duplicate=False))
     buffers = {name: value for name, value in model.hf.state_dict().items() if name not in parameters}
     model.hf.save_pretrained(folder, state_dict={**buffers, **plain})
+    # transformers records the dtype of the live model, which under bf16 is not that of the weights given here
+    config = copy.deepcopy(model.hf.config)
+    config.dtype = next((value.dtype for value in plain.values() if value.is_floating_point()), config.dtype)
+    config.save_pretrained(folder)
 
 
 def first_line(error: Exception) -> str:
@@ -90,11 +110,30 @@ def first_line(error: Exception) -> str:
     return " ".join(lines[:2] if lines[0].endswith(":") else lines[:1])
 
 
+def _found(path: str) -> str:
+    return str(Path(shipped(path)).expanduser()) if path.startswith("~") else shipped(path)
+
+
 def _looks_local(path: str) -> bool:
-    return path.startswith(("/", "./", "../", "~")) or (path.count("/") != 1 and "/" in path)
+    """Whether a path is surely no hub name, whose `owner/name` looks like a folder in a folder.
+
+    Asking the hub for a mistyped run takes half a minute where there is no network.
+    """
+    first, slash, rest = path.partition("/")
+    if path.startswith(("/", "./", "../", "runs/")) or "/" in rest:
+        return True
+    return bool(slash) and Path(first).is_dir()
 
 
-def _fix(path: str) -> str:
+def _cannot_load(path: str, error: Exception) -> UserError:
     if Path(path).is_dir():
-        return "check the folder: config.json and model.safetensors must belong together"
-    return "run `megadistill prepare` where there is network, or give a local folder"
+        return UserError(
+            f"cannot load the model {path}",
+            first_line(error),
+            "check the folder: config.json and model.safetensors must belong together, and be whole",
+        )
+    return UserError(
+        f"no model {path!r}: no such local folder, and not on the hub, or there is no network",
+        first_line(error),
+        "check the name; run `megadistill prepare` where there is network, or give a local folder",
+    )
