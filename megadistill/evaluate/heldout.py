@@ -29,13 +29,18 @@ def score(model: LanguageModel, teacher: LanguageModel | None, batches: Any) -> 
     return RowScores(*(torch.cat([getattr(r, name) for r in rows]) for name in ("nll", "targets", "agreed", "correct")))
 
 
-def heldout(config: RunConfig, student: LanguageModel, teacher: LanguageModel | None) -> dict[str, Any]:
-    """Scores over all held-out rows (at most `evaluate.rows` if that is more than training looked at).
+def heldout(
+    config: RunConfig, student: LanguageModel, teacher: LanguageModel | None, rows: int | None = None
+) -> dict[str, Any]:
+    """Scores over the held-out rows; training itself looks at `evaluate.rows` of them only.
+
+    Args:
+        rows: at most so many, the first ones of the order that training takes them in; None: all.
 
     Returns:
         flat numbers, and `rows`: each row's summed nll and number of targets, for paired comparisons.
     """
-    batches: list[Batch] = list(held_out_batches(config.data, BATCH_ROWS, config.seed, World()))
+    batches: list[Batch] = list(held_out_batches(config.data, BATCH_ROWS, config.seed, World(), rows))
     ours = score(student, teacher, batches)
     result: dict[str, Any] = totals(ours, with_teacher=teacher is not None)
     result["num_parameters"] = num_parameters(student)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from megadistill.core.errors import UserError
 from megadistill.core.files import write_json
-from megadistill.data.tokenization import load_tokenizer
 from megadistill.evaluate.heldout import heldout
 from megadistill.evaluate.wikitext import wikitext
 from megadistill.models.loading import load_pretrained
@@ -21,11 +22,19 @@ from megadistill.run.trained import trained
 TASKS = ("heldout", "wikitext")
 
 
-def evaluate(run: Path, tasks: list[str], wikitext_folder: Path | None = None) -> dict[str, Any]:
+def evaluate(
+    run: Path, tasks: list[str], wikitext_folder: Path | None = None, rows: int | None = None
+) -> dict[str, Any]:
     """Score the newest checkpoint of a run; every task's result is written to `<run>/evaluation/<task>.json`.
 
+    Args:
+        run: a run directory.
+        tasks: some of `TASKS`.
+        wikitext_folder: holds WikiText's raw test part; only that task needs it.
+        rows: score at most so many held-out rows; None: all.
+
     Returns:
-        task -> flat numbers. For wikitext the teacher's are there too, as `teacher_...`.
+        task -> flat numbers, the teacher's as `teacher_...`.
 
     Raises:
         UserError: an unknown task, no checkpoint, or text that is not there.
@@ -40,36 +49,28 @@ def evaluate(run: Path, tasks: list[str], wikitext_folder: Path | None = None) -
         yaml.safe_load(directory.resolved_config.read_text(encoding="utf-8")), str(directory.resolved_config)
     )
     found = trained(directory)
-    student = load_pretrained(str(found.path / "student"))
-    teacher = _teacher(config)
+    device = best_device()
+    student = load_pretrained(str(found.path / "student")).to(device)
+    teacher = _teacher(config, device)
     results: dict[str, Any] = {}
     for task in tasks:
         if task == "heldout":
-            scores = heldout(config, student, teacher)
+            scores = heldout(config, student, teacher, rows)
             write_json(directory.evaluation / "heldout_rows.json", scores.pop("rows"))
         else:
             assert wikitext_folder is not None
-            scores = _wikitext(wikitext_folder, config, student, teacher)
+            scores = wikitext(wikitext_folder, config.data, student, teacher)
         results[task] = {"step": found.step, **scores}
         write_json(directory.evaluation / f"{task}.json", results[task])
     return results
 
 
-def _wikitext(folder: Path, config: RunConfig, student: LanguageModel, teacher: LanguageModel | None) -> dict[str, Any]:
-    tokenizer = load_tokenizer(config.data.tokenizer)
-    data = config.data
-
-    def of(model: LanguageModel) -> dict[str, Any]:
-        return wikitext(folder, model, tokenizer, data.targets, data.sequence_length)
-
-    scores = of(student)
-    return scores if teacher is None else scores | {f"teacher_{key}": value for key, value in of(teacher).items()}
+def best_device() -> torch.device:
+    """The GPU, unless there is none or DS_ACCELERATOR=cpu says to leave it alone (as for training)."""
+    gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+    return torch.device("cuda" if gpu else "cpu")
 
 
-def _teacher(config: RunConfig) -> LanguageModel | None:
+def _teacher(config: RunConfig, device: torch.device) -> LanguageModel | None:
     """The teacher's model, also where it only gave the student its first weights."""
-    import torch
-
-    if config.teacher is None:
-        return None
-    return getattr(config.teacher.build(torch.device("cpu")), "model", None)
+    return None if config.teacher is None else getattr(config.teacher.build(device), "model", None)
