@@ -117,7 +117,11 @@ def engine_fits(config: EngineConfig, device: torch.device) -> None:
     """
     if config.precision == "fp16" and device.type == "cpu":
         raise UserError("engine.precision=fp16 needs a GPU", "this machine has none", "use bf16 or fp32")
-    if config.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if (
+        config.precision == "bf16"
+        and device.type == "cuda"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
         raise UserError("engine.precision=bf16 needs a newer GPU", torch.cuda.get_device_name(), "use fp16 or fp32")
 
 

@@ -16,7 +16,7 @@ from megadistill.core.errors import Diverged, Exit, StaleAttempt, UserError
 from megadistill.core.files import write_json
 from megadistill.core.together import on_main
 from megadistill.core.types import Batch
-from megadistill.data.stream import held_out_batches
+from megadistill.data.stream import HeldOut
 from megadistill.engine import checkpoint
 from megadistill.engine.deepspeed import BatchShape, Engine
 from megadistill.kernels.dispatch import implementations
@@ -34,15 +34,17 @@ class Job:
     """The parts at work. Its methods are called on every rank alike."""
 
     def __init__(
-        self, config: RunConfig, parts: Parts, directory: RunDirectory, world: World, device: torch.device
+        self,
+        config: RunConfig,
+        parts: Parts,
+        held_out_rows: HeldOut,
+        directory: RunDirectory,
+        world: World,
+        device: torch.device,
     ) -> None:
-        self.config, self.parts, self.directory, self.world, self.device = (
-            config,
-            parts,
-            directory,
-            world,
-            device,
-        )
+        self.config, self.parts, self.directory = config, parts, directory
+        self.world, self.device = world, device
+        self.held_out = held_out_rows
         self.step = DistillStep(parts.student, config.objectives, parts.losses)
         shape = BatchShape(config.batch.global_size, config.batch.micro_size, parts.accumulation)
         self.engine = Engine(config.engine, config.optimizer, self.step, shape, device)
@@ -107,7 +109,7 @@ class Job:
         """Held-out scores of the student; a rehearsal takes two micro-batches per rank."""
         size = self.config.batch.micro_size
         rows = 2 * size * self.world.size if rehearsal else self.config.evaluate.rows
-        batches = held_out_batches(self.config.data, size, self.config.seed, self.world, max_rows=rows)
+        batches = self.held_out.batches(size, self.config.seed, self.world, max_rows=rows)
         scores = held_out.evaluate(self.engine, self.parts.teacher, batches, self.device)
         if rehearsal:
             return {f"rehearsal/{name.removeprefix('heldout/')}": value for name, value in scores.items()}

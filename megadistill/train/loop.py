@@ -13,6 +13,7 @@ from megadistill.core import dist, log
 from megadistill.core.dist import World
 from megadistill.core.errors import Exit
 from megadistill.core.types import COUNT_KINDS, Batch
+from megadistill.data.stream import HeldOut
 from megadistill.engine import schedule
 from megadistill.engine.deepspeed import engine_fits
 from megadistill.run.build import Parts, build
@@ -50,10 +51,12 @@ def train(config: RunConfig, world: World, device: torch.device, fresh: bool = F
     log.setup(world.rank)
     engine_fits(config.engine, device)
     parts = build(config, world, device)  # most of a user's mistakes come out here, before anything is written
+    held_out_rows = HeldOut(config.data)
+    held_out_rows.batches(config.batch.micro_size, config.seed, world)  # refuses to be too few
     directory = RunDirectory.open(config, fresh, world)
     directory.data_is(parts.stream.fingerprint)
     log.setup(world.rank, directory.log_file(world.rank))
-    job = Job(config, parts, directory, world, device)
+    job = Job(config, parts, held_out_rows, directory, world, device)
     try:
         return _loop(config, parts, directory, job, world)
     except BaseException as error:
