@@ -100,7 +100,7 @@ def scores(run: RunFacts) -> dict[str, float]:
         "parameters": _anywhere(run, "num_parameters"),
         "teacher's parameters": held_out.get("teacher_num_parameters"),
         "held-out perplexity": held_out.get("perplexity", run.last("heldout/perplexity")),
-        "teacher's held-out perplexity": held_out.get("teacher_perplexity", run.last("teacher/heldout_perplexity")),
+        "teacher's held-out perplexity": held_out.get("teacher_perplexity"),
         "held-out loss (nats)": held_out.get("loss", run.last("heldout/loss")),
         "held-out accuracy (top 1)": held_out.get("accuracy", run.last("heldout/accuracy")),
         "agreement with the teacher (top 1)": held_out.get("agreement_top1", run.last("heldout/agreement_top1")),

@@ -152,10 +152,9 @@ def _teachers(runs: Sequence[RunFacts], lines: Sequence[Line]) -> list[Line]:
     """The teacher's perplexity, dashed and as wide as its student's curve, which says little alone."""
     teachers = []
     for run, line in zip(runs, lines, strict=True):
-        points = run.series("teacher/heldout_perplexity")
-        if not points and "teacher's held-out perplexity" in scores(run):
-            points = [(run.steps, scores(run)["teacher's held-out perplexity"])]
-        if len(points) == 1 and line.points:
-            points = [(int(line.points[0][0]), points[0][1]), (int(line.points[-1][0]), points[0][1])]
+        points: list[tuple[int, float]] = []
+        if line.points and "teacher's held-out perplexity" in scores(run):
+            value = scores(run)["teacher's held-out perplexity"]
+            points = [(int(line.points[0][0]), value), (int(line.points[-1][0]), value)]
         teachers.append(Line(f"{run.name}: its teacher", points, line.color, dashed=True))
     return teachers

@@ -58,15 +58,14 @@ def write_run(root: Path, name: str, steps: int = 300, offset: float = 0.0, **jo
                     "heldout/loss": loss - 0.1,
                     "heldout/perplexity": math.exp(loss - 0.1),
                     "heldout/agreement_top1": 0.6 - 0.3 * math.exp(-step / 100),
-                    "teacher/heldout_perplexity": 6.1,
                 }
             lines.append(json.dumps(row))
     (path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     events = [
-        {"event": "start", "attempt": 1, "step": 0, "kernels": {"soft_ce": "reference"}},
+        {"event": "start", "attempt": 1, "step": 0, "ops": {"linear_soft_ce": "chunked PyTorch"}},
         {"event": "save", "attempt": 1, "step": 200},
         {"event": "signal", "attempt": 1, "step": 210, "signals": "SIGUSR1"},
-        {"event": "resume", "attempt": 2, "step": 200, "from": "step-00000200-a0001", **journal_facts},
+        {"event": "resume", "attempt": 2, "step": 200, "checkpoint": "step-00000200-a0001", **journal_facts},
         {"event": "end", "attempt": 2, "step": steps},
     ]
     stamped = [{"time": f"2026-01-02T03:0{4 + i}:05.000+00:00", **event} for i, event in enumerate(events)]
