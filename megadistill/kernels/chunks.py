@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 WORKSPACE_MIB = 32
-"""Memory for one chunk's logits, all buffers of the op together. CPU caches like it small; see tools/results."""
+"""Memory for one chunk's logits, all buffers of the op together."""
 
 
 def chunks(num_rows: int, vocabulary: int, num_buffers: int, workspace_mib: int = WORKSPACE_MIB) -> Iterator[slice]:
