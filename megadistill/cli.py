@@ -106,12 +106,13 @@ def prepare(file: File, assignments: Assignments = None) -> None:
     from megadistill.data.prepare import prepare as prepare_data
     from megadistill.run.config import load
     from megadistill.run.presets import resolve
+    from megadistill.run.trained import located
 
     config = load(resolve(file), assignments or [])
     prepare_data(config.data, typer.echo)
     for part in (config.teacher, config.student):
         if part is not None:
-            part.fetch()
+            located(part).fetch()
 
 
 @app.command()
