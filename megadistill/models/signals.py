@@ -32,8 +32,8 @@ class VocabularyHead(nn.Linear):
 
 
 class LanguageModel(nn.Module):
-    """A transformers model with a vocabulary head (BERT, DistilBERT, RoBERTa, ALBERT, ModernBERT, GPT-2, Llama, Qwen and
-    alike), as a signal source."""
+    """A transformers model with a vocabulary head (BERT, DistilBERT, RoBERTa, ALBERT, ModernBERT, GPT-2, Llama, Qwen
+    and alike), as a signal source."""
 
     attends: Literal["row", "document"] = "row"
     """What a position may see: its whole row, or (and then positions restart) its own document only."""

@@ -21,8 +21,8 @@ class AttentionRelation(Objective):
     """KL(teacher || student) of softmax(a b' / sqrt(d)) between positions, mean over heads and attended positions,
     weighted sum over relations, in nats.
 
-    MiniLM (Wang et al. 2020), equations 5 to 8: relations [qk, vv] of the last layers with the models' own heads, as many
-    in both. MiniLMv2 (Wang et al. 2021), equation 4: relations [qq, kk, vv] of any layers, `heads` cut anew from
+    MiniLM (Wang et al. 2020), equations 5 to 8: relations [qk, vv] of the last layers with the models' own heads, as
+    many in both. MiniLMv2 (Wang et al. 2021), equation 4: relations [qq, kk, vv] of any layers, `heads` cut anew from
     both models, so that neither the numbers of heads nor the widths need be equal. Works with any attention of
     transformers' interface: relations are recomputed from queries, keys and values, some rows at a time.
     """

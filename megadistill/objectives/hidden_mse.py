@@ -61,7 +61,8 @@ class FitLoss(nn.Module):
         super().__init__()
         if projection == "none" and width != teacher_width:
             raise UserError(
-                f"{where}.projection: none, and the teacher's states have {teacher_width} values, the student's {width}",
+                f"{where}.projection: none, and the teacher's states have {teacher_width} values, "
+                f"the student's {width}",
                 "states of different widths have no difference",
                 "use projection: shared, or a student of the teacher's width",
             )

@@ -14,8 +14,8 @@ from megadistill.objectives.base import Objective, wide
 
 
 class LogitsMSE(Objective):
-    """|z_student - z_teacher|^2 of the logits, mean over the positions in scope. With high temperatures soft_ce tends to
-    this with centred logits (Hinton et al. 2015, equation 4)."""
+    """|z_student - z_teacher|^2 of the logits, mean over the positions in scope. With high temperatures soft_ce tends
+    to this with centred logits (Hinton et al. 2015, equation 4)."""
 
     kind: Literal["logits_mse"]
     reduction: Literal["mean", "sum"] = "mean"

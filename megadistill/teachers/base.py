@@ -16,7 +16,7 @@ class Source(Protocol):
     """A built teacher."""
 
     models: Sequence[LanguageModel]
-    """The models it asks; the first one gives the student its shapes and first weights. Empty: none is in the process."""
+    """The models it asks; the first one gives the student its shapes and first weights. Empty: none in the process."""
 
     @property
     def dims(self) -> Dims:
@@ -39,8 +39,8 @@ class Source(Protocol):
         """What a checkpoint records of it (name, sha256): a frozen teacher is a reference, never a copy."""
         ...
 
-    # A teacher that moves also has `save(folder: Path)`, called on rank 0 for every checkpoint, and `load(folder: Path)`,
-    # called on every rank at resume.
+    # A teacher that moves also has `save(folder: Path)`, called on rank 0 for every checkpoint, and
+    # `load(folder: Path)`, called on every rank at resume.
 
 
 class Teacher(Strict):

@@ -17,8 +17,8 @@ from megadistill.teachers.online import OnlineSource, OnlineTeacher
 
 
 class EnsembleTeacher(Teacher):
-    """The geometric mean of several models' distributions, softmax(sum_k w_k z_k / T) at every temperature T: the weighted
-    mean of their logits.
+    """The geometric mean of several models' distributions, softmax(sum_k w_k z_k / T) at every temperature T: the
+    weighted mean of their logits.
 
     It costs the members' forward passes and one head as wide as all of them together; every objective on logits sees
     one teacher. Hidden states and attention are the first member's.
