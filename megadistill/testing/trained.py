@@ -1,4 +1,4 @@
-"""The small trained teacher that ships with the project, and text that it can read: where a random model would not do."""
+"""The small trained teacher that ships with the project, and text it can read: where a random model would not do."""
 
 from __future__ import annotations
 
