@@ -135,10 +135,39 @@ class LanguageModel(nn.Module):
         self.train(training)
         return not torch.equal(before, after)
 
+    @torch.no_grad()
+    def check_head(self, length: int = 8) -> None:
+        """Try out that `head` gives the logits that the whole model gives: an architecture may transform its last
+        states, scale or cap its logits in a way that is not known here.
+
+        Raises:
+            UserError: it does.
+        """
+        device = self.hf.get_output_embeddings().weight.device
+        ids = torch.arange(length, device=device).unsqueeze(0) % self.dims.vocabulary
+        training = self.training
+        self.eval()
+        batch = _trial(ids)
+        ours = self.signals(batch, frozenset()).head(
+            lambda h, w, b: torch.nn.functional.linear(h, w, b), torch.arange(length, device=device)
+        )
+        theirs = self.hf(input_ids=ids, attention_mask=batch.mask.long()).logits[0]
+        self.train(training)
+        if not torch.allclose(ours.float(), theirs.float(), rtol=1e-2, atol=1e-2 * float(theirs.abs().max())):
+            raise UserError(
+                f"{type(self.hf).__name__} computes its logits in a way that megadistill does not know",
+                "its own logits differ from those of its last states and its output matrix",
+                "use BERT, DistilBERT, RoBERTa, ALBERT, ModernBERT, GPT-2, Llama, Qwen or another with a plain head",
+            )
+
     def _last(self, ids: Tensor) -> Tensor:
-        whole = torch.ones_like(ids)
-        batch = Batch(ids, whole.bool(), whole, torch.full_like(ids, IGNORE), torch.arange(len(ids), device=ids.device))
-        return self.signals(batch, frozenset({-1})).hidden[-1]
+        return self.signals(_trial(ids), frozenset({-1})).hidden[-1]
+
+
+def _trial(ids: Tensor) -> Batch:
+    """Whole rows of `ids` without targets."""
+    whole = torch.ones_like(ids)
+    return Batch(ids, whole.bool(), whole, torch.full_like(ids, IGNORE), torch.arange(len(ids), device=ids.device))
 
 
 def _is_causal(hf: Any) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from megadistill.core import log, seeds
@@ -16,11 +17,16 @@ from megadistill.core.types import Dims
 from megadistill.data.stream import Stream
 from megadistill.data.tokenization import Tokenizer, load_tokenizer
 from megadistill.models.initialize import seeded
+from megadistill.models.likeness import likeness
 from megadistill.models.signals import LanguageModel
 from megadistill.objectives.base import Loss
 from megadistill.run.config import RunConfig
 from megadistill.run.trained import located
 from megadistill.teachers.base import Source
+from megadistill.teachers.guard import guard
+
+TRIAL_ROWS = 8
+"""Rows of the data that a teacher proves itself on, the same on every rank."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,8 @@ class Parts:
     student: LanguageModel
     losses: list[Loss]
     accumulation: int
+    likeness: dict[str, Any] | None
+    """How the student starts beside its teacher; None without one."""
 
 
 def build(config: RunConfig, world: World, device: torch.device) -> Parts:
@@ -60,11 +68,23 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
         model.attends = config.data.attention
     _check_sizes(config, student, teacher, vocabulary)
     _check_tokenizer(config, tokenizer)
+    for model in (student, *models):
+        model.check_head(min(8, config.data.sequence_length))
     distils = any(objective.needs().teacher for objective in config.objectives)
     _check_direction(config, "student", student)
     if teacher is not None and distils:
         for model in models:
             _check_direction(config, "teacher", model)
+    report: dict[str, Any] | None = None
+    if teacher is not None and distils:
+        trial = stream.part.batch(stream.order.locate(np.arange(TRIAL_ROWS)), config.seed, "targets").to(device)
+        student.to(device)
+        assert config.teacher is not None
+        if config.teacher.guard is not None:
+            counts = stream.part.vocabulary.counts
+            guard(config.teacher.guard, teacher, student, trial, vocabulary, counts)
+        if models:
+            report = likeness(student, models[0], trial)
     if config.engine.activation_checkpointing:
         student.hf.gradient_checkpointing_enable({"use_reentrant": False})
     teacher_dims = teacher.dims if teacher is not None else None
@@ -72,7 +92,7 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
         losses = [objective.build(student.dims, teacher_dims) for objective in config.objectives]
     if not distils:
         teacher = None  # it only gave the student its first weights
-    return Parts(stream, teacher, student, losses, accumulation)
+    return Parts(stream, teacher, student, losses, accumulation, report)
 
 
 def _check_sizes(config: RunConfig, student: LanguageModel, teacher: Source | None, vocabulary: int) -> None:

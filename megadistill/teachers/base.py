@@ -10,6 +10,7 @@ import torch
 from megadistill.core.schema import Strict
 from megadistill.core.types import Batch, Dims, Needs, Signals
 from megadistill.models.signals import LanguageModel
+from megadistill.teachers.guard import Guard
 
 
 class Source(Protocol):
@@ -47,6 +48,8 @@ class Teacher(Strict):
     """Base of every teacher source's config."""
 
     kind: str
+    guard: Guard | None = Guard()
+    """What it must prove before the first step; None: nothing."""
 
     def fetch(self) -> None:
         """Bring here, while there is network, what `build` will read without; `prepare` calls it."""

@@ -13,6 +13,7 @@ from megadistill.core.errors import UserError
 from megadistill.core.types import Batch, Dims, Needs, Signals
 from megadistill.models.signals import LanguageModel
 from megadistill.teachers.base import Teacher
+from megadistill.teachers.guard import Guard
 from megadistill.teachers.online import sha256_of
 
 
@@ -28,6 +29,8 @@ class SelfEMATeacher(Teacher):
     decay: float = Field(0.999, ge=0, lt=1)
     every_steps: int = Field(1, gt=0)
     """Between two updates."""
+    guard: Guard | None = None
+    """It starts as the student, who knows nothing yet."""
 
     def build(self, device: torch.device) -> SelfEMASource:
         return SelfEMASource(self.decay, self.every_steps, device)

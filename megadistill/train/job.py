@@ -133,6 +133,8 @@ class Job:
                     "give a larger train.steps, or this run another `name`",
                 )
             self.engine.load(found.path)
+            if hasattr(self.parts.teacher, "load"):
+                self.parts.teacher.load(found.path / "teacher")
             self.last_saved = found.step
         step = 0 if found is None else found.step
         self.directory.resumed(None if found is None else (found.step, found.attempt))
@@ -146,6 +148,7 @@ class Job:
             accumulation=self.parts.accumulation,
             ops=implementations(self.device),
             teacher=self.teacher_identity,
+            likeness=self.parts.likeness if found is None else None,
             num_parameters=sum(p.numel() for p in self.parts.student.parameters())
             if self.config.engine.zero_stage < 3
             else None,
@@ -229,6 +232,8 @@ class Job:
         }
         if self.world.is_main:
             save_pretrained(self.parts.student, folder / "student", weights)
+            if hasattr(self.parts.teacher, "save"):
+                self.parts.teacher.save(folder / "teacher")
 
     def leave(self, step: int) -> Exit:
         """Stop early, after a checkpoint."""
@@ -272,5 +277,8 @@ class Job:
         )
         if found is not None:
             self.say(f"continuing at step {step} from {found.path}")
+        elif self.parts.likeness is not None:
+            like = self.parts.likeness
+            self.say(f"at the start: KL {like['kl']:.3f} to the teacher, top-1 agreement {like['agreement_top1']:.1%}")
         for reason in self.directory.not_bitwise:
             self.say(f"not bitwise: {reason}")
