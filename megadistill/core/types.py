@@ -116,8 +116,11 @@ class Needs:
 class Head(Protocol):
     """Runs a function where the vocabulary head's weight can be read (under ZeRO-3 nowhere else)."""
 
-    def __call__(self, fn: HeadFunction[Result], rows: Tensor) -> Result:
-        """`fn(hidden [N, H], weight [V, H], bias)` for the flat positions `rows` [N] int64 of [B * L]."""
+    def __call__(self, fn: HeadFunction[Result], rows: Tensor, layers: Sequence[int] = (-1,)) -> Result:
+        """`fn(hidden [N, H], weight [V, H], bias)` for the flat positions `rows` [N] int64 of [B * L].
+
+        With several `layers`, of which hidden states are there, `hidden` is theirs one after another, [N * layers, H].
+        """
         ...
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal, TypeVar
 
@@ -93,10 +93,15 @@ class LanguageModel(nn.Module):
                 input_ids=batch.ids, output_hidden_states=bool(hidden - {-1}), return_dict=True, **inputs
             )
         last = body.last_hidden_state
+        states = {layer: last if layer == -1 else body.hidden_states[layer] for layer in hidden}
 
-        def head(fn: HeadFunction[Result], rows: Tensor) -> Result:
-            states = _transform(self.hf, last.flatten(0, 1)[rows])
-            return self.hf.get_output_embeddings()(states, fn)
+        def head(fn: HeadFunction[Result], rows: Tensor, layers: Sequence[int] = (-1,)) -> Result:
+            chosen = [
+                last.flatten(0, 1)[rows] if layer == -1 else _finished(self.hf, states[layer].flatten(0, 1)[rows])
+                for layer in layers
+            ]
+            together = torch.cat(chosen) if len(chosen) > 1 else chosen[0]
+            return self.hf.get_output_embeddings()(_transform(self.hf, together), fn)
 
         def again(values: Mapping[int, Tensor], where: Tensor) -> Signals:
             with torch.set_grad_enabled(last.requires_grad):
@@ -104,7 +109,7 @@ class LanguageModel(nn.Module):
 
         return Signals(
             head,
-            {layer: last if layer == -1 else body.hidden_states[layer] for layer in hidden},
+            states,
             {layer: kept[number] for layer, number in numbers.items()},
             again,
         )
@@ -179,6 +184,14 @@ def _first_position(hf: Any) -> int:
     table: Any = getattr(getattr(hf.base_model, "embeddings", None), "position_embeddings", None)
     padding: int | None = getattr(table, "padding_idx", None)
     return 0 if padding is None else padding + 1
+
+
+def _finished(hf: Any, hidden: Tensor) -> Tensor:
+    """What a model does to the output of its last layer, done to that of another: [N, H] -> [N, H]."""
+    for name in ("ln_f", "norm", "final_norm"):
+        if isinstance(getattr(hf.base_model, name, None), nn.Module):
+            return getattr(hf.base_model, name)(hidden)
+    return hidden
 
 
 def _transform(hf: Any, hidden: Tensor) -> Tensor:

@@ -85,6 +85,12 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
             guard(config.teacher.guard, teacher, student, trial, vocabulary, counts)
         if models:
             report = likeness(student, models[0], trial)
+    if config.engine.activation_checkpointing and any(o.needs().again for o in config.objectives):
+        raise UserError(
+            "an objective that exchanges hidden states cannot go with engine.activation_checkpointing",
+            "what is recomputed in the backward pass would not be what was exchanged",
+            "set engine.activation_checkpointing: false (it costs the activations' memory), or leave the objective out",
+        )
     if config.engine.activation_checkpointing:
         student.hf.gradient_checkpointing_enable({"use_reentrant": False})
     teacher_dims = teacher.dims if teacher is not None else None

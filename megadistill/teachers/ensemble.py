@@ -83,7 +83,8 @@ class EnsembleSource:
         nothing = Needs(teacher=True)
         answers = [member.signals(batch, needs if index == 0 else nothing) for index, member in enumerate(self.members)]
 
-        def head(fn: HeadFunction[Any], rows: Tensor) -> Any:
+        def head(fn: HeadFunction[Any], rows: Tensor, layers: Sequence[int] = (-1,)) -> Any:
+            assert tuple(layers) == (-1,), "an ensemble has no layers"
             parts = [answer.head(lambda h, w, b: (h, w, b), rows) for answer in answers]
             if self._head is None:  # the members never change
                 self._head = self._joined([(weight, bias) for _, weight, bias in parts])
@@ -91,7 +92,14 @@ class EnsembleSource:
             hidden = torch.cat([w * h for w, (h, _, _) in zip(self.weights, parts, strict=True)], dim=-1)
             return fn(hidden, *self._head)
 
-        return Signals(head, answers[0].hidden, answers[0].attention, answers[0].again)
+        def again(values: Any, where: Tensor) -> Signals:
+            raise UserError(
+                "an ensemble cannot have its states exchanged: its members have different ones",
+                "objectives: counterfactual with teacher: ensemble",
+                "use teacher: online",
+            )
+
+        return Signals(head, answers[0].hidden, answers[0].attention, again)
 
     def _joined(self, heads: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
         size = self.vocabulary
