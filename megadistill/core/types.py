@@ -7,7 +7,8 @@ H hidden width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from copy import copy
+from dataclasses import dataclass, field, fields
 from typing import Literal, Protocol, TypeVar
 
 import torch
@@ -41,14 +42,32 @@ class Batch:
     """[B, L] int64."""
     rows: Tensor
     """[B] int64 identity of each row: its place in the shards, counted over all corpora."""
+    attended: Tensor = field(init=False)
+    """[number of tokens] int64 flat positions where `mask` holds: found here, where the batch is made (on the CPU),
+    since on a GPU whoever asks how many there are waits for it."""
+    targets: Tensor = field(init=False)
+    """[number of targets] int64 flat positions that have a label; all of them attended."""
+
+    def __post_init__(self) -> None:
+        labelled = self.labels != IGNORE
+        assert not (labelled & ~self.mask).any(), "a position with a label must be attended"
+        for name, where in (("attended", self.mask), ("targets", labelled)):
+            object.__setattr__(self, name, where.flatten().nonzero().squeeze(1))
 
     def to(self, device: torch.device) -> Batch:
-        return replace(self, **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+        moved = copy(self)
+        for f in fields(self):
+            object.__setattr__(moved, f.name, getattr(self, f.name).to(device, non_blocking=True))
+        return moved
+
+    def split(self, size: int) -> list[Batch]:
+        """Batches of `size` rows each, in order; the last may have fewer."""
+        given = [getattr(self, f.name).split(size) for f in fields(self) if f.init]
+        return [Batch(*parts) for parts in zip(*given, strict=True)]
 
     def counts(self) -> Tensor:
         """[len(COUNT_KINDS)] float64, known from the masks alone, before any forward."""
-        numbers = [self.mask.sum(), (self.labels != IGNORE).sum(), torch.tensor(self.ids.shape[0])]
-        return torch.stack([n.to("cpu", torch.float64) for n in numbers])
+        return torch.tensor([len(self.attended), len(self.targets), len(self.ids)], dtype=torch.float64)
 
 
 @dataclass(frozen=True)

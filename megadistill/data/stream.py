@@ -6,7 +6,6 @@ import queue
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from megadistill.core.dist import World
 from megadistill.core.errors import UserError
 from megadistill.core.files import sha256_json
-from megadistill.core.types import Batch
+from megadistill.core.types import IGNORE, Batch
 from megadistill.data.config import DataConfig
 from megadistill.data.hashing import row_keys
 from megadistill.data.masking import Vocabulary
@@ -67,6 +66,7 @@ class Part:
             tokens[here], segments[here] = self.shards[number].rows(rows)
             keys[here] = row_keys(seed, purpose, self.config.corpora[number].name, epochs, rows)
         ids, labels = self.config.targets.apply(tokens, segments, keys, self.vocabulary)
+        self._check_range(ids, labels)
         return Batch(
             ids=torch.from_numpy(ids),
             mask=torch.from_numpy(segments > 0),
@@ -74,6 +74,17 @@ class Part:
             labels=torch.from_numpy(labels),
             rows=torch.from_numpy(self.starts[places.corpus] + places.row),
         )
+
+    def _check_range(self, ids: I64, labels: I64) -> None:
+        """On a GPU an id out of range is an assertion of the device, long after and without a name."""
+        low, high, size = min(ids.min(), labels[labels != IGNORE].min(initial=0)), ids.max(), self.vocabulary.size
+        high = max(high, labels.max())
+        if low < 0 or high >= size:
+            raise UserError(
+                f"a row holds the token id {low if low < 0 else high}, and the tokenizer has {size:,} entries",
+                f"{self.config.dir}",
+                "run `megadistill prepare FILE` again",
+            )
 
 
 class Stream:
@@ -129,7 +140,7 @@ class Stream:
         positions = step * self.global_size + np.arange(self.global_size, dtype=np.int64)
         mine = positions.reshape(-1, self.world.size, self.micro_size)[:, self.world.rank]
         batch = self.part.batch(self.order.locate(mine.reshape(-1)), self.seed, "targets")
-        return _cut(batch, self.micro_size)
+        return batch.split(self.micro_size)
 
     def window(self, start_step: int, end_step: int) -> tuple[int, int]:
         """The draws that steps [start_step, end_step) stand on: what to add to `skips` to leave them out."""
@@ -211,11 +222,6 @@ def held_out_batches(
 ) -> Iterator[Batch]:
     """`HeldOut(config).batches(...)`, for who needs them once."""
     return HeldOut(config).batches(micro_size, seed, world, max_rows)
-
-
-def _cut(batch: Batch, size: int) -> list[Batch]:
-    fields: dict[str, Any] = {name: getattr(batch, name).split(size) for name in batch.__dataclass_fields__}
-    return [Batch(**dict(zip(fields, values, strict=True))) for values in zip(*fields.values(), strict=True)]
 
 
 def _token_counts(config: DataConfig, size: int) -> I64:

@@ -1,4 +1,4 @@
-"""How a head loss walks over its rows so that [rows, vocabulary] logits never exist at once."""
+"""Logits of a chunk of rows at a time, for who wants scores and no gradient."""
 
 from __future__ import annotations
 
@@ -31,23 +31,3 @@ def fp32_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     else:  # few CPUs multiply bf16 natively; the others are several times slower than in fp32
         logits = hidden.float() @ weight.T.float()
     return logits if bias is None else logits.add_(bias.to(logits.dtype))
-
-
-class HeadGradients:
-    """Gradients of (hidden, weight, bias) summed over chunks, only those asked for; weight and bias in fp32."""
-
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needed: tuple[bool, bool, bool]) -> None:
-        wide = torch.promote_types(hidden.dtype, torch.float32)
-        self.hidden = torch.empty_like(hidden) if needed[0] else None
-        self.weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if needed[1] else None
-        self.bias = torch.zeros(bias.shape, dtype=wide, device=bias.device) if bias is not None and needed[2] else None
-
-    def add(self, rows: slice, hidden: Tensor, weight: Tensor, gradient: Tensor) -> None:
-        """Account for `gradient` [n, V], the loss's gradient with respect to the logits of `hidden[rows]`."""
-        operand = gradient.to(hidden.dtype) if hidden.is_cuda else gradient
-        if self.hidden is not None:
-            self.hidden[rows] = (operand @ weight.to(operand.dtype)).to(hidden.dtype)
-        if self.weight is not None:
-            self.weight.addmm_(operand.T.to(self.weight.dtype), hidden[rows].to(self.weight.dtype))
-        if self.bias is not None:
-            self.bias += gradient.sum(0)

@@ -2,11 +2,175 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, Literal
+
 import torch
+from torch import Tensor
+
+_MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a process may choose about its kernels. The results differ in rounding only."""
+
+    workspace_mib: int | None = None
+    """Memory for the logits and their gradient, all blocks of a head-loss call together. None: 32 MiB on a CPU; on a
+    GPU what 256 rows of fp32 logits of both models and 1024 of gradient take, at least 256 MiB."""
+    logits: Literal["exact", "fast"] = "exact"
+    """`exact`: fp32 logits of bf16 operands; `fast`: bf16 logits, as `nn.Linear` gives them (GPU only)."""
+    rows: Literal["auto", "triton", "compiled", "eager"] = "auto"
+    """What turns logits into gradients. `auto`: Triton on a GPU, else eager PyTorch; `compiled`: Inductor, which needs
+    a C++ compiler and half a minute once."""
+    check_labels: bool = False
+    """Look at the labels on the device at every call, which waits for it. They are checked where batches are made."""
+
+
+_settings = Settings()
+
+
+def configure(**changes: Any) -> Settings:
+    """Change this process's settings, and return the ones before (`configure(**vars(before))` restores them)."""
+    global _settings
+    before = _settings
+    _settings = replace(_settings, **changes)
+    return before
+
+
+def settings() -> Settings:
+    """This process's settings."""
+    return _settings
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one call of the head losses is carried out."""
+
+    rows: Callable[..., None]
+    """From a block of logits to losses and gradient (see `rows_torch.rows`)."""
+    in_place: bool
+    """The gradient may take the place of the logits that it comes from."""
+    operands: torch.dtype
+    """In which the student's products are computed."""
+    logits: torch.dtype
+    vocabulary: int
+    leading: int
+    """Values from one row of a block to the next: a multiple of 64 on a GPU, whose fast loads want aligned rows."""
+    teacher: bool
+    inner_rows: int
+    outer_rows: int
+
+    def teacher_operands(self, hidden: Tensor) -> torch.dtype:
+        """In which a teacher's products are computed."""
+        return hidden.dtype if hidden.is_cuda else self.logits
+
+
+def plan(hidden: Tensor, vocabulary: int, num_rows: int, teacher: bool, terms: str, top_k: bool) -> Plan:
+    """How to run a call on `hidden`'s device.
+
+    Raises:
+        ValueError: the workspace does not hold one row.
+    """
+    from megadistill.kernels.head_losses import rows_torch
+
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    kind, _ = row_implementation(hidden.device, hidden.dtype, top_k)
+    if hidden.is_cuda:
+        operands, leading = hidden.dtype, -(-vocabulary // 64) * 64
+        logits = hidden.dtype if _settings.logits == "fast" else wide
+    else:
+        operands, logits, leading = wide, wide, vocabulary  # see `fp32_logits` for why
+    if kind == "triton":
+        from megadistill.kernels.head_losses import rows_triton
+
+        rows: Callable[..., None] = rows_triton.rows
+        in_place = rows_triton.one_launch(terms)
+    else:
+        compiled = kind == "compiled"
+
+        def rows(*arguments: Any) -> None:
+            rows_torch.rows(*arguments, compiled=compiled)
+
+        in_place = True
+    inner, outer = block_rows(
+        num_rows,
+        leading,
+        logits.itemsize * (1 + teacher),
+        0 if operands == logits else operands.itemsize,
+        hidden.is_cuda,
+    )
+    return Plan(rows, in_place, operands, logits, vocabulary, leading, teacher, inner, outer)
+
+
+def block_rows(num_rows: int, leading: int, inner_bytes: int, outer_bytes: int, on_gpu: bool) -> tuple[int, int]:
+    """Rows of an inner and of an outer block that fit the workspace.
+
+    Args:
+        inner_bytes: per value, of all inner buffers together.
+        outer_bytes: per value, of the outer one; 0 when the gradient takes the logits' place.
+
+    Raises:
+        ValueError: the workspace does not hold one row.
+    """
+    ratio = (
+        4 if outer_bytes else 1
+    )  # products of at least ~184 rows forward and ~735 backward hide their memory traffic
+    per_row = leading * (inner_bytes + ratio * outer_bytes)
+    if _settings.workspace_mib is not None:
+        budget = _settings.workspace_mib * _MIB
+    else:
+        budget = max(256 * _MIB, 256 * per_row) if on_gpu else max(32 * _MIB, 16 * per_row)
+    inner = budget // per_row
+    if inner < 1:
+        raise ValueError(
+            f"workspace_mib={_settings.workspace_mib} does not hold one row: {-(-per_row // _MIB)} MiB at least "
+            f"for {leading} logits"
+        )
+    if inner > 128:
+        inner -= inner % 128
+    inner = min(inner, max(num_rows, 1))
+    return inner, min(ratio * inner, max(num_rows, 1))
+
+
+def row_implementation(device: torch.device, dtype: torch.dtype, top_k: bool = False) -> tuple[str, str]:
+    """triton, compiled or eager; and the reason."""
+    wanted = _settings.rows
+    if wanted != "auto" and wanted != "triton":
+        return wanted, "as configured"
+    why_not = _no_triton(device, dtype, top_k)
+    if wanted == "auto" and not why_not and device.type == "cuda":
+        return "triton", "a CUDA device"
+    if wanted == "triton":
+        if why_not:
+            raise ValueError(f"rows='triton' cannot run here: {why_not}; use rows='auto'")
+        return "triton", "as configured"
+    return "eager", why_not or f"the device is {device.type}"
+
+
+def _no_triton(device: torch.device, dtype: torch.dtype, top_k: bool) -> str:
+    """Why Triton cannot run; empty when it can."""
+    if top_k:
+        return "top-k teachers have no Triton kernel"
+    if dtype == torch.float64:
+        return "fp64 has no Triton kernel"
+    if not _triton_found():
+        return "triton is not installed"
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (7, 0):
+        return f"compute capability {torch.cuda.get_device_capability(device)} is below 7.0"
+    return ""
+
+
+@cache
+def _triton_found() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def implementations(device: torch.device) -> dict[str, str]:
     """Op name -> the implementation that runs on `device`, with the reason."""
-    chunked = "chunked PyTorch, gradient in forward"
-    reason = "no Triton kernel yet" if device.type == "cuda" else "no GPU"
-    return {"linear_soft_ce": f"{chunked} ({reason})", "linear_ce": f"{chunked} ({reason})"}
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    kind, reason = row_implementation(device, dtype)
+    return {"head_losses": f"blocks of logits, gradient in forward, {kind} rows ({reason})"}

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from megadistill.core.types import IGNORE, Batch, Dims, Signals, Term
-from megadistill.kernels.linear_ce import linear_ce
+from pydantic import Field
+
+from megadistill.core.types import Dims
+from megadistill.kernels.head_losses import Hard
 from megadistill.objectives.base import Objective
+from megadistill.objectives.mixture import HeadLoss
 
 
 class HardCE(Objective):
@@ -16,14 +19,8 @@ class HardCE(Objective):
     """
 
     kind: Literal["hard_ce"]
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """This much of each target's weight lies evenly on the whole vocabulary (Szegedy et al. 2016, section 7)."""
 
-    def build(self, student: Dims, teacher: Dims | None) -> _HardCELoss:
-        return _HardCELoss()
-
-
-class _HardCELoss:
-    def __call__(self, student: Signals, teacher: Signals | None, batch: Batch) -> Term:
-        labels = batch.labels.flatten()
-        rows = (labels != IGNORE).nonzero().squeeze(1)
-        total = student.head(lambda hidden, weight, bias: linear_ce(hidden, weight, bias, labels[rows]), rows)
-        return Term(total, "targets")
+    def build(self, student: Dims, teacher: Dims | None) -> HeadLoss:
+        return HeadLoss(Hard(self.label_smoothing), "targets")

@@ -6,43 +6,28 @@ from typing import Literal
 
 from pydantic import Field
 
-from megadistill.core.types import IGNORE, Batch, CountKind, Dims, Needs, Signals, Term
-from megadistill.kernels.linear_soft_ce import linear_soft_ce
+from megadistill.core.types import Dims, Needs
+from megadistill.kernels.head_losses import Soft
 from megadistill.objectives.base import Objective
+from megadistill.objectives.mixture import HeadLoss
 
 
 class SoftCE(Objective):
-    """T^2 * KL(teacher || student), mean over the positions in scope of the whole global batch, in nats."""
+    """T^2 * D(teacher, student), mean over the positions in scope of the whole global batch, in nats."""
 
     kind: Literal["soft_ce"]
     temperature: float = Field(2.0, gt=0)
     """T, divides both models' logits."""
     scope: Literal["tokens", "targets"] = "tokens"
     """`tokens`: every attended position, as DistilBERT's code does; `targets`: positions with a label only."""
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+    """D: `forward_kl`, KL(teacher || student), as Hinton's; `reverse_kl`, KL(student || teacher), which does not pay
+    for what the student leaves out (Gu et al. 2024); `jsd`, the generalised Jensen-Shannon (Agarwal et al. 2024)."""
+    beta: float = Field(0.5, gt=0, lt=1)
+    """The teacher's weight in `jsd`'s mixture; near 0: beta times forward_kl, near 1: (1 - beta) times reverse_kl."""
 
     def needs(self) -> Needs:
         return Needs(teacher=True)
 
-    def build(self, student: Dims, teacher: Dims | None) -> _SoftCELoss:
-        return _SoftCELoss(self.temperature, self.scope)
-
-
-class _SoftCELoss:
-    def __init__(self, temperature: float, scope: CountKind) -> None:
-        self.temperature, self.scope = temperature, scope
-
-    def __call__(self, student: Signals, teacher: Signals | None, batch: Batch) -> Term:
-        assert teacher is not None
-        selected = batch.mask if self.scope == "tokens" else batch.labels != IGNORE
-        rows = selected.flatten().nonzero().squeeze(1)
-        # the teacher's head runs inside the student's, so that both weights are readable at once
-        total = student.head(
-            lambda hidden, weight, bias: teacher.head(
-                lambda t_hidden, t_weight, t_bias: linear_soft_ce(
-                    hidden, weight, bias, t_hidden, t_weight, t_bias, self.temperature
-                ),
-                rows,
-            ),
-            rows,
-        )
-        return Term(total, self.scope)
+    def build(self, student: Dims, teacher: Dims | None) -> HeadLoss:
+        return HeadLoss(Soft(self.temperature, self.divergence, self.beta), self.scope)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from megadistill.core import seeds
 from megadistill.core.together import rank_and_size
-from megadistill.core.types import IGNORE, Batch, Signals
+from megadistill.core.types import Batch, Signals
 from megadistill.engine.deepspeed import Engine
-from megadistill.kernels.linear_ce import linear_ce
+from megadistill.kernels.head_losses import linear_ce
 from megadistill.teachers.base import Source
 from megadistill.train.step import refuse_uneven_gradients
 
@@ -59,7 +59,6 @@ def accumulate(
 
 @torch.no_grad()
 def _own_loss(signals: Signals, batch: Batch) -> Tensor:
-    labels = batch.labels.flatten()
-    rows = (labels != IGNORE).nonzero().squeeze(1)
-    total = signals.head(lambda hidden, weight, bias: linear_ce(hidden, weight, bias, labels[rows]), rows)
-    return torch.stack([total.float(), torch.tensor(float(len(rows)), device=total.device)])
+    labels = batch.labels.flatten()[batch.targets]
+    total = signals.head(lambda hidden, weight, bias: linear_ce(hidden, weight, bias, labels), batch.targets)
+    return torch.stack([total.float(), torch.full_like(total, len(labels), dtype=torch.float32)])

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from megadistill.core.dist import gather_objects
 from megadistill.core.errors import UserError
-from megadistill.core.types import COUNT_KINDS, Batch, Needs, Signals, union_of_needs
+from megadistill.core.types import Batch, Needs, Signals, union_of_needs
 from megadistill.models.scoring import score_rows
 from megadistill.models.signals import LanguageModel
 from megadistill.objectives.base import Loss, Objective
-
-
-@dataclass(frozen=True)
-class Weighed:
-    """One objective in the mixture."""
-
-    label: str
-    weight: float
-    loss: Loss
+from megadistill.objectives.mixture import Mixture, Weighed
 
 
 class DistillStep(nn.Module):
@@ -34,12 +24,18 @@ class DistillStep(nn.Module):
         super().__init__()
         self.student = student
         self.needs: Needs = union_of_needs([objective.needs() for objective in objectives])
-        self.mixture = [
-            Weighed(objective.label, objective.weight, loss) for objective, loss in zip(objectives, losses, strict=True)
-        ]
-        self.learned = nn.ModuleDict({w.label: w.loss for w in self.mixture if isinstance(w.loss, nn.Module)})
-        self.count_of: dict[str, str] = {}
-        """Objective label -> what its sum runs over; filled by the first forward."""
+        self.mixture = Mixture(
+            [
+                Weighed(objective.label, objective.weight, loss)
+                for objective, loss in zip(objectives, losses, strict=True)
+            ]
+        )
+        self.learned = nn.ModuleDict({w.label: w.loss for w in self.mixture.parts if isinstance(w.loss, nn.Module)})
+
+    @property
+    def count_of(self) -> dict[str, str]:
+        """Objective label -> what its sum runs over; complete after the first forward."""
+        return self.mixture.count_of
 
     def forward(self, batch: Batch, teacher: Signals | None, shares: Tensor | None) -> Any:
         """One micro-batch: its share of the loss, or (`shares` None) its scores.
@@ -57,13 +53,7 @@ class DistillStep(nn.Module):
         if shares is None:
             return score_rows(self.student.signals(batch, frozenset()), teacher, batch)
         student = self.student.signals(batch, self.needs.student_hidden)
-        loss, sums = shares.new_zeros(()), []
-        for weighed in self.mixture:
-            term = weighed.loss(student, teacher, batch)
-            self.count_of[weighed.label] = term.count
-            loss = loss + weighed.weight * shares[COUNT_KINDS.index(term.count)] * term.sum
-            sums.append(term.sum.detach().float())
-        return loss, torch.stack(sums)
+        return self.mixture(student, teacher, batch, shares)
 
 
 def refuse_uneven_gradients(loss: Tensor, module: nn.Module, step: int, micro_batch: int) -> None:

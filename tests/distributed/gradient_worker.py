@@ -2,12 +2,10 @@
 
 import json
 import sys
-from dataclasses import fields
 
 import torch
 
 from megadistill.core import dist
-from megadistill.core.types import Batch
 from megadistill.engine.deepspeed import BatchShape, Engine, EngineConfig
 from megadistill.engine.optimizer import OptimizerConfig
 from megadistill.objectives.cosine import Cosine
@@ -37,10 +35,7 @@ def gradient(world, device, rows, seed, micro, stage, precision, architecture):
     shape = BatchShape(rows, micro, rows // (micro * world.size))
     config = EngineConfig(zero_stage=stage, precision=precision, persistence_threshold=0)
     engine = Engine(config, OptimizerConfig(gradient_clipping=0.0), step, shape, device)
-    mine = []
-    for index in range(shape.accumulation):
-        start = (index * world.size + world.rank) * micro
-        mine.append(Batch(**{f.name: getattr(whole, f.name)[start : start + micro] for f in fields(Batch)}))
+    mine = whole.split(micro)[world.rank :: world.size]
     counts = dist.sum_over_ranks(torch.stack([b.counts() for b in mine]).sum(0))
     accumulate(engine, teacher, mine, counts, step=1, seed=0, check_ranks=True, ask_teacher=False)
 

@@ -47,7 +47,7 @@ def test_soft_ce_on_the_fixture(temperature, mean):
 def test_soft_ce_over_targets_only_leaves_other_tokens_out():
     labels = torch.tensor([[0, IGNORE, IGNORE]])
     one = value(SoftCE(kind="soft_ce", temperature=1, scope="targets"), labels=labels)
-    alone = value(SoftCE(kind="soft_ce", temperature=1), mask=torch.tensor([[True, False, False]]))
+    alone = value(SoftCE(kind="soft_ce", temperature=1), mask=torch.tensor([[True, False, False]]), labels=labels)
     assert one.count == "targets"
     assert one.sum.item() == alone.sum.item()
 
@@ -62,7 +62,10 @@ def test_cosine_on_the_fixture_and_a_zero_state_is_no_nan():
     term = value(Cosine(kind="cosine"))
     assert term.count == "tokens"
     assert term.sum.item() / 2 == pytest.approx(0.6428571429, abs=1e-6)
-    assert value(Cosine(kind="cosine"), mask=torch.tensor([[False, True, False]])).sum.item() == 1.0
+    assert (
+        value(Cosine(kind="cosine"), torch.tensor([[False, True, False]]), torch.full_like(LABELS, IGNORE)).sum.item()
+        == 1.0
+    )
 
 
 def test_equal_models_have_no_soft_loss_and_no_gradient():

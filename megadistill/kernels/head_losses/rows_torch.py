@@ -1,0 +1,172 @@
+"""From a block of logits to each row's losses and their gradient, in PyTorch: on any device, eager or compiled.
+
+Legend: n rows of the block, V vocabulary, K terms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from megadistill.kernels.head_losses.terms import Hard, HeadTerm, Soft, decode
+
+LOWEST = -1e30
+"""Stands for a logit of -inf: its probability is 0 all the same, and 0 times it is no NaN."""
+
+TILE = 1 << 17
+"""Values per tile of the eager path: what it makes of one tile stays in a core's second-level cache."""
+
+
+def rows(
+    z: Tensor,
+    u: Tensor | None,
+    z_bias: Tensor | None,
+    u_bias: Tensor | None,
+    labels: Tensor | None,
+    top_k: tuple[Tensor, Tensor] | None,
+    coefficients: Tensor,
+    terms: str,
+    ghost: bool,
+    losses: Tensor,
+    gradient: Tensor,
+    compiled: bool,
+) -> None:
+    """Fill `losses` and `gradient`.
+
+    Args:
+        z: [n, V] student logits; `u` the teacher's; their biases [V] are added here.
+        labels: [n] int64; a negative one counts as 0, so its coefficient must be 0.
+        top_k: ids [n, K] and log-probabilities in place of u.
+        coefficients: [K, n] what one unit of each loss weighs in the gradient.
+        losses: [K, n], written: plain losses in nats.
+        gradient: [n, V], written: of sum(coefficients * losses) with respect to z. May be z itself.
+        compiled: run the block as one compiled function instead of tile by tile.
+    """
+    if compiled:
+        found, value = _compiled(terms)(z, u, z_bias, u_bias, labels, top_k, coefficients, ghost)
+        losses.copy_(found)
+        gradient.copy_(value)
+        return
+    size = max(TILE // z.shape[1], 1) if z.device.type == "cpu" else z.shape[0]
+    for start in range(0, z.shape[0], size):
+        tile = slice(start, min(start + size, z.shape[0]))
+        found, value = _rows(
+            z[tile],
+            None if u is None else u[tile],
+            z_bias,
+            u_bias,
+            None if labels is None else labels[tile],
+            None if top_k is None else (top_k[0][tile], top_k[1][tile]),
+            coefficients[:, tile],
+            ghost,
+            decode(terms),
+        )
+        losses[:, tile] = found
+        gradient[tile] = value
+
+
+@lru_cache
+def _compiled(terms: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    decoded = decode(terms)
+
+    def fixed(*args: object) -> tuple[Tensor, Tensor]:
+        return _rows(*args, decoded)  # type: ignore[arg-type]
+
+    compiled: Callable[..., tuple[Tensor, Tensor]] = torch.compile(fixed, dynamic=True)
+    return compiled
+
+
+def _rows(
+    z: Tensor,
+    u: Tensor | None,
+    z_bias: Tensor | None,
+    u_bias: Tensor | None,
+    labels: Tensor | None,
+    top_k: tuple[Tensor, Tensor] | None,
+    coefficients: Tensor,
+    ghost: bool,
+    terms: tuple[HeadTerm, ...],
+) -> tuple[Tensor, Tensor]:
+    if z_bias is not None:
+        z = z + z_bias
+    if u is not None and u_bias is not None:
+        u = u + u_bias
+    losses: list[Tensor] = []
+    total: Tensor | None = None
+    for number, term in enumerate(terms):
+        coefficient = coefficients[number].unsqueeze(1)
+        if isinstance(term, Hard):
+            assert labels is not None
+            loss, gradient = _hard(z, labels, coefficient, term)
+        elif top_k is not None:
+            loss, gradient = _top_k(z, *top_k, coefficient, term, ghost)
+        else:
+            assert u is not None
+            loss, gradient = _soft(z, u, coefficient, term)
+        losses.append(loss)
+        total = gradient if total is None else total.add_(gradient)
+    assert total is not None
+    return torch.stack(losses), total
+
+
+def _hard(z: Tensor, labels: Tensor, coefficient: Tensor, term: Hard) -> tuple[Tensor, Tensor]:
+    """g = a (softmax(z) - (1 - eps) 1_y - eps / V)"""
+    log_q = z.log_softmax(-1)
+    label = labels.clamp(min=0).unsqueeze(1)
+    loss = -log_q.gather(1, label).squeeze(1)
+    if term.smoothing:
+        loss = (1 - term.smoothing) * loss - term.smoothing * log_q.mean(-1)
+    gradient = log_q.exp_()
+    if term.smoothing:
+        gradient = gradient.sub_(term.smoothing / z.shape[1])
+    gradient = gradient.scatter_add_(1, label, gradient.new_full((1, 1), term.smoothing - 1).expand_as(label))
+    return loss, gradient.mul_(coefficient)
+
+
+def _soft(z: Tensor, u: Tensor, coefficient: Tensor, term: Soft) -> tuple[Tensor, Tensor]:
+    """g = b T (q - p), or b T q (r - sum(q r)) with r = log(q / p), or (1 - beta) log(q / m)"""
+    t = term.temperature
+    log_q = (z if t == 1 else z * (1 / t)).log_softmax(-1)
+    log_p = (u if t == 1 else u * (1 / t)).log_softmax(-1)
+    if term.divergence == "forward_kl":
+        p, q = log_p.exp(), log_q.exp()
+        loss = (p * log_p.sub_(log_q)).sum(-1)
+        return t * t * loss, q.sub_(p).mul_(t * coefficient)
+    q = log_q.exp()
+    if term.divergence == "reverse_kl":
+        ratio = log_q.sub_(log_p)
+        loss = (q * ratio).sum(-1, keepdim=True)
+        return t * t * loss.squeeze(1), ratio.sub_(loss).mul_(q).mul_(t * coefficient)
+    log_m = torch.logaddexp(log_p + math.log(term.beta), log_q + math.log1p(-term.beta))
+    forward = (log_p.exp() * log_p.sub_(log_m)).sum(-1)
+    ratio = log_q.sub_(log_m)
+    backward = (q * ratio).sum(-1, keepdim=True)
+    loss = term.beta * forward + (1 - term.beta) * backward.squeeze(1)
+    return t * t * loss, ratio.sub_(backward).mul_(q).mul_((1 - term.beta) * t * coefficient)
+
+
+def _top_k(
+    z: Tensor, ids: Tensor, log_p: Tensor, coefficient: Tensor, term: Soft, ghost: bool
+) -> tuple[Tensor, Tensor]:
+    """g = b T (q_v - p_v) on the kept entries and b T q_v (1 - p_rest / q_rest) elsewhere; without the ghost bucket
+    b T (M q - scatter(p)), M the mass that was kept."""
+    t = term.temperature
+    log_q = (z if t == 1 else z * (1 / t)).log_softmax(-1)
+    log_p = log_p.to(log_q.dtype)
+    p, kept = log_p.exp(), log_q.gather(1, ids)
+    loss = (p * (log_p.clamp(min=LOWEST) - kept)).sum(-1)
+    mass = p.sum(-1, keepdim=True)
+    q = log_q.exp_()
+    if ghost:
+        rest_p = (1 - mass).clamp(min=0)
+        # summed without the kept ones: 1 - sum(kept) would lose what is left when they hold nearly everything
+        rest_q = q.scatter(1, ids, 0.0).sum(-1, keepdim=True).clamp(min=torch.finfo(q.dtype).tiny)
+        loss = loss + torch.where(rest_p > 0, rest_p * (rest_p / rest_q).log(), 0.0).squeeze(1)
+        gradient = (q * (1 - rest_p / rest_q)).scatter(1, ids, q.gather(1, ids) - p)
+    else:
+        gradient = (q * mass).scatter_add_(1, ids, -p)
+    return t * t * loss, gradient.mul_(t * coefficient)

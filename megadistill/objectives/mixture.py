@@ -1,0 +1,117 @@
+"""What the objectives of a run are together: one loss, for which the vocabulary heads are walked over once.
+
+A head loss (soft_ce, hard_ce) does not compute; it says which term it wants, over which positions, and the mixture asks
+the heads for all terms in one pass. Any other objective computes its own term. Both can also be called alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from megadistill.core.types import COUNT_KINDS, IGNORE, Batch, Signals, Term
+from megadistill.kernels.head_losses import Hard, HeadTerm, Projection, Soft, head_losses
+from megadistill.objectives.base import Loss
+
+Scope = Literal["tokens", "targets"]
+"""Attended positions, or those with a label."""
+
+
+@dataclass(frozen=True)
+class HeadLoss:
+    """A loss between vocabulary heads. Called alone it is an ordinary objective; in a `Mixture` all share one pass."""
+
+    term: HeadTerm
+    scope: Scope
+
+    def __call__(self, student: Signals, teacher: Signals | None, batch: Batch) -> Term:
+        total, _ = ask_heads([self], batch.ids.new_ones(1, dtype=torch.float32), student, teacher, batch)
+        return Term(total, self.scope)
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """One objective in the mixture."""
+
+    label: str
+    weight: float
+    loss: Loss
+
+
+class Mixture:
+    """The objectives of a run, weighed."""
+
+    def __init__(self, parts: Sequence[Weighed]) -> None:
+        self.parts = list(parts)
+        self.heads = [(number, w.loss) for number, w in enumerate(self.parts) if isinstance(w.loss, HeadLoss)]
+        self.count_of: dict[str, str] = {self.parts[number].label: loss.scope for number, loss in self.heads}
+        """Objective label -> what its sum runs over; complete after the first call."""
+
+    def __call__(
+        self, student: Signals, teacher: Signals | None, batch: Batch, shares: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One micro-batch's share of the loss.
+
+        Args:
+            shares: [len(COUNT_KINDS)] what one unit of each count weighs in the loss.
+
+        Returns:
+            the loss [], and every objective's plain sum [num objectives], detached.
+        """
+        loss = shares.new_zeros(())
+        sums: dict[int, Tensor] = {}
+        if self.heads:
+            scales = torch.stack([self._scale(number, shares) for number, _ in self.heads])
+            loss, head_sums = ask_heads([head for _, head in self.heads], scales, student, teacher, batch)
+            sums = {number: value for (number, _), value in zip(self.heads, head_sums.unbind(), strict=True)}
+        for number, part in enumerate(self.parts):
+            if number in sums:
+                continue
+            term = part.loss(student, teacher, batch)
+            self.count_of[part.label] = term.count
+            loss = loss + self._scale(number, shares) * term.sum
+            sums[number] = term.sum.detach().float()
+        return loss, torch.stack([sums[number].float() for number in range(len(self.parts))])
+
+    def _scale(self, number: int, shares: Tensor) -> Tensor:
+        """[] what one unit of an objective's sum weighs in the loss."""
+        part = self.parts[number]
+        return part.weight * shares[COUNT_KINDS.index(self.count_of[part.label])]  # type: ignore[arg-type]
+
+
+def ask_heads(
+    losses: Sequence[HeadLoss], scales: Tensor, student: Signals, teacher: Signals | None, batch: Batch
+) -> tuple[Tensor, Tensor]:
+    """All head losses in one pass.
+
+    Args:
+        scales: [num losses] what one unit of each sum weighs in the total.
+
+    Returns:
+        total: [] sum over losses of scale * sum, differentiable.
+        sums: [num losses] plain sums in nats, detached.
+    """
+    # nobody looks at the whole batch when all that is asked for are its labelled positions
+    rows = batch.targets if all(loss.scope == "targets" for loss in losses) else batch.attended
+    labels = batch.labels.flatten()[rows]
+    labelled = labels != IGNORE
+    selected = torch.stack([labelled if loss.scope == "targets" else torch.ones_like(labelled) for loss in losses])
+    coefficients = selected * scales.unsqueeze(1)
+    terms = [loss.term for loss in losses]
+
+    def ask(ours: Projection, theirs: Sequence[Projection]) -> tuple[Tensor, Tensor]:
+        hard = any(isinstance(term, Hard) for term in terms)
+        total, each = head_losses(ours, terms, coefficients, labels if hard else None, theirs)
+        return total, torch.where(selected, each, 0).sum(1)
+
+    if not any(isinstance(term, Soft) for term in terms):
+        return student.head(lambda *head: ask(Projection(*head), ()), rows)
+    assert teacher is not None
+    # the teacher's head runs inside the student's, so that both weights are readable at once
+    return student.head(
+        lambda *ours: teacher.head(lambda *theirs: ask(Projection(*ours), [Projection(*theirs)]), rows), rows
+    )

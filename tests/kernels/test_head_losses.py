@@ -1,0 +1,134 @@
+"""The head losses against their definition in fp64: value and every gradient, for every loss, shape and block size."""
+
+import pytest
+import torch
+
+from megadistill.kernels import dispatch
+from megadistill.kernels.head_losses import (
+    Hard,
+    Projection,
+    Soft,
+    reference_losses,
+)
+from megadistill.testing.heads import Case, case, definition, distance, gradients, ours
+
+TERMS = {
+    "soft T=1": [Soft(1.0)],
+    "soft T=2": [Soft(2.0)],
+    "soft T=4": [Soft(4.0)],
+    "hard": [Hard()],
+    "smoothed": [Hard(0.1)],
+    "soft and hard": [Soft(2.0), Hard()],
+    "T=1 and smoothed": [Soft(1.0), Hard(0.2)],
+    "reverse": [Soft(2.0, "reverse_kl"), Hard()],
+    "jsd": [Soft(1.5, "jsd", 0.3), Hard()],
+    "three": [Soft(2.0), Soft(1.0, "jsd"), Hard(0.1)],
+}
+
+
+def same(found, exact, tolerance):
+    assert distance(found[0], exact[0]) <= tolerance
+    assert len(found[1]) == len(exact[1])
+    for ours_, theirs in zip(found[1], exact[1], strict=True):
+        assert ours_.shape == theirs.shape
+        assert distance(ours_, theirs) <= tolerance
+
+
+@pytest.fixture(params=[1, 7, None], ids=["a row a block", "blocks of 7", "one block"])
+def blocks(request, monkeypatch):
+    """How many rows a block has."""
+    if request.param is not None:
+        monkeypatch.setattr(dispatch, "block_rows", lambda num_rows, *_: (min(request.param, num_rows),) * 2)
+
+
+@pytest.mark.parametrize("terms", TERMS.values(), ids=TERMS)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_equal_to_the_definition(blocks, terms, bias):
+    given = case(37, 101, len(terms), bias=bias)
+    same(ours(given, terms), definition(given, terms), 1e-11)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 31])
+@pytest.mark.parametrize("vocabulary", [1, 3, 257, 1023])
+def test_odd_shapes(rows, vocabulary):
+    terms = [Soft(2.0), Hard(0.1)]
+    given = case(rows, vocabulary)
+    same(ours(given, terms), definition(given, terms), 1e-10)
+
+
+@pytest.mark.parametrize("rows", ["eager", "compiled"])
+@pytest.mark.parametrize("terms", [TERMS["soft and hard"], TERMS["jsd"]], ids=["forward", "jsd"])
+def test_fp32_gradients_are_within_1e_5(configure, rows, terms):
+    configure(rows=rows)
+    given = case(40, 3001, scale=4.0)
+    same(ours(given.to(torch.float32), terms), definition(given, terms), 1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd"])
+def test_bf16_gradients_survive_a_student_close_to_its_teacher(temperature, divergence):
+    """bf16 logits lose such a gradient; the error must also stay under twice that of plain PyTorch with fp32 logits."""
+    terms = [Soft(temperature, divergence)]
+    bf16 = case(64, 2999, 1, hidden=32, teacher_hidden=(32,), like=0.1, scale=3.0).to(torch.bfloat16)
+    exact = definition(bf16.to(torch.float64), terms)
+    found = ours(bf16, terms)
+    assert [g.dtype for g in found[1]] == [torch.bfloat16] * 3
+
+    def wide_logits(student):
+        wide = Case(Projection(*(t.float() for t in student)), bf16.to(torch.float32).teachers, bf16.labels, None)
+        losses = reference_losses(wide.student, terms, wide.labels, wide.teachers)
+        return (bf16.coefficients * losses).sum()
+
+    plain = gradients(wide_logits, bf16.student)
+    for number, error in enumerate(distance(f, e) for f, e in zip(found[1], exact[1], strict=True)):
+        assert error <= 3e-3
+        assert error <= 2 * distance(plain[1][number], exact[1][number])
+    narrow = definition(bf16, terms)
+    assert distance(narrow[1][0], exact[1][0]) > 2e-2  # the case is a hard one
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd"])
+def test_equal_models_have_no_loss_and_no_gradient(divergence):
+    given = case(9, 50, 1, teacher_hidden=(16,), like=0.0)
+    value, found = ours(given.to(torch.float32), [Soft(2.0, divergence)])
+    assert abs(value) < 1e-5
+    assert all(g.abs().max() < 1e-5 for g in found)
+
+
+def test_logits_of_plus_and_minus_fifty(configure):
+    terms = [Soft(1.0), Hard(0.1)]
+    given = case(20, 300, scale=50.0)
+    same(ours(given.to(torch.float32), terms), definition(given, terms), 1e-4)
+
+
+def test_non_contiguous_inputs():
+    given = case(12, 40)
+
+    def strided(t):
+        wide = torch.full((*t.shape[:-1], 2 * t.shape[-1]), torch.nan, dtype=t.dtype)
+        wide[..., ::2] = t
+        return wide[..., ::2]
+
+    apart = Case(
+        Projection(*map(strided, given.student)),
+        [Projection(*map(strided, given.teachers[0]))],
+        given.labels,
+        given.coefficients,
+    )
+    terms = [Soft(2.0), Hard()]
+    same(ours(apart, terms), definition(given, terms), 1e-11)
+
+
+def test_what_the_workspace_held_before_does_not_matter(monkeypatch):
+    given = case(21, 65)
+    terms = [Soft(2.0), Hard(0.1)]
+    exact = definition(given, terms)
+    empty = torch.empty
+
+    def poisoned(*shape, **options):
+        made = empty(*shape, **options)
+        return made.fill_(torch.nan) if made.is_floating_point() else made
+
+    monkeypatch.setattr(dispatch, "block_rows", lambda num_rows, *_: (8, 8))
+    monkeypatch.setattr(torch, "empty", poisoned)
+    same(ours(given, terms), exact, 1e-11)
