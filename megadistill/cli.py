@@ -106,11 +106,12 @@ def prepare(file: File, assignments: Assignments = None) -> None:
     from megadistill.data.prepare import prepare as prepare_data
     from megadistill.run.config import load
     from megadistill.run.presets import resolve
+    from megadistill.run.trained import located
 
     config = load(resolve(file), assignments or [])
     for part in (config.teacher, config.student):  # first: a wrong name shows before hours of text
         if part is not None:
-            part.fetch()
+            located(part).fetch()
     prepare_data(config.data, typer.echo)
 
 

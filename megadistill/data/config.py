@@ -40,6 +40,8 @@ class DataConfig(Strict):
     packing: Packing = "concat"
     """concat: documents one after another, cut where a row is full, hardly any padding. split: each document
     by itself in framed pieces, padded (DistilBERT)."""
+    attention: Literal["row", "document"] = "row"
+    """What a position sees: its whole row, or its own document only, with positions that restart in each."""
     targets: OneOf[Targets] = Mlm()
     """What positions must predict."""
     held_out: HeldOutConfig = HeldOutConfig()

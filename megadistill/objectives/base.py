@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from pydantic import Field
+from torch import Tensor
 
 from megadistill.core.schema import Strict
 from megadistill.core.types import Batch, Dims, Needs, Signals, Term
@@ -12,7 +14,7 @@ from megadistill.core.types import Batch, Dims, Needs, Signals, Term
 
 class Loss(Protocol):
     """A configured objective ready to compute: usually an `nn.Module`, so that projections it learns are trained,
-    sharded and saved with the student."""
+    sharded and saved with the student. It may have `needs: Needs` where they depend on the models' sizes."""
 
     def __call__(self, student: Signals, teacher: Signals | None, batch: Batch) -> Term: ...
 
@@ -31,9 +33,21 @@ class Objective(Strict):
         return self.name or self.kind
 
     def needs(self) -> Needs:
-        """What it reads of student and teacher; decides what the forward passes capture."""
+        """What it reads of student and teacher; decides what the forward passes capture. Where that depends on the
+        models' sizes, whether it reads a teacher is enough here: the built loss says the rest (see `needs_of`)."""
         return Needs()
 
     def build(self, student: Dims, teacher: Dims | None) -> Loss:
         """The loss itself; `teacher` is None when the run has no teacher."""
         raise NotImplementedError
+
+
+def needs_of(objective: Objective, loss: Loss) -> Needs:
+    """What a built objective reads."""
+    needs: Needs = getattr(loss, "needs", None) or objective.needs()
+    return needs
+
+
+def wide(values: Tensor) -> Tensor:
+    """`values` in fp32, or fp64 where they are: what differences and norms are computed in."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 
 from megadistill.core.schema import Strict
 from megadistill.core.types import Batch, Dims, Needs, Signals
+from megadistill.models.signals import LanguageModel
 
 
 class Source(Protocol):
     """A built teacher."""
 
-    dims: Dims
+    models: Sequence[LanguageModel]
+    """The models it asks; the first one gives the student its shapes and first weights. Empty: none in the process."""
+
+    @property
+    def dims(self) -> Dims:
+        """What objectives build for; read once the student is attached and the models know what they attend to."""
+        ...
+
+    def attach(self, student: LanguageModel) -> None:
+        """Called once, before the first step, with the student at step 0: for teachers that come from it."""
+        ...
 
     def signals(self, batch: Batch, needs: Needs) -> Signals:
         """Its answer to one micro-batch, outside autograd."""
@@ -27,6 +39,9 @@ class Source(Protocol):
         """What a checkpoint records of it (name, sha256): a frozen teacher is a reference, never a copy."""
         ...
 
+    # A teacher that moves also has `save(folder: Path)`, called on rank 0 for every checkpoint, and
+    # `load(folder: Path)`, called on every rank at resume.
+
 
 class Teacher(Strict):
     """Base of every teacher source's config."""
@@ -35,6 +50,10 @@ class Teacher(Strict):
 
     def fetch(self) -> None:
         """Bring here, while there is network, what `build` will read without; `prepare` calls it."""
+
+    def paths(self) -> list[str]:
+        """Folders or hub names of its models, whose tokenizers must be the data's."""
+        return []
 
     def build(self, device: torch.device) -> Source:
         raise NotImplementedError

@@ -32,6 +32,9 @@ class OnlineTeacher(Teacher):
         with suppress(UserError):  # to be compared with the data's; not every teacher comes with one
             load_tokenizer(self.path)
 
+    def paths(self) -> list[str]:
+        return [self.path]
+
     def build(self, device: torch.device) -> OnlineSource:
         return OnlineSource(self.path, load_pretrained(self.path, self.revision, self.torch_dtype(device)).to(device))
 
@@ -51,19 +54,31 @@ class OnlineSource:
     def __init__(self, path: str, model: LanguageModel) -> None:
         self.path = path
         self.model = model.eval().requires_grad_(False)
-        self.dims: Dims = model.dims
+        self.models = (self.model,)
+
+    @property
+    def dims(self) -> Dims:
+        return self.model.dims
 
     @torch.no_grad()
     def signals(self, batch: Batch, needs: Needs) -> Signals:
-        return self.model.signals(batch, needs.teacher_hidden)
+        return self.model.signals(batch, needs.teacher_hidden, needs.teacher_attention)
+
+    def attach(self, student: LanguageModel) -> None:
+        """It has a model of its own."""
 
     def after_step(self, step: int, student: torch.nn.Module) -> None:
         """It never moves."""
 
     def identity(self) -> dict[str, Any]:
         """Its path and the sha256 of its weights, so that a swapped teacher is noticed."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return {"kind": "online", "path": self.path, "sha256": digest.hexdigest()}
+        return {"kind": "online", "path": self.path, "sha256": sha256_of(self.model)}
+
+
+def sha256_of(model: torch.nn.Module) -> str:
+    """Over the names and values of all weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -13,7 +13,7 @@ def logits(hidden, weight, bias):
     return product if bias is None else product + bias
 
 
-@pytest.mark.parametrize("architecture", ["bert", "distilbert", "gpt2"])
+@pytest.mark.parametrize("architecture", tiny.FAMILIES)
 def test_rows_of_the_head_equal_those_of_the_models_own_logits(architecture):
     model = tiny.language_model(architecture, 2).eval()
     batch = tiny.batch(3)
