@@ -33,7 +33,7 @@ def likeness(student: LanguageModel, teacher: LanguageModel, batch: Batch) -> di
     mine = student.signals(batch, frozenset(pairs))
     goal = teacher.signals(batch, frozenset(pairs.values()))
     student.train(modes[0]), teacher.train(modes[1])
-    rows = batch.mask.flatten().nonzero().squeeze(1)[:MAX_TOKENS]
+    rows = batch.attended[:MAX_TOKENS]
     kl, agreed = _compare(mine, goal, rows)
     cosine = {}
     for layer, other in pairs.items():

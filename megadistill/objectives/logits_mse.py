@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from megadistill.core.types import IGNORE, Batch, CountKind, Dims, Needs, Signals, Term
+from megadistill.core.types import Batch, CountKind, Dims, Needs, Signals, Term
 from megadistill.kernels.chunks import chunks, fp32_logits
 from megadistill.objectives.base import Objective, wide
 
@@ -39,8 +39,7 @@ class _LogitsMSELoss:
 
     def __call__(self, student: Signals, teacher: Signals | None, batch: Batch) -> Term:
         assert teacher is not None
-        selected = batch.mask if self.scope == "tokens" else batch.labels != IGNORE
-        rows = selected.flatten().nonzero().squeeze(1)
+        rows = batch.attended if self.scope == "tokens" else batch.targets
 
         def squares(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             size = weight.shape[0]

@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from megadistill.core.types import IGNORE, Batch, CountKind, Dims, Needs, Signals, Term
+from megadistill.core.types import Batch, CountKind, Dims, Needs, Signals, Term
 from megadistill.kernels.chunks import chunks, fp32_logits
-from megadistill.kernels.linear_ce import linear_ce
+from megadistill.kernels.head_losses import linear_ce
 from megadistill.objectives.base import Objective
 
 
@@ -34,8 +34,7 @@ class _TeacherLabelLoss:
 
     def __call__(self, student: Signals, teacher: Signals | None, batch: Batch) -> Term:
         assert teacher is not None
-        selected = batch.mask if self.scope == "tokens" else batch.labels != IGNORE
-        rows = selected.flatten().nonzero().squeeze(1)
+        rows = batch.attended if self.scope == "tokens" else batch.targets
 
         def cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             size = weight.shape[0]  # entries past it are the teacher's padding: no student can predict them

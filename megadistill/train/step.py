@@ -12,7 +12,7 @@ from megadistill.core.errors import UserError
 from megadistill.core.types import Batch, Needs, Signals, union_of_needs
 from megadistill.models.scoring import score_rows
 from megadistill.models.signals import LanguageModel
-from megadistill.objectives.base import Loss, Objective
+from megadistill.objectives.base import Loss, Objective, needs_of
 from megadistill.objectives.mixture import Mixture, Weighed
 
 
@@ -23,7 +23,7 @@ class DistillStep(nn.Module):
     def __init__(self, student: LanguageModel, objectives: Sequence[Objective], losses: Sequence[Loss]) -> None:
         super().__init__()
         self.student = student
-        self.needs: Needs = union_of_needs([objective.needs() for objective in objectives])
+        self.needs: Needs = union_of_needs([needs_of(o, loss) for o, loss in zip(objectives, losses, strict=True)])
         self.mixture = Mixture(
             [
                 Weighed(objective.label, objective.weight, loss)
@@ -52,7 +52,7 @@ class DistillStep(nn.Module):
         """
         if shares is None:
             return score_rows(self.student.signals(batch, frozenset()), teacher, batch)
-        student = self.student.signals(batch, self.needs.student_hidden)
+        student = self.student.signals(batch, self.needs.student_hidden, self.needs.student_attention)
         return self.mixture(student, teacher, batch, shares)
 
 

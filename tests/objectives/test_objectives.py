@@ -62,8 +62,10 @@ def test_cosine_on_the_fixture_and_a_zero_state_is_no_nan():
     term = value(Cosine(kind="cosine"))
     assert term.count == "tokens"
     assert term.sum.item() / 2 == pytest.approx(0.642857142857, abs=1e-9)
-    nothing = torch.full_like(LABELS, IGNORE)
-    assert value(Cosine(kind="cosine"), torch.tensor([[False, True, False]]), nothing).sum.item() == 1.0
+    assert (
+        value(Cosine(kind="cosine"), torch.tensor([[False, True, False]]), torch.full_like(LABELS, IGNORE)).sum.item()
+        == 1.0
+    )
 
 
 def test_equal_models_have_no_soft_loss_and_no_gradient():
