@@ -98,10 +98,19 @@ def schema(
 
 
 @app.command()
-def prepare(file: File, assignments: Assignments = None) -> None:
+def prepare(
+    file: File,
+    assignments: Assignments = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; one a core unless given.")] = None,
+    share: Annotated[
+        str,
+        typer.Option(metavar="I/N", help="Read only every N-th file, from the I-th (0 to N-1): for several machines."),
+    ] = "0/1",
+) -> None:
     """Turn the corpora into shards.
 
-    Fetches all that training needs, so that it can run where there is no network.
+    Fetches all that training needs, so that it can run where there is no network. Starting it again goes on where it
+    was; the shards have the same bytes whatever the number of processes and shares.
     """
     from megadistill.data.prepare import prepare as prepare_data
     from megadistill.run.config import load
@@ -112,7 +121,14 @@ def prepare(file: File, assignments: Assignments = None) -> None:
     for part in (config.teacher, config.student):  # first: a wrong name shows before hours of text
         if part is not None:
             located(part).fetch()
-    prepare_data(config.data, typer.echo)
+    prepare_data(config.data, typer.echo, workers=workers, share=_share(share))
+
+
+def _share(text: str) -> tuple[int, int]:
+    index, _, number = text.partition("/")
+    if not (index.isdigit() and number.isdigit() and int(index) < int(number)):
+        raise UserError(f"--share {text} is no share", "", "write I/N with I from 0 to N-1, as in --share 0/4")
+    return int(index), int(number)
 
 
 @app.command()

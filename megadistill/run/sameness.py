@@ -12,6 +12,7 @@ _HARMLESS = (
     "directory",
     "log",
     "evaluate",
+    "data.read",
     "checkpoint",
     "train.max_nonfinite_steps",
     "train.timeout_seconds",
