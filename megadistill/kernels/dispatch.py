@@ -90,11 +90,7 @@ def plan(hidden: Tensor, vocabulary: int, num_rows: int, teacher: bool, terms: s
         rows: Callable[..., None] = rows_triton.rows
         in_place = rows_triton.one_launch(terms)
     else:
-        compiled = kind == "compiled"
-
-        def rows(*arguments: Any) -> None:
-            rows_torch.rows(*arguments, compiled=compiled)
-
+        rows = rows_torch.compiled_rows if kind == "compiled" else rows_torch.rows
         in_place = True
     inner, outer = block_rows(
         num_rows,
@@ -116,9 +112,7 @@ def block_rows(num_rows: int, leading: int, inner_bytes: int, outer_bytes: int, 
     Raises:
         ValueError: the workspace does not hold one row.
     """
-    ratio = (
-        4 if outer_bytes else 1
-    )  # products of at least ~184 rows forward and ~735 backward hide their memory traffic
+    ratio = 4 if outer_bytes else 1  # products of 184 rows forward and 735 backward hide their memory traffic
     per_row = leading * (inner_bytes + ratio * outer_bytes)
     if _settings.workspace_mib is not None:
         budget = _settings.workspace_mib * _MIB

@@ -80,7 +80,7 @@ class Mixture:
     def _scale(self, number: int, shares: Tensor) -> Tensor:
         """[] what one unit of an objective's sum weighs in the loss."""
         part = self.parts[number]
-        return part.weight * shares[COUNT_KINDS.index(self.count_of[part.label])]  # type: ignore[arg-type]
+        return part.weight * shares[COUNT_KINDS.index(self.count_of[part.label])]
 
 
 def ask_heads(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ import torch
 from megadistill.core import log, seeds
 from megadistill.core.dist import World
 from megadistill.core.errors import UserError
-from megadistill.core.files import shipped
 from megadistill.core.types import Dims
 from megadistill.data.stream import Stream
 from megadistill.data.tokenization import Tokenizer, load_tokenizer
@@ -153,10 +151,7 @@ def _check_tokenizer(config: RunConfig, ours: Tokenizer) -> None:
 
 def _check_one_tokenizer(config: RunConfig, ours: Tokenizer, path: str) -> None:
     try:
-        folder = Path(shipped(path)).expanduser()
-        if not folder.is_dir():
-            raise UserError(f"{path} is no local folder")
-        theirs = load_tokenizer(str(folder))
+        theirs = load_tokenizer(path)
     except UserError as error:
         log.get().warning(f"not checked that the teacher was trained with {config.data.tokenizer}: {error.what}")
         return

@@ -70,7 +70,11 @@ class TrainConfig(Strict):
     max_nonfinite_steps: int = Field(10, ge=1)
     """Give up (exit code 93) after this many skipped steps in a row."""
     timeout_seconds: float = Field(1800, gt=0)
-    """How long a collective may wait for a rank."""
+    """How long a collective may wait for a rank, and how long anything but a step may take."""
+    hang_seconds: float = Field(120, gt=0)
+    """A step that takes longer, and ten times longer than any before, ends the run with every rank's stacks."""
+    max_fruitless_restarts: int = Field(3, ge=1)
+    """Give up (exit code 93) when a scheduler has restarted the run so often in a row without a new checkpoint."""
 
 
 class CheckpointConfig(Strict):
@@ -99,6 +103,8 @@ class LogConfig(Strict):
     tensorboard: bool = True
     hash_every_steps: int | None = Field(None, gt=0)
     """Log a hash of all parameters every so many steps (to compare runs bit for bit); None: never."""
+    rows: bool = False
+    """Log which rows each rank trains on, with hashes of inputs and labels (to audit the data order)."""
 
 
 class RunConfig(Strict):

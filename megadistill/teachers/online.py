@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from typing import Any, Literal
 
 import torch
 
+from megadistill.core.errors import UserError
 from megadistill.core.types import Batch, Dims, Needs, Signals
+from megadistill.data.tokenization import load_tokenizer
 from megadistill.models.loading import load_pretrained
 from megadistill.models.signals import LanguageModel
 from megadistill.teachers.base import Teacher
@@ -26,6 +29,8 @@ class OnlineTeacher(Teacher):
 
     def fetch(self) -> None:
         load_pretrained(self.path, self.revision)  # the hub's cache keeps it
+        with suppress(UserError):  # to be compared with the data's; not every teacher comes with one
+            load_tokenizer(self.path)
 
     def paths(self) -> list[str]:
         return [self.path]

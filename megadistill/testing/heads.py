@@ -25,7 +25,10 @@ class Case:
 
     def to(self, dtype: torch.dtype, device: str = "cpu") -> Case:
         def cast(given: Projection) -> Projection:
-            return Projection(*(None if t is None else t.to(device, dtype) for t in given))
+            hidden, weight, bias = given
+            return Projection(
+                hidden.to(device, dtype), weight.to(device, dtype), None if bias is None else bias.to(device, dtype)
+            )
 
         return Case(
             cast(self.student),

@@ -7,14 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megadistill.data.order import (
-    Order,
-    deficit_schedule,
-    integer_weights,
-    merge_windows,
-    permute,
-    round_keys,
-)
+from megadistill.data.mixture import deficit_schedule, integer_weights
+from megadistill.data.order import Order, merge_windows, permute, round_keys
 
 
 def located(order, positions):

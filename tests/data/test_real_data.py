@@ -9,7 +9,7 @@ from megadistill.core.dist import World
 from megadistill.core.types import IGNORE
 from megadistill.data.config import DataConfig
 from megadistill.data.prepare import prepare
-from megadistill.data.shards import verify
+from megadistill.data.reader import verify
 from megadistill.data.stream import Stream, held_out_batches
 from megadistill.data.tokenization import SpecialIds, load_tokenizer
 

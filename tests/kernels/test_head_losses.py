@@ -26,6 +26,9 @@ TERMS = {
 }
 
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def same(found, exact, tolerance):
     assert distance(found[0], exact[0]) <= tolerance
     assert len(found[1]) == len(exact[1])
@@ -56,12 +59,21 @@ def test_odd_shapes(rows, vocabulary):
     same(ours(given, terms), definition(given, terms), 1e-10)
 
 
-@pytest.mark.parametrize("rows", ["eager", "compiled"])
-@pytest.mark.parametrize("terms", [TERMS["soft and hard"], TERMS["jsd"]], ids=["forward", "jsd"])
-def test_fp32_gradients_are_within_1e_5(configure, rows, terms):
+@pytest.mark.parametrize("rows", ["eager", "triton"])
+@pytest.mark.parametrize("terms", TERMS.values(), ids=TERMS)
+@pytest.mark.parametrize("vocabulary", [5, 4096, 5003])
+def test_fp32_gradients_are_within_1e_5(configure, rows, terms, vocabulary):
     configure(rows=rows)
-    given = case(40, 3001, scale=4.0)
-    same(ours(given.to(torch.float32), terms), definition(given, terms), 1e-5)
+    given = case(9, vocabulary, len(terms), scale=4.0)
+    same(ours(given.to(torch.float32, DEVICE), terms), definition(given, terms), 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("terms", [TERMS["T=1 and smoothed"], TERMS["jsd"]], ids=["forward", "jsd"])
+def test_compiled_rows_are_the_same(configure, terms):
+    configure(rows="compiled")
+    given = case(9, 5003, scale=4.0)
+    same(ours(given.to(torch.float32, DEVICE), terms), definition(given, terms), 1e-5)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])

@@ -55,7 +55,7 @@ def head_losses(
         RuntimeError: when differentiated twice.
     """
     student = _autocast(student)
-    teachers = [_autocast(Projection(*(t if t is None else t.detach() for t in teacher))) for teacher in teachers]
+    teachers = [_autocast(detached(teacher)) for teacher in teachers]
     check(student, terms, labels, teachers, top_k, mean)
     size = _vocabulary(student, vocabulary)
     if coefficients.shape != (len(terms), student.hidden.shape[0]):
@@ -139,7 +139,8 @@ def _forward(
     ]
     top_k = None if top_ids is None or top_log_probs is None else TopK(top_ids, top_log_probs, ghost)
     student = Projection(hidden, weight, bias)
-    return tuple(run(student, terms, labels, coefficients, teachers, mixing, arithmetic, top_k, needs, vocabulary))
+    with torch.no_grad():
+        return tuple(run(student, terms, labels, coefficients, teachers, mixing, arithmetic, top_k, needs, vocabulary))  # type: ignore[return-value]
 
 
 @_forward.register_fake
@@ -209,6 +210,11 @@ def _refuse(ctx: Any, *_: Any) -> None:
 
 
 _scale.register_autograd(_refuse)
+
+
+def detached(given: Projection) -> Projection:
+    """The same, without a way for gradients."""
+    return Projection(given.hidden.detach(), given.weight.detach(), None if given.bias is None else given.bias.detach())
 
 
 def _autocast(given: Projection) -> Projection:

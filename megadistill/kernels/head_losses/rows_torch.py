@@ -17,8 +17,11 @@ from megadistill.kernels.head_losses.terms import Hard, HeadTerm, Soft, decode
 LOWEST = -1e30
 """Stands for a logit of -inf: its probability is 0 all the same, and 0 times it is no NaN."""
 
-TILE = 1 << 17
-"""Values per tile of the eager path: what it makes of one tile stays in a core's second-level cache."""
+TILE = 1 << 20
+"""Values of one tile of the eager path on a CPU: what it makes of a tile stays in the last-level cache, and is still
+enough for the threads to share."""
+
+TopKBlock = tuple[Tensor, Tensor]
 
 
 def rows(
@@ -27,34 +30,28 @@ def rows(
     z_bias: Tensor | None,
     u_bias: Tensor | None,
     labels: Tensor | None,
-    top_k: tuple[Tensor, Tensor] | None,
+    top_k: TopKBlock | None,
     coefficients: Tensor,
     terms: str,
     ghost: bool,
     losses: Tensor,
     gradient: Tensor,
-    compiled: bool,
 ) -> None:
-    """Fill `losses` and `gradient`.
+    """Fill `losses` and `gradient`, tile by tile.
 
     Args:
         z: [n, V] student logits; `u` the teacher's; their biases [V] are added here.
         labels: [n] int64; a negative one counts as 0, so its coefficient must be 0.
         top_k: ids [n, K] and log-probabilities in place of u.
         coefficients: [K, n] what one unit of each loss weighs in the gradient.
+        ghost: see `TopK`.
         losses: [K, n], written: plain losses in nats.
         gradient: [n, V], written: of sum(coefficients * losses) with respect to z. May be z itself.
-        compiled: run the block as one compiled function instead of tile by tile.
     """
-    if compiled:
-        found, value = _compiled(terms)(z, u, z_bias, u_bias, labels, top_k, coefficients, ghost)
-        losses.copy_(found)
-        gradient.copy_(value)
-        return
     size = max(TILE // z.shape[1], 1) if z.device.type == "cpu" else z.shape[0]
     for start in range(0, z.shape[0], size):
         tile = slice(start, min(start + size, z.shape[0]))
-        found, value = _rows(
+        losses[:, tile], gradient[tile] = _rows(
             z[tile],
             None if u is None else u[tile],
             z_bias,
@@ -64,19 +61,48 @@ def rows(
             coefficients[:, tile],
             ghost,
             decode(terms),
+            False,
         )
-        losses[:, tile] = found
-        gradient[tile] = value
+
+
+def compiled_rows(
+    z: Tensor,
+    u: Tensor | None,
+    z_bias: Tensor | None,
+    u_bias: Tensor | None,
+    labels: Tensor | None,
+    top_k: TopKBlock | None,
+    coefficients: Tensor,
+    terms: str,
+    ghost: bool,
+    losses: Tensor,
+    gradient: Tensor,
+) -> None:
+    """As `rows`, by one function that Inductor makes; z is overwritten."""
+    found = _compiled(terms, ghost)(z, u, z_bias, u_bias, labels, top_k, coefficients)
+    losses.copy_(found)
+    if gradient.data_ptr() != z.data_ptr():
+        gradient.copy_(z)
 
 
 @lru_cache
-def _compiled(terms: str) -> Callable[..., tuple[Tensor, Tensor]]:
+def _compiled(terms: str, ghost: bool) -> Callable[..., Tensor]:
     decoded = decode(terms)
 
-    def fixed(*args: object) -> tuple[Tensor, Tensor]:
-        return _rows(*args, decoded)  # type: ignore[arg-type]
+    def in_place(
+        z: Tensor,
+        u: Tensor | None,
+        z_bias: Tensor | None,
+        u_bias: Tensor | None,
+        labels: Tensor | None,
+        top_k: TopKBlock | None,
+        coefficients: Tensor,
+    ) -> Tensor:
+        losses, gradient = _rows(z, u, z_bias, u_bias, labels, top_k, coefficients, ghost, decoded, True)
+        z.copy_(gradient)
+        return losses
 
-    compiled: Callable[..., tuple[Tensor, Tensor]] = torch.compile(fixed, dynamic=True)
+    compiled: Callable[..., Tensor] = torch.compile(in_place, dynamic=True)
     return compiled
 
 
@@ -86,22 +112,23 @@ def _rows(
     z_bias: Tensor | None,
     u_bias: Tensor | None,
     labels: Tensor | None,
-    top_k: tuple[Tensor, Tensor] | None,
+    top_k: TopKBlock | None,
     coefficients: Tensor,
     ghost: bool,
     terms: tuple[HeadTerm, ...],
+    fused: bool,
 ) -> tuple[Tensor, Tensor]:
-    if z_bias is not None:
-        z = z + z_bias
-    if u is not None and u_bias is not None:
-        u = u + u_bias
+    wide = torch.promote_types(z.dtype, torch.float32)
+    z = z.to(wide) if z_bias is None else z + z_bias
+    if u is not None:
+        u = u.to(wide) if u_bias is None else u + u_bias
     losses: list[Tensor] = []
     total: Tensor | None = None
     for number, term in enumerate(terms):
         coefficient = coefficients[number].unsqueeze(1)
         if isinstance(term, Hard):
             assert labels is not None
-            loss, gradient = _hard(z, labels, coefficient, term)
+            loss, gradient = _hard(z, labels, coefficient, term, fused)
         elif top_k is not None:
             loss, gradient = _top_k(z, *top_k, coefficient, term, ghost)
         else:
@@ -113,7 +140,7 @@ def _rows(
     return torch.stack(losses), total
 
 
-def _hard(z: Tensor, labels: Tensor, coefficient: Tensor, term: Hard) -> tuple[Tensor, Tensor]:
+def _hard(z: Tensor, labels: Tensor, coefficient: Tensor, term: Hard, fused: bool) -> tuple[Tensor, Tensor]:
     """g = a (softmax(z) - (1 - eps) 1_y - eps / V)"""
     log_q = z.log_softmax(-1)
     label = labels.clamp(min=0).unsqueeze(1)
@@ -123,7 +150,11 @@ def _hard(z: Tensor, labels: Tensor, coefficient: Tensor, term: Hard) -> tuple[T
     gradient = log_q.exp_()
     if term.smoothing:
         gradient = gradient.sub_(term.smoothing / z.shape[1])
-    gradient = gradient.scatter_add_(1, label, gradient.new_full((1, 1), term.smoothing - 1).expand_as(label))
+    rest = 1 - term.smoothing
+    if fused:  # a comparison joins the loop around it, a scatter does not
+        gradient = gradient - torch.where(torch.arange(z.shape[1], device=z.device) == label, rest, 0.0)
+    else:
+        gradient = gradient.scatter_add_(1, label, gradient.new_full((1, 1), -rest).expand_as(label))
     return loss, gradient.mul_(coefficient)
 
 
