@@ -238,10 +238,14 @@ def verify(root: Path) -> list[str]:
     """Everything that is wrong with the checkpoints in `root`, one line each; for one process."""
     problems = []
     for _, _, path in committed(root):
-        manifest, wrong = _read_manifest(path)
-        wrong = wrong or _damage(path, manifest, manifest["files"])
-        problems += [f"{path.name}: {problem}" for problem in wrong]
+        problems += [f"{path.name}: {problem}" for problem in damage(path)]
     return problems
+
+
+def damage(path: Path) -> list[str]:
+    """Everything that is wrong with one checkpoint, one line each; for one process."""
+    manifest, wrong = _read_manifest(path)
+    return wrong or _damage(path, manifest, manifest["files"])
 
 
 def committed(root: Path) -> list[tuple[int, int, Path]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from megadistill.core.schema import Strict
@@ -19,18 +19,46 @@ class Loss(Protocol):
     def __call__(self, student: Signals, teacher: Signals | None, batch: Batch) -> Term: ...
 
 
+class Ramp(Strict):
+    """A factor that moves linearly from `start` to `end` between two steps, and stays before and after."""
+
+    from_step: int = Field(0, ge=0)
+    """The last step of `start`."""
+    to_step: int = Field(gt=0)
+    """The first step of `end`."""
+    start: float = Field(0.0, ge=0)
+    end: float = Field(1.0, ge=0)
+
+    @model_validator(mode="after")
+    def _goes_forward(self) -> Ramp:
+        if self.to_step <= self.from_step:
+            raise ValueError(f"to_step {self.to_step} must come after from_step {self.from_step}")
+        return self
+
+    def at(self, step: int) -> float:
+        """The factor of a step, counted from 1."""
+        done = (step - self.from_step) / (self.to_step - self.from_step)
+        return self.start + (self.end - self.start) * min(max(done, 0.0), 1.0)
+
+
 class Objective(Strict):
     """Base of every objective. A new one is one file in this package: a subclass with `kind: Literal["name"]`."""
 
     kind: str
     weight: float = Field(1.0, ge=0)
     """Factor of this objective's mean in the training loss."""
+    ramp: Ramp | None = None
+    """Multiplies the weight as training goes on; None: 1 throughout."""
     name: str | None = None
     """What logs call it; the kind when not given. Two objectives of one kind need names."""
 
     @property
     def label(self) -> str:
         return self.name or self.kind
+
+    def weight_at(self, step: int) -> float:
+        """Its weight at a step, counted from 1."""
+        return self.weight * (self.ramp.at(step) if self.ramp is not None else 1.0)
 
     def needs(self) -> Needs:
         """What it reads of student and teacher; decides what the forward passes capture. Where that depends on the

@@ -140,6 +140,28 @@ class RunConfig(Strict):
         """Where the learning rate's decay ends."""
         return self.schedule.total_steps or self.train.steps
 
+    def weights_at(self, step: int) -> list[float]:
+        """Every objective's weight at a step, counted from 1."""
+        return [objective.weight_at(step) for objective in self.objectives]
+
+    @model_validator(mode="after")
+    def _weights_come_to_something(self) -> RunConfig:
+        ends = (1, self.train.steps, *(step for o in self.objectives if o.ramp for step in (o.ramp.to_step,)))
+        if not any(sum(self.weights_at(step)) for step in ends):
+            raise ValueError("objectives: all weights are 0, so nothing would be learnt")
+        return self
+
+    @model_validator(mode="after")
+    def _peers_are_listened_to_when_there(self) -> RunConfig:
+        absent = getattr(self.teacher, "absent_until", 0)
+        early = [o.label for o in self.objectives if absent and o.needs().teacher and o.weight_at(absent)]
+        if early:
+            raise ValueError(
+                f"objectives: {', '.join(early)} would learn from a teacher that is not there until step {absent}; "
+                f"give ramp: {{from_step: {absent}, to_step: {absent + 1}}}"
+            )
+        return self
+
     @model_validator(mode="after")
     def _objectives_are_named_apart(self) -> RunConfig:
         twice = [label for label, n in Counter(o.label for o in self.objectives).items() if n > 1]

@@ -67,7 +67,7 @@ def train(config: RunConfig, world: World, device: torch.device, fresh: bool = F
 def _loop(config: RunConfig, parts: Parts, directory: RunDirectory, job: Job, world: World) -> Exit:
     job.watchdog.enter("restore", 0)
     first, steps = job.restore() + 1, config.train.steps
-    ledger = Ledger([o.label for o in config.objectives], [o.weight for o in config.objectives], job.step.count_of)
+    ledger = Ledger([o.label for o in config.objectives], config.weights_at, job.step.count_of)
 
     with Recorder(directory, config.log, job.attempt, world.is_main, total_steps=steps, start_step=first - 1) as record:
         started = time.perf_counter()
