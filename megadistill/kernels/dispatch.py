@@ -23,9 +23,9 @@ class Settings:
     GPU what 256 rows of fp32 logits of both models and 1024 of gradient take, at least 256 MiB."""
     logits: Literal["exact", "fast"] = "exact"
     """`exact`: fp32 logits of bf16 operands; `fast`: bf16 logits, as `nn.Linear` gives them (GPU only)."""
-    rows: Literal["auto", "triton", "compiled", "eager"] = "auto"
-    """What turns logits into gradients. `auto`: Triton on a GPU, else eager PyTorch; `compiled`: Inductor, which needs
-    a C++ compiler and half a minute once."""
+    rows: Literal["auto", "triton", "native", "eager"] = "auto"
+    """What turns logits into gradients: Triton, on a GPU; `native`, C++ that the first use compiles; or eager PyTorch.
+    `auto`: the first of them that can run."""
     check_labels: bool = False
     """Look at the labels on the device at every call, which waits for it. They are checked where batches are made."""
 
@@ -75,23 +75,24 @@ def plan(hidden: Tensor, vocabulary: int, num_rows: int, teacher: bool, terms: s
     Raises:
         ValueError: the workspace does not hold one row.
     """
+    from megadistill.kernels import native
     from megadistill.kernels.head_losses import rows_torch
 
     wide = torch.promote_types(hidden.dtype, torch.float32)
-    kind, _ = row_implementation(hidden.device, hidden.dtype, top_k)
+    kind, _ = row_implementation(hidden.device, hidden.dtype, terms, top_k)
     if hidden.is_cuda:
         operands, leading = hidden.dtype, -(-vocabulary // 64) * 64
         logits = hidden.dtype if _settings.logits == "fast" else wide
     else:
         operands, logits, leading = wide, wide, vocabulary  # see `fp32_logits` for why
-    if kind == "triton":
+    rows: Callable[..., None] = rows_torch.rows
+    in_place = True
+    if kind == "native":
+        rows = native.rows
+    elif kind == "triton":
         from megadistill.kernels.head_losses import rows_triton
 
-        rows: Callable[..., None] = rows_triton.rows
-        in_place = rows_triton.one_launch(terms)
-    else:
-        rows = rows_torch.compiled_rows if kind == "compiled" else rows_torch.rows
-        in_place = True
+        rows, in_place = rows_triton.rows, rows_triton.one_launch(terms)
     inner, outer = block_rows(
         num_rows,
         leading,
@@ -130,25 +131,32 @@ def block_rows(num_rows: int, leading: int, inner_bytes: int, outer_bytes: int, 
     return inner, min(ratio * inner, max(num_rows, 1))
 
 
-def row_implementation(device: torch.device, dtype: torch.dtype, top_k: bool = False) -> tuple[str, str]:
-    """triton, compiled or eager; and the reason."""
+def row_implementation(device: torch.device, dtype: torch.dtype, terms: str, top_k: bool) -> tuple[str, str]:
+    """triton, native or eager; and the reason, or why not another.
+
+    Raises:
+        ValueError: the one that was configured cannot run.
+    """
+    from megadistill.kernels import native
+
     wanted = _settings.rows
-    if wanted != "auto" and wanted != "triton":
+    if wanted == "eager":
         return wanted, "as configured"
-    why_not = _no_triton(device, dtype, top_k)
-    if wanted == "auto" and not why_not and device.type == "cuda":
-        return "triton", "a CUDA device"
-    if wanted == "triton":
-        if why_not:
-            raise ValueError(f"rows='triton' cannot run here: {why_not}; use rows='auto'")
-        return "triton", "as configured"
-    return "eager", why_not or f"the device is {device.type}"
+    no_top_k = "top-k teachers have eager rows only" if top_k else ""
+    no_triton = no_top_k or _no_triton(device, dtype)
+    no_native = no_top_k or ("" if device.type == "cpu" else "not on a CPU") or native.why_not(terms, dtype)
+    for kind, why_not in (("triton", no_triton), ("native", no_native)):
+        if wanted == kind and why_not:
+            raise ValueError(f"rows={kind!r} cannot run here: {why_not}; use rows='auto'")
+        if wanted == kind:
+            return kind, "as configured"
+    if device.type == "cuda":
+        return ("eager", no_triton) if no_triton else ("triton", "a CUDA device")
+    return ("eager", no_native) if no_native else ("native", "compiled for this CPU")
 
 
-def _no_triton(device: torch.device, dtype: torch.dtype, top_k: bool) -> str:
+def _no_triton(device: torch.device, dtype: torch.dtype) -> str:
     """Why Triton cannot run; empty when it can."""
-    if top_k:
-        return "top-k teachers have no Triton kernel"
     if dtype == torch.float64:
         return "fp64 has no Triton kernel"
     if not _triton_found():
@@ -166,5 +174,5 @@ def _triton_found() -> bool:
 def implementations(device: torch.device) -> dict[str, str]:
     """Op name -> the implementation that runs on `device`, with the reason."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    kind, reason = row_implementation(device, dtype)
+    kind, reason = row_implementation(device, dtype, "forward_kl:2.0:0.5,hard:0.0", False)
     return {"head_losses": f"blocks of logits, gradient in forward, {kind} rows ({reason})"}

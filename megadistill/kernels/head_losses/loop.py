@@ -84,7 +84,7 @@ def run(
             )
         gradients.add(outer, ours, block.gradient[: outer.stop - outer.start])
     # a coefficient of 0 says that the row is not meant, whatever its loss came out as
-    total = torch.where(coefficients == 0, 0, coefficients * losses).sum()
+    total = torch.where(coefficients == 0, 0, coefficients * losses).sum().to(dtype)
     return Result(total, losses, unit, *gradients.finished())
 
 

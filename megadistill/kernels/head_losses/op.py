@@ -16,6 +16,11 @@ from megadistill.kernels import dispatch
 from megadistill.kernels.head_losses.loop import run, wide
 from megadistill.kernels.head_losses.terms import Hard, HeadTerm, Projection, Soft, TopK, check, encode
 
+_ONCE = (
+    "the head losses cannot be differentiated twice: their gradient is computed outside autograd; "
+    "use megadistill.kernels.head_losses.reference_losses for second derivatives"
+)
+
 
 def head_losses(
     student: Projection,
@@ -62,23 +67,33 @@ def head_losses(
         raise ValueError(f"coefficients must be [{len(terms)}, {student.hidden.shape[0]}], not {[*coefficients.shape]}")
     if dispatch.settings().check_labels and labels is not None:
         _check_labels(labels, terms, coefficients, size)
-    total, losses, *_ = _forward(
-        *student,
-        labels,
-        coefficients.detach(),
-        [t.hidden for t in teachers],
-        [t.weight for t in teachers],
-        [t.hidden.new_empty(0) if t.bias is None else t.bias for t in teachers],
-        _mixing(mixing, len(teachers)),
-        mean == "arithmetic",
-        None if top_k is None else top_k.ids,
-        None if top_k is None else top_k.log_probs.detach(),
-        top_k is not None and top_k.ghost,
-        encode(terms),
-        [torch.is_grad_enabled() and t is not None and t.requires_grad for t in student],
-        size,
-    )
+    needs = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in student]
+    given = _flat(teachers, mixing, mean, top_k)
+    total, losses, *_ = _forward(*student, labels, coefficients.detach(), *given, encode(terms), needs, size)
     return total, losses
+
+
+def head_row_losses(
+    student: Projection,
+    term: HeadTerm,
+    labels: Tensor | None = None,
+    teachers: Sequence[Projection] = (),
+    *,
+    mixing: Sequence[float] | None = None,
+    mean: str = "geometric",
+    top_k: TopK | None = None,
+    vocabulary: int | None = None,
+) -> Tensor:
+    """One term's loss of every row, [N] in nats, for who weighs rows by what comes after the forward pass.
+
+    The gradient cannot be computed before the weights are known, so the backward pass computes the logits once more:
+    prefer `head_losses` where coefficients are known. Arguments and errors as there.
+    """
+    student = _autocast(student)
+    teachers = [_autocast(detached(teacher)) for teacher in teachers]
+    check(student, [term], labels, teachers, top_k, mean)
+    size = _vocabulary(student, vocabulary)
+    return _row_forward(*student, labels, *_flat(teachers, mixing, mean, top_k), encode([term]), size)
 
 
 def linear_ce(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -171,6 +186,8 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> 
 
 
 def _backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Any, ...]:
+    if torch.is_grad_enabled():  # only with create_graph=True: what follows would be taken for a constant
+        raise RuntimeError(_ONCE)
     unit, *gradients = ctx.saved_tensors
     scaled = _scale(upstream, unit, *gradients, *ctx.dtypes)
     needed = [g if need else None for g, need in zip(scaled, ctx.needs_input_grad[:3], strict=True)]
@@ -179,6 +196,62 @@ def _backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Any, ...]:
 
 
 _forward.register_autograd(_backward, setup_context=_remember)
+
+
+@torch.library.custom_op("megadistill::head_row_losses", mutates_args=())
+def _row_forward(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor | None,
+    teacher_hidden: Sequence[Tensor],
+    teacher_weight: Sequence[Tensor],
+    teacher_bias: Sequence[Tensor],
+    mixing: Sequence[float],
+    arithmetic: bool,
+    top_ids: Tensor | None,
+    top_log_probs: Tensor | None,
+    ghost: bool,
+    terms: str,
+    vocabulary: int,
+) -> Tensor:
+    zeros = torch.zeros(1, hidden.shape[0], dtype=wide(hidden.dtype), device=hidden.device)
+    teachers = teacher_hidden, teacher_weight, teacher_bias, mixing, arithmetic, top_ids, top_log_probs, ghost
+    found = _forward(hidden, weight, bias, labels, zeros, *teachers, terms, [False] * 3, vocabulary)
+    losses: Tensor = found[1]
+    return losses[0].clone()
+
+
+@_row_forward.register_fake
+def _(hidden: Tensor, *_: Any) -> Tensor:
+    return hidden.new_empty(hidden.shape[0], dtype=wide(hidden.dtype))
+
+
+def _remember_rows(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    hidden, weight, bias, labels, teacher_hidden, teacher_weight, teacher_bias, *rest = inputs
+    ctx.save_for_backward(hidden, weight, bias, labels, *rest[2:4], *teacher_hidden, *teacher_weight, *teacher_bias)
+    ctx.num_teachers, ctx.rest = len(teacher_hidden), (*rest[:2], *rest[4:])
+
+
+def _row_backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+    if torch.is_grad_enabled():
+        raise RuntimeError(_ONCE)
+    hidden, weight, bias, labels, ids, log_probs, *lists = ctx.saved_tensors
+    n = ctx.num_teachers
+    mixing, arithmetic, ghost, terms, vocabulary = ctx.rest
+    teachers = lists[:n], lists[n : 2 * n], lists[2 * n :], mixing, arithmetic, ids, log_probs, ghost
+    needs = list(ctx.needs_input_grad[:3])
+    _, _, unit, *gradients = _forward(
+        hidden, weight, bias, labels, upstream.unsqueeze(0), *teachers, terms, needs, vocabulary
+    )
+    dtypes = (hidden.dtype, weight.dtype, hidden.dtype if bias is None else bias.dtype)
+    scaled = _scale(torch.ones_like(unit), unit, *gradients, *dtypes)
+    nothing = [None] * n
+    needed = [g if need else None for g, need in zip(scaled, needs, strict=True)]
+    return (*needed, None, nothing, list(nothing), list(nothing), *[None] * 7)
+
+
+_row_forward.register_autograd(_row_backward, setup_context=_remember_rows)
 
 
 @torch.library.custom_op("megadistill::head_losses_backward", mutates_args=())
@@ -202,19 +275,25 @@ def _(upstream: Tensor, unit: Tensor, hidden: Tensor, weight: Tensor, bias: Tens
     return tuple(torch.empty_like(g, dtype=d) for g, d in zip((hidden, weight, bias), dtypes, strict=True))
 
 
-def _refuse(ctx: Any, *_: Any) -> None:
-    raise RuntimeError(
-        "the head losses cannot be differentiated twice: their gradient is computed in the forward pass; "
-        "use megadistill.kernels.head_losses.reference_losses for second derivatives"
-    )
-
-
-_scale.register_autograd(_refuse)
-
-
 def detached(given: Projection) -> Projection:
     """The same, without a way for gradients."""
     return Projection(given.hidden.detach(), given.weight.detach(), None if given.bias is None else given.bias.detach())
+
+
+def _flat(
+    teachers: Sequence[Projection], mixing: Sequence[float] | None, mean: str, top_k: TopK | None
+) -> tuple[Any, ...]:
+    """The teachers as an operator's schema can carry them; an empty tensor stands for no bias."""
+    return (
+        [t.hidden for t in teachers],
+        [t.weight for t in teachers],
+        [t.hidden.new_empty(0) if t.bias is None else t.bias for t in teachers],
+        _mixing(mixing, len(teachers)),
+        mean == "arithmetic",
+        None if top_k is None else top_k.ids,
+        None if top_k is None else top_k.log_probs.detach(),
+        top_k is not None and top_k.ghost,
+    )
 
 
 def _autocast(given: Projection) -> Projection:

@@ -1,4 +1,4 @@
-"""From a block of logits to each row's losses and their gradient, in PyTorch: on any device, eager or compiled.
+"""From a block of logits to each row's losses and their gradient, in PyTorch: on any device, in any dtype.
 
 Legend: n rows of the block, V vocabulary, K terms.
 """
@@ -6,8 +6,6 @@ Legend: n rows of the block, V vocabulary, K terms.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -61,49 +59,7 @@ def rows(
             coefficients[:, tile],
             ghost,
             decode(terms),
-            False,
         )
-
-
-def compiled_rows(
-    z: Tensor,
-    u: Tensor | None,
-    z_bias: Tensor | None,
-    u_bias: Tensor | None,
-    labels: Tensor | None,
-    top_k: TopKBlock | None,
-    coefficients: Tensor,
-    terms: str,
-    ghost: bool,
-    losses: Tensor,
-    gradient: Tensor,
-) -> None:
-    """As `rows`, by one function that Inductor makes; z is overwritten."""
-    found = _compiled(terms, ghost)(z, u, z_bias, u_bias, labels, top_k, coefficients)
-    losses.copy_(found)
-    if gradient.data_ptr() != z.data_ptr():
-        gradient.copy_(z)
-
-
-@lru_cache
-def _compiled(terms: str, ghost: bool) -> Callable[..., Tensor]:
-    decoded = decode(terms)
-
-    def in_place(
-        z: Tensor,
-        u: Tensor | None,
-        z_bias: Tensor | None,
-        u_bias: Tensor | None,
-        labels: Tensor | None,
-        top_k: TopKBlock | None,
-        coefficients: Tensor,
-    ) -> Tensor:
-        losses, gradient = _rows(z, u, z_bias, u_bias, labels, top_k, coefficients, ghost, decoded, True)
-        z.copy_(gradient)
-        return losses
-
-    compiled: Callable[..., Tensor] = torch.compile(in_place, dynamic=True)
-    return compiled
 
 
 def _rows(
@@ -116,7 +72,6 @@ def _rows(
     coefficients: Tensor,
     ghost: bool,
     terms: tuple[HeadTerm, ...],
-    fused: bool,
 ) -> tuple[Tensor, Tensor]:
     wide = torch.promote_types(z.dtype, torch.float32)
     z = z.to(wide) if z_bias is None else z + z_bias
@@ -128,7 +83,7 @@ def _rows(
         coefficient = coefficients[number].unsqueeze(1)
         if isinstance(term, Hard):
             assert labels is not None
-            loss, gradient = _hard(z, labels, coefficient, term, fused)
+            loss, gradient = _hard(z, labels, coefficient, term)
         elif top_k is not None:
             loss, gradient = _top_k(z, *top_k, coefficient, term, ghost)
         else:
@@ -140,7 +95,7 @@ def _rows(
     return torch.stack(losses), total
 
 
-def _hard(z: Tensor, labels: Tensor, coefficient: Tensor, term: Hard, fused: bool) -> tuple[Tensor, Tensor]:
+def _hard(z: Tensor, labels: Tensor, coefficient: Tensor, term: Hard) -> tuple[Tensor, Tensor]:
     """g = a (softmax(z) - (1 - eps) 1_y - eps / V)"""
     log_q = z.log_softmax(-1)
     label = labels.clamp(min=0).unsqueeze(1)
@@ -151,10 +106,7 @@ def _hard(z: Tensor, labels: Tensor, coefficient: Tensor, term: Hard, fused: boo
     if term.smoothing:
         gradient = gradient.sub_(term.smoothing / z.shape[1])
     rest = 1 - term.smoothing
-    if fused:  # a comparison joins the loop around it, a scatter does not
-        gradient = gradient - torch.where(torch.arange(z.shape[1], device=z.device) == label, rest, 0.0)
-    else:
-        gradient = gradient.scatter_add_(1, label, gradient.new_full((1, 1), -rest).expand_as(label))
+    gradient = gradient.scatter_add_(1, label, gradient.new_full((1, 1), -rest).expand_as(label))
     return loss, gradient.mul_(coefficient)
 
 

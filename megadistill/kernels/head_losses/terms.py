@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal, NamedTuple, get_args
 
@@ -43,10 +43,13 @@ class Hard:
     al. 2016, section 7)."""
 
     smoothing: float = 0.0
+    word: str = field(init=False, repr=False)
+    """The term in an operator's schema, which carries words; made here, where no compiler traces."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.smoothing < 1:
             raise ValueError(f"smoothing must be in [0, 1), not {self.smoothing}")
+        object.__setattr__(self, "word", f"hard:{self.smoothing!r}")
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Soft:
     temperature: float = 1.0
     divergence: Divergence = "forward_kl"
     beta: float = 0.5
+    word: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
@@ -69,6 +73,7 @@ class Soft:
             raise ValueError(f"divergence must be one of {', '.join(get_args(Divergence))}, not {self.divergence!r}")
         if not 0 < self.beta < 1:
             raise ValueError(f"beta must be in (0, 1), not {self.beta}: its ends are forward_kl and reverse_kl, scaled")
+        object.__setattr__(self, "word", f"{self.divergence}:{self.temperature!r}:{self.beta!r}")
 
 
 HeadTerm = Hard | Soft
@@ -76,13 +81,7 @@ HeadTerm = Hard | Soft
 
 def encode(terms: Sequence[HeadTerm]) -> str:
     """One word for a list of terms: what an operator's schema can carry."""
-    words = []
-    for term in terms:
-        if isinstance(term, Hard):
-            words.append(f"hard:{term.smoothing!r}")
-        else:
-            words.append(f"{term.divergence}:{term.temperature!r}:{term.beta!r}")
-    return ",".join(words)
+    return ",".join([term.word for term in terms])
 
 
 @lru_cache

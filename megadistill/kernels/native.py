@@ -1,0 +1,138 @@
+"""The CPU's own row kernel (csrc/rows.cpp): compiled on first use, in seconds, where there is a C++ compiler.
+
+Inductor's code for the same rows took four times as long as this, and a minute to make (one core, AVX-512,
+V = 30522), because each of its reductions walks over the whole block and computes the exponentials anew.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megadistill.kernels.head_losses.terms import Hard, Soft, decode
+
+SOURCE = Path(__file__).with_name("csrc") / "rows.cpp"
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-pthread")
+
+
+class _Block(ctypes.Structure):
+    """As in rows.cpp."""
+
+    _fields_ = (
+        *[(name, ctypes.c_void_p) for name in ("z", "u", "z_bias", "u_bias", "labels")],
+        *[(f"{kind}_{what}", ctypes.c_void_p) for what in ("coefficients", "losses") for kind in ("hard", "soft")],
+        *[(name, ctypes.c_int64) for name in ("rows", "vocabulary", "z_stride", "u_stride")],
+        *[(name, ctypes.c_float) for name in ("temperature", "smoothing")],
+    )
+
+
+def why_not(terms: str, dtype: torch.dtype) -> str:
+    """Why this kernel cannot run; empty when it can."""
+    if dtype == torch.float64:
+        return "fp64 has no compiled rows"
+    decoded = decode(terms)
+    soft = [term for term in decoded if isinstance(term, Soft)]
+    if len(soft) > 1 or len(decoded) - len(soft) > 1 or any(term.divergence != "forward_kl" for term in soft):
+        return "only one forward_kl and one hard term have compiled rows"
+    return library()[1]
+
+
+@cache
+def library() -> tuple[Any, str]:
+    """The loaded library, or None and why there is none."""
+    compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    if compiler is None:
+        return None, "no C++ compiler"
+    try:
+        return ctypes.CDLL(str(_built(compiler))), ""
+    except (OSError, subprocess.SubprocessError) as error:
+        told = getattr(error, "stderr", None)
+        return None, f"csrc/rows.cpp could not be built: {(told or str(error)).strip().splitlines()[0]}"
+
+
+def _built(compiler: str) -> Path:
+    """The shared object for this source, compiler and processor; built beside its place and renamed into it."""
+    identity = [SOURCE.read_text(), " ".join(FLAGS), compiler, platform.machine(), _processor()]
+    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    path = cache_home / "megadistill" / f"rows-{hashlib.sha256('|'.join(identity).encode()).hexdigest()[:16]}.so"
+    if path.exists():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.mkdtemp(dir=path.parent)
+    except OSError:  # a home that cannot be written to: build for this process alone
+        folder = tempfile.mkdtemp()
+        path = Path(folder) / "kept" / path.name
+        path.parent.mkdir()
+    made = Path(folder) / path.name
+    command = [compiler, *FLAGS, str(SOURCE), "-o", str(made)]
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    made.replace(path)
+    if path.parent.name != "kept":
+        Path(folder).rmdir()
+    return path
+
+
+def _processor() -> str:
+    """What -march=native depends on: a home directory may be shared by machines of several kinds."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+
+
+def rows(
+    z: Tensor,
+    u: Tensor | None,
+    z_bias: Tensor | None,
+    u_bias: Tensor | None,
+    labels: Tensor | None,
+    top_k: None,
+    coefficients: Tensor,
+    terms: str,
+    ghost: bool,
+    losses: Tensor,
+    gradient: Tensor,
+) -> None:
+    """As `rows_torch.rows`, in place: `gradient` must be z itself. fp32 only; rows lie densely."""
+    assert gradient.data_ptr() == z.data_ptr()
+    decoded = decode(terms)
+    hard = next((n for n, term in enumerate(decoded) if isinstance(term, Hard)), None)
+    soft = next((n for n, term in enumerate(decoded) if isinstance(term, Soft)), None)
+    kept = [t if t is None else t.contiguous() for t in (z_bias, u_bias, labels, coefficients)]  # alive until the end
+    z_bias, u_bias, labels, coefficients = kept  # type: ignore[assignment]
+
+    def at(tensor: Tensor | None) -> int | None:
+        return None if tensor is None else tensor.data_ptr()
+
+    hard_term, soft_term = (None if n is None else decoded[n] for n in (hard, soft))
+    block = _Block(
+        z=at(z),
+        u=None if soft is None else at(u),
+        z_bias=at(z_bias),
+        u_bias=at(u_bias),
+        labels=None if hard is None else at(labels),
+        hard_coefficients=None if hard is None else at(coefficients[hard]),
+        soft_coefficients=None if soft is None else at(coefficients[soft]),
+        hard_losses=None if hard is None else at(losses[hard]),
+        soft_losses=None if soft is None else at(losses[soft]),
+        rows=z.shape[0],
+        vocabulary=z.shape[1],
+        z_stride=z.stride(0),
+        u_stride=0 if u is None else u.stride(0),
+        temperature=soft_term.temperature if isinstance(soft_term, Soft) else 1.0,
+        smoothing=hard_term.smoothing if isinstance(hard_term, Hard) else 0.0,
+    )
+    library()[0].megadistill_rows(ctypes.byref(block), ctypes.c_int32(torch.get_num_threads()))
