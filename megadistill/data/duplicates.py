@@ -16,6 +16,9 @@ Hashes = NDArray[np.uint64]
 Sketches = NDArray[np.uint32]
 Bools = NDArray[np.bool_]
 
+SCHEME = "affine32"
+"""datasketch's permutations of 32-bit hashes; named, since its default has changed before."""
+
 
 class NearDuplicates(Strict):
     """Documents are near duplicates when their sets of word runs overlap enough (MinHash, Broder 1997; with banded
@@ -38,7 +41,7 @@ class Sketcher:
 
     def __init__(self, config: NearDuplicates) -> None:
         self.config = config
-        self._empty = _datasketch().MinHash(num_perm=config.permutations, seed=1)
+        self._empty = _datasketch().MinHash(num_perm=config.permutations, seed=1, scheme=SCHEME)
 
     def sketch(self, text: str) -> Sketches:
         """[permutations] the smallest hashes of the document's word runs."""
@@ -47,7 +50,7 @@ class Sketcher:
         grams = {" ".join(words[start : start + self.config.words]).encode("utf-8", "replace") for start in runs}
         made = self._empty.copy()
         made.update_batch(sorted(grams))
-        result: Sketches = made.hashvalues.astype(np.uint32)
+        result: Sketches = made.hashvalues
         return result
 
 
@@ -75,7 +78,7 @@ def nearly_repeated(sketches: Sequence[Sketches], candidates: Bools, config: Nea
             number += 1
             if not candidates[number]:
                 continue
-            made = library.MinHash(num_perm=config.permutations, seed=1, hashvalues=sketch.astype(np.uint64))
+            made = library.MinHash(num_perm=config.permutations, seed=1, hashvalues=sketch, scheme=SCHEME)
             if any((kept[other] == sketch).mean() >= config.threshold for other in index.query(made)):
                 result[number] = True
             else:

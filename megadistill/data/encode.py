@@ -54,6 +54,8 @@ class Recipe:
     tokenizer: str
     near: NearDuplicates | None
     decontaminate: Decontaminate | None
+    settings: str
+    """Hash of all of it, and of what the evaluation files hold."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def encode(task: Task, recipe: Recipe, folder: Path, tell: Callable[[int], None]
     if (folder / f"{task.number:06d}.npz").exists():
         return
     tokenizer, dtype = _tokenizer(recipe.tokenizer), token_dtype(_tokenizer(recipe.tokenizer).vocabulary_size)
-    contamination = _contamination(recipe.decontaminate)
+    contamination = None if recipe.decontaminate is None else _contamination(recipe)
     sketcher = None if recipe.near is None else Sketcher(recipe.near)
     hashes: list[int] = []
     characters: list[int] = []
@@ -170,13 +172,16 @@ def _tokenizer(spec: str) -> Tokenizer:
     return load_tokenizer(spec)
 
 
-@lru_cache(maxsize=1)
-def _contamination_of(config: str) -> Contamination:
-    return Contamination(Decontaminate.model_validate_json(config))
+_contaminations: dict[str, Contamination] = {}
 
 
-def _contamination(config: Decontaminate | None) -> Contamination | None:
-    return None if config is None else _contamination_of(config.model_dump_json())
+def _contamination(recipe: Recipe) -> Contamination:
+    """Read once a process."""
+    assert recipe.decontaminate is not None
+    if recipe.settings not in _contaminations:
+        _contaminations.clear()
+        _contaminations[recipe.settings] = Contamination(recipe.decontaminate)
+    return _contaminations[recipe.settings]
 
 
 def _stop_if_orphaned() -> None:

@@ -159,7 +159,7 @@ def pairs(documents: Documents, length: int, frame: Frame) -> Iterator[Rows]:
     """[CLS] A [SEP] B [SEP] (BERT): consecutive sentences of one document, cut into A and B at the end of a random
     sentence. A row ends with a sentence where one ends in its second half, and the next row goes on behind it, so no
     token is lost but pieces shorter than MIN_PIECE at the end of a document. B always follows A: nothing here learns
-    to tell the next sentence from another. What is random is decided by the tokens alone."""
+    to tell the next sentence from another. What is random is decided by the document alone."""
     room = length - frame.size - (frame.last is not None)
     shortest = max(2, min(MIN_PIECE, room))
     ends = np.array(sorted(frame.ends), dtype=np.int64)
@@ -168,7 +168,7 @@ def pairs(documents: Documents, length: int, frame: Frame) -> Iterator[Rows]:
         is_end = np.isin(ids, ends)
         rows, start = [], 0
         while len(ids) - start >= shortest:
-            draws = _draws(ids[start : start + room])
+            draws = _draws(ids[start : start + room], len(rows))
             most = room if draws[0] >= SHORT_PAIRS else shortest + int(draws[1] * (room - shortest + 1))
             stop = min(start + most, len(ids))
             if stop < len(ids):
@@ -194,9 +194,10 @@ def _pair(
     return tokens, segments
 
 
-def _draws(ids: NDArray[np.int64]) -> list[float]:
-    """Three numbers in [0, 1) that depend on the tokens alone."""
-    return [xxhash.xxh3_64_intdigest(ids.tobytes(), seed=number) / 2**64 for number in range(3)]
+def _draws(ids: NDArray[np.int64], row: int) -> list[float]:
+    """Three numbers in [0, 1) for the row of a document that begins with these tokens."""
+    data = ids.tobytes()
+    return [xxhash.xxh3_64_intdigest(data, seed=3 * row + number) / 2**64 for number in range(3)]
 
 
 Packing = Literal["concat", "best_fit", "split", "pairs"]

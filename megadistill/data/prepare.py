@@ -105,7 +105,7 @@ class _Making:
         special = tokenizer.special
         frame = Frame(special.cls, special.sep, special.padding, tokenizer.sentence_ends)
         self.shape = Shape(config.packing, config.sequence_length, frame, tokenizer.vocabulary_size)
-        self.recipe = Recipe(corpus, config.tokenizer, config.near_duplicates, config.decontaminate)
+        self.recipe = Recipe(corpus, config.tokenizer, config.near_duplicates, config.decontaminate, self.settings)
         self.dtype = token_dtype(tokenizer.vocabulary_size)
 
     def run(self, share: tuple[int, int]) -> tuple[CorpusStats | None, bool]:
