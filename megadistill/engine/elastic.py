@@ -22,6 +22,9 @@ from megadistill.core.errors import UserError
 STATES = ("exp_avg", "exp_avg_sq")
 """What AdamW keeps of each parameter."""
 
+_SHARES = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition")
+"""What DeepSpeed's optimizers call a rank's fp32 parameters: at ZeRO 3, at 1 and 2, and at 1 in bf16."""
+
 
 def convert(shards: Path, output: Path) -> None:
     """Write the universal form of DeepSpeed's `shards` (ZeRO 1 to 3) into `output`; for one process.
@@ -64,6 +67,7 @@ def adopt(engine: Any, module: nn.Module, universal: Path, updates: int, zero_st
         safe_set_local_optimizer_state,
     )
 
+    _make_state(engine.optimizer, updates, zero_stage)
     for name, parameter in _trained(module):
         folder = universal / "zero" / name
         shape = getattr(parameter, "ds_shape", parameter.shape)
@@ -80,8 +84,15 @@ def adopt(engine: Any, module: nn.Module, universal: Path, updates: int, zero_st
             else:
                 safe_set_full_optimizer_state(parameter, value, state)
     _to_working_precision(engine.optimizer, zero_stage)
-    for of_parameter in engine.optimizer.optimizer.state.values():
-        of_parameter["step"] = torch.tensor(float(updates))
+
+
+def _make_state(optimizer: Any, updates: int, zero_stage: int) -> None:
+    """AdamW's state of this rank's shares, which it would make at its first step only."""
+    for share in next(getattr(optimizer, name) for name in _SHARES if hasattr(optimizer, name)):
+        of_share = {state: torch.zeros_like(share) for state in STATES}
+        optimizer.optimizer.state[share] = {"step": torch.tensor(float(updates)), **of_share}
+    if zero_stage < 3:
+        optimizer._lazy_init_hp_params_optimizer_state()  # parameters learn where in the shares they are
 
 
 def _trained(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -8,8 +8,8 @@ from megadistill.run.config import load
 from megadistill.testing import processes, workspace
 
 CALM = "student.config={num_hidden_layers: 1, hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0}"
-LENGTH = ["schedule.total_steps=12", "checkpoint.every_steps=2", "engine.persistence_threshold=0"]
-CHAIN = [(2, 1, 4), (1, 3, 6), (4, 2, 8), (2, 3, 10), (2, 1, 12)]
+LENGTH = ["schedule.total_steps=10", "checkpoint.every_steps=2", "engine.persistence_threshold=0"]
+CHAIN = [(2, 1, 4), (1, 3, 6), (4, 2, 8), (2, 1, 10)]
 """(ranks, ZeRO stage, last step) of one start after the other."""
 
 
@@ -29,11 +29,11 @@ def test_ranks_and_stages_may_change_at_every_start(tmp_path):
         options.append(f"batch.micro_size={16 // ranks // (1 + (stage == 2))}")
         return processes.run(["-m", "megadistill", "train", str(path), *options], ranks)[0]
 
-    train("whole", 2, 1, 12)
+    train("whole", 2, 1, 10)
     for ranks, stage, steps in CHAIN:
         output = train("elastic", ranks, stage, steps)
-    assert "converting step-00000010-a0004" in output
-    assert "not bitwise: engine.zero_stage: 1 here / 3 in the run" in output
+    assert "converting step-00000008-a0003" in output
+    assert "not bitwise: engine.zero_stage: 1 here / 2 in the run" in output
     runs = tmp_path / "runs"
     whole, elastic = losses(runs / "whole"), losses(runs / "elastic")
     assert elastic.keys() == whole.keys()
