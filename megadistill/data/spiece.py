@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,6 @@ UNIGRAM, BPE = 1, 2
 
 ORDINARY = (1, 4, 6)
 """`SentencePiece.Type` of pieces that text may become: normal, user-defined, byte."""
-
-NEVER = -100.0
-"""Added to the score of pieces that text must not become: any other spelling of them is likelier."""
 
 
 def read(path: Path, special: Collection[str]) -> tokenizers.Tokenizer:
@@ -39,7 +37,7 @@ def read(path: Path, special: Collection[str]) -> tokenizers.Tokenizer:
     kind = proto.trainer_spec.model_type
     if kind not in (UNIGRAM, BPE):
         raise UserError(f"{path} is neither a unigram nor a BPE model", "", "use the tokenizer.json of the same model")
-    backend = Tokenizer(_unigram(proto, special) if kind == UNIGRAM else _bpe(proto, special))
+    backend = Tokenizer(_unigram(proto) if kind == UNIGRAM else _bpe(proto, special))
     steps: list[Any] = []
     if kind == UNIGRAM and is_uncased(backend.get_vocab()):
         steps += [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
@@ -48,7 +46,9 @@ def read(path: Path, special: Collection[str]) -> tokenizers.Tokenizer:
         steps.append(normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap))
     steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
     backend.normalizer = normalizers.Sequence(steps)
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=kind == UNIGRAM)
+    space = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=kind == UNIGRAM)
+    apart = pre_tokenizers.Split(Regex(_first_letters(proto, special)), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([space, apart]) if kind == UNIGRAM else space
     backend.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
     if proto.trainer_spec.byte_fallback:
         backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
@@ -60,13 +60,16 @@ def is_uncased(vocabulary: Iterable[str]) -> bool:
     return not any("A" <= letter <= "Z" for word in vocabulary if word[:1] not in "[<" for letter in word)
 
 
-def _unigram(proto: Any, special: Collection[str]) -> Any:
+def _first_letters(proto: Any, special: Collection[str]) -> str:
+    """A pattern of the first letter of every piece that text must not become: set apart, the rest cannot match."""
+    never = [p.piece for p in proto.pieces if len(p.piece) > 1 and (p.type not in ORDINARY or p.piece in special)]
+    return "|".join(f"{re.escape(piece[0])}(?={re.escape(piece[1:])})" for piece in never) or r"(?!)"
+
+
+def _unigram(proto: Any) -> Any:
     from tokenizers import models
 
-    scores = [
-        (piece.piece, piece.score + (0.0 if piece.type in ORDINARY and piece.piece not in special else NEVER))
-        for piece in proto.pieces
-    ]
+    scores = [(piece.piece, piece.score) for piece in proto.pieces]
     return models.Unigram(scores, proto.trainer_spec.unk_id, proto.trainer_spec.byte_fallback)
 
 

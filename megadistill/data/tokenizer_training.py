@@ -35,7 +35,7 @@ class TrainTokenizer(Strict):
     kind: Literal["unigram", "bpe", "wordpiece"] = "unigram"
     """unigram, bpe: by sentencepiece; wordpiece: as BERT's."""
     vocabulary: int = Field(ge=64, le=1 << 20)
-    """Entries, the five special ones included; unigram makes fewer where the text does not carry so many."""
+    """Entries, the five special ones included; fewer where the text does not carry so many."""
     megabytes: float = Field(100.0, gt=0)
     """Million characters to learn from, in equal shares of all corpora and of all their sources."""
     uncased: bool = False
@@ -177,5 +177,5 @@ def _cannot(how: TrainTokenizer, reason: str) -> UserError:
     return UserError(
         f"cannot train a {how.kind} tokenizer with {how.vocabulary:,} entries",
         reason.strip().splitlines()[-1] if reason.strip() else "",
-        "give it more text (data.train_tokenizer: megabytes), or a smaller data.train_tokenizer: vocabulary",
+        "give it more text (data.train_tokenizer: megabytes), or another data.train_tokenizer: vocabulary",
     )

@@ -198,6 +198,7 @@ def test_training_a_tokenizer_replaces_nothing_and_leaves_nothing_half_made(tmp_
     (tmp_path / "mine").mkdir()
     with pytest.raises(UserError, match="was not trained by prepare"):
         train_tokenizer(tmp_path / "mine", TrainTokenizer(vocabulary=90), [corpus], print)
-    with pytest.raises(UserError, match="cannot train a bpe tokenizer with 5,000"):
-        train_tokenizer(tmp_path / "new", TrainTokenizer(kind="bpe", vocabulary=5000), [corpus], print)
+    (tmp_path / "text.txt").write_text("\n".join("".join(map(chr, range(0x400, 0x4FF))) for _ in range(50)))
+    with pytest.raises(UserError, match="cannot train a bpe tokenizer with 64 entries"):
+        train_tokenizer(tmp_path / "new", TrainTokenizer(kind="bpe", vocabulary=64), [corpus], print)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "text.txt"]
