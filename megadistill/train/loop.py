@@ -92,7 +92,6 @@ def _loop(config: RunConfig, parts: Parts, directory: RunDirectory, job: Job, wo
             saves = job.due(step, config.checkpoint.every_steps) or step == 1 or word & stop.SAVE
             if scores or saves or step == steps:  # a step is judged before anything is built on it
                 _conclude(ledger.exchange(_counts([]), 0)[1], record, job)
-            if scores or saves or step == steps:
                 job.watchdog.enter("evaluate and save", step)
             if step == 1:
                 record.scores(step, job.hold_out(rehearsal=True))
