@@ -167,6 +167,7 @@ def _count(config: Any, field: str) -> int:
         value = config.num_attention_heads
     if value is None and field == "intermediate_size":
         value = _inner_size(config, 0)
+    assert value is not None
     return int(value)
 
 

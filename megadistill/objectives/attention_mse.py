@@ -70,7 +70,7 @@ class _AttentionMSELoss:
     def __call__(self, student: Signals, teacher: Signals | None, batch: Batch) -> Term:
         assert teacher is not None
         every = self.config.positions == "all"
-        total: Tensor | float = 0.0
+        total = torch.zeros((), device=batch.mask.device)
         for (layer, theirs), weight in zip(self.pairs.items(), self.weights, strict=True):
             ours, goal = student.attention[layer], teacher.attention[theirs]
             sums = gram_squares if self.config.form == "gram" else pair_squares

@@ -87,7 +87,7 @@ class _RelationLoss:
         assert teacher is not None
         ours, goal = student.attention[self.config.student_layer], teacher.attention[self.config.teacher_layer]
         seen = ours.visible & goal.visible & batch.mask[:, None, None, :] & batch.mask[:, None, :, None]
-        total: Tensor | float = 0.0
+        total = torch.zeros((), device=batch.mask.device)
         for relation, weight in zip(self.config.relations, self.weights, strict=True):
             mine, theirs = self._pair(ours, relation), self._pair(goal, relation)
             scales = self._scale(ours, relation, mine), self._scale(goal, relation, theirs)

@@ -7,7 +7,6 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from megadistill.core.errors import UserError
 from megadistill.core.types import Batch, Dims, Needs, Signals, Term
@@ -54,7 +53,7 @@ class _CosineLoss:
 
     def __call__(self, student: Signals, teacher: Signals | None, batch: Batch) -> Term:
         assert teacher is not None
-        total: Tensor | float = 0.0
+        total = torch.zeros((), device=batch.mask.device)
         for (layer, theirs), weight in zip(self.pairs.items(), self.weights, strict=True):
             # a zero row has cosine 0 (loss 1), never NaN: cosine_similarity clamps the norms
             similar = torch.nn.functional.cosine_similarity(

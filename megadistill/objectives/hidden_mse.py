@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from megadistill.core.errors import UserError
 from megadistill.core.types import Batch, Dims, Needs, Signals, Term
@@ -75,7 +76,7 @@ class FitLoss(nn.Module):
 
     def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> Term:
         assert teacher is not None
-        total: Tensor | float = 0.0
+        total = torch.zeros((), device=batch.mask.device)
         for index, (layer, theirs) in enumerate(self.pairs.items()):
             ours = student.hidden[layer]
             if len(self.fit):

@@ -7,7 +7,6 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from megadistill.core.errors import UserError
 from megadistill.core.types import Batch, Dims, Needs, Signals, Term
@@ -71,7 +70,7 @@ class _PKDLoss:
         assert teacher is not None
         length = 1 if self.config.positions == "cls" else batch.mask.shape[1]
         mask = batch.mask[:, :length]
-        total: Tensor | float = 0.0
+        total = torch.zeros((), device=batch.mask.device)
         for (layer, theirs), weight in zip(self.pairs.items(), self.weights, strict=True):
             ours, goal = wide(student.hidden[layer][:, :length]), wide(teacher.hidden[theirs][:, :length])
             if self.config.normalize:

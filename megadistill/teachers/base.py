@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -16,8 +17,10 @@ from megadistill.teachers.guard import Guard
 class Source(Protocol):
     """A built teacher."""
 
-    models: Sequence[LanguageModel]
-    """The models it asks; the first one gives the student its shapes and first weights. Empty: none in the process."""
+    @property
+    def models(self) -> Sequence[LanguageModel]:
+        """The models it asks; the first gives the student its shapes and first weights. Empty: none is there yet."""
+        ...
 
     @property
     def dims(self) -> Dims:
@@ -40,8 +43,14 @@ class Source(Protocol):
         """What a checkpoint records of it (name, sha256): a frozen teacher is a reference, never a copy."""
         ...
 
-    # A teacher that moves also has `save(folder: Path)`, called on rank 0 for every checkpoint, and
-    # `load(folder: Path)`, called on every rank at resume.
+    def save(self, folder: Path) -> None:
+        """Write what `load` needs, on rank 0 for every checkpoint; a frozen teacher writes nothing. `folder` is not
+        there yet."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Go on from what `save` wrote, on every rank at resume."""
+        ...
 
 
 class Teacher(Strict):

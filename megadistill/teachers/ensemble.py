@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -112,6 +113,12 @@ class EnsembleSource:
 
     def after_step(self, step: int, student: torch.nn.Module) -> None:
         """It never moves."""
+
+    def save(self, folder: Path) -> None:
+        """A reference in the manifest is enough."""
+
+    def load(self, folder: Path) -> None:
+        """There is nothing to load."""
 
     def identity(self) -> dict[str, Any]:
         """Every member's, and one sha256 over theirs and the weights."""

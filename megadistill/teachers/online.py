@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -69,6 +70,12 @@ class OnlineSource:
 
     def after_step(self, step: int, student: torch.nn.Module) -> None:
         """It never moves."""
+
+    def save(self, folder: Path) -> None:
+        """A reference in the manifest is enough."""
+
+    def load(self, folder: Path) -> None:
+        """There is nothing to load."""
 
     def identity(self) -> dict[str, Any]:
         """Its path and the sha256 of its weights, so that a swapped teacher is noticed."""

@@ -45,7 +45,7 @@ class States:
     def signals(self) -> Signals:
         """Everything of all layers, also by negative numbers."""
 
-        def head(fn: Any, rows: Tensor) -> Any:
+        def head(fn: Any, rows: Tensor, layers: Any = (-1,)) -> Any:
             return fn(self.hidden[-1].flatten(0, 1)[rows], self.weight, self.bias)
 
         attention = [
@@ -59,9 +59,11 @@ class States:
 
     def rows(self, part: Any) -> States:
         """The same model's answer to some rows."""
-        lists = ([t[part] for t in tensors] for tensors in (self.hidden, self.query, self.key, self.value))
+        hidden, query, key, value = (
+            [t[part] for t in tensors] for tensors in (self.hidden, self.query, self.key, self.value)
+        )
         visible = self.visible if self.visible.shape[0] == 1 else self.visible[part]
-        return States(*lists, self.weight, self.bias, visible, self.scale)
+        return States(hidden, query, key, value, self.weight, self.bias, visible, self.scale)
 
 
 def states(
@@ -82,9 +84,13 @@ def states(
         return torch.randn(*shape, generator=draw, dtype=torch.float64).requires_grad_(grad)
 
     visible = torch.ones(1, 1, length, length, dtype=torch.bool)
+    hidden = [normal(num_rows, length, width) for _ in range(layers + 1)]
+    query, key, value = ([normal(num_rows, heads, length, width // heads) for _ in range(layers)] for _ in range(3))
     return States(
-        [normal(num_rows, length, width) for _ in range(layers + 1)],
-        *([normal(num_rows, heads, length, width // heads) for _ in range(layers)] for _ in range(3)),
+        hidden,
+        query,
+        key,
+        value,
         normal(vocabulary, width),
         normal(vocabulary),
         visible.tril() if causal else visible,

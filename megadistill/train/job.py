@@ -156,7 +156,7 @@ class Job:
                     "give a larger train.steps, or this run another `name`",
                 )
             self._load(found)
-            if hasattr(self.parts.teacher, "load"):
+            if self.parts.teacher is not None:
                 self.parts.teacher.load(found.path / "teacher")
             self.last_saved = found.step
         step = 0 if found is None else found.step
@@ -286,7 +286,7 @@ class Job:
         }
         if self.world.is_main:
             save_pretrained(self.parts.student, folder / "student", weights)
-            if hasattr(self.parts.teacher, "save"):
+            if self.parts.teacher is not None:
                 self.parts.teacher.save(folder / "teacher")
 
     def leave(self, step: int) -> Exit:

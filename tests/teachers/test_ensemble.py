@@ -1,0 +1,83 @@
+"""Several teachers that answer as one."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from megadistill.core.errors import UserError
+from megadistill.core.types import Needs
+from megadistill.objectives.soft_ce import SoftCE
+from megadistill.teachers.ensemble import EnsembleSource, EnsembleTeacher
+from megadistill.teachers.online import OnlineSource
+from megadistill.testing import tiny
+
+NEEDS = Needs(teacher=True, teacher_hidden=frozenset({-1}))
+
+
+def members():
+    sizes = ({}, {"hidden_size": 32, "vocab_size": 64}, {"num_hidden_layers": 3})
+    return [OnlineSource("m", tiny.language_model("bert", 2, seed=s, initializer_range=0.3, **c).double())
+            for s, c in enumerate(sizes)]  # fmt: skip
+
+
+def logits(signals, rows):
+    return signals.head(lambda h, w, b: torch.nn.functional.linear(h, w, b), rows)
+
+
+def test_its_logits_are_the_weighted_mean_at_every_temperature():
+    """The geometric mean of the members' softened distributions, renormalised."""
+    sources, weights = members(), [0.5, 0.2, 0.3]
+    ensemble = EnsembleSource(sources, weights)
+    batch = tiny.batch(3)
+    ours = logits(ensemble.signals(batch, NEEDS), batch.attended)
+    theirs = [logits(s.signals(batch, NEEDS), batch.attended)[:, : tiny.VOCABULARY] for s in sources]
+    for temperature in (1.0, 4.0):
+        product = sum(w * (z / temperature).log_softmax(-1) for w, z in zip(weights, theirs, strict=True))
+        torch.testing.assert_close((ours / temperature).softmax(-1), product.softmax(-1), rtol=1e-10, atol=1e-12)
+    assert ensemble.dims.vocabulary == tiny.VOCABULARY
+
+
+def test_its_hidden_states_are_the_first_members():
+    sources = members()
+    batch = tiny.batch(3)
+    ours = EnsembleSource(sources, [1 / 3] * 3).signals(batch, NEEDS).hidden[-1]
+    assert torch.equal(ours, sources[0].signals(batch, NEEDS).hidden[-1])
+
+
+def test_one_member_is_that_member():
+    source, batch = members()[0], tiny.batch(3)
+    student = tiny.language_model("bert", 1, seed=7).double().signals(batch, frozenset())
+    loss = SoftCE(kind="soft_ce").build(tiny.language_model("bert", 1).dims, source.dims)
+    alone, ensemble = (
+        loss(student, s.signals(batch, NEEDS), batch).sum.item() for s in (source, EnsembleSource([source], [1.0]))
+    )
+    assert ensemble == pytest.approx(alone, rel=1e-9)
+
+
+def test_its_identity_is_all_members_and_their_weights():
+    sources = members()
+    one, other = (EnsembleSource(sources, w).identity()["sha256"] for w in ([0.5, 0.2, 0.3], [0.2, 0.5, 0.3]))
+    assert one != other
+    with torch.no_grad():
+        next(sources[2].model.parameters()).view(-1)[0] += 1
+    assert EnsembleSource(sources, [0.5, 0.2, 0.3]).identity()["sha256"] != one
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [0.0, 0.0]])
+def test_weights_that_weigh_nothing_are_refused(weights):
+    member = {"kind": "online", "path": "x"}
+    with pytest.raises(ValidationError, match="not all 0"):
+        EnsembleTeacher(kind="ensemble", members=[member, member], weights=weights)
+
+
+def test_vocabularies_of_different_tokenizers_are_refused():
+    sources = [OnlineSource("m", tiny.language_model("bert", 1, vocab_size=size)) for size in (61, 2000)]
+    with pytest.raises(UserError, match="61, 2,000 entries"):
+        EnsembleSource(sources, [0.5, 0.5])
+
+
+def test_its_states_cannot_be_exchanged():
+    ensemble = EnsembleSource(members(), [1 / 3] * 3)
+    batch = tiny.batch(2)
+    with pytest.raises(UserError, match="cannot have its states exchanged"):
+        ensemble.signals(batch, NEEDS).again({}, batch.mask)
