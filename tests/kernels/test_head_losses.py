@@ -9,6 +9,7 @@ from megadistill.kernels.head_losses import (
     Projection,
     Soft,
     reference_losses,
+    rows_triton,
 )
 from megadistill.kernels.head_losses.terms import encode
 from megadistill.testing.heads import Case, case, definition, distance, gradients, ours
@@ -140,3 +141,23 @@ def test_what_the_workspace_held_before_does_not_matter(monkeypatch):
     monkeypatch.setattr(dispatch, "block_rows", lambda num_rows, *_: (8, 8))
     monkeypatch.setattr(torch, "empty", poisoned)
     same(ours(given, terms), exact, 1e-11)
+
+
+@pytest.mark.parametrize("rows", ["native", "triton"])
+def test_rows_more_than_2_to_the_31_values_apart(rows):
+    """Only two rows of what `empty` promises are ever touched; an int32 offset would wrap around."""
+    if rows == "native" and native.library()[0] is None:
+        pytest.skip(native.library()[1])
+    if rows == "triton" and DEVICE == "cuda":
+        pytest.skip("test_gpu.py does it natively")
+    run = native.rows if rows == "native" else rows_triton.rows
+    try:
+        z = torch.empty(2**31 + 64).as_strided((2, 50), (2**31, 1))
+    except RuntimeError as error:
+        pytest.skip(f"no room for 8 GiB that are never touched: {error}")
+    z.copy_(torch.randn(2, 50, generator=torch.Generator().manual_seed(0)))
+    before, labels, losses = z.clone(), torch.tensor([3, 4]), torch.empty(1, 2)
+    run(z, None, None, None, labels, None, torch.ones(1, 2), "hard:0.0", False, losses, z)
+    torch.testing.assert_close(losses[0], torch.nn.functional.cross_entropy(before, labels, reduction="none"))
+    exact = before.softmax(-1) - torch.nn.functional.one_hot(labels, 50)
+    torch.testing.assert_close(z.clone(), exact)
