@@ -24,6 +24,11 @@ if [[ -z "${OMP_NUM_THREADS:-}" ]]; then
     export OMP_NUM_THREADS=$((_threads > 0 ? _threads : 1))
 fi
 
+# Chunks of logits come and go every step. glibc gives what is so large back to the kernel each time, and has it zeroed
+# anew: a tenth of a CPU step.
+export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-4294967296}"
+export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-4294967296}"
+
 # `tokenizers` forks a thread pool and warns when processes fork after it; preparation uses processes of its own.
 export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}"
 

@@ -14,6 +14,9 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # Where all ranks meet: the first host of the step's node list, and a port that jobs sharing a host do not share.
 if [[ -z "${MASTER_ADDR:-}" ]]; then
     MASTER_ADDR=$(scontrol show hostnames "${SLURM_STEP_NODELIST:-$SLURM_JOB_NODELIST}" | head -n 1)
+    if ! getent hosts "$MASTER_ADDR" >/dev/null; then # Slurm's names of nodes need not be the network's
+        MASTER_ADDR=$(scontrol show node "$MASTER_ADDR" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
+    fi
 fi
 export MASTER_ADDR
 export MASTER_PORT="${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}"

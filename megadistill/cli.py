@@ -98,20 +98,37 @@ def schema(
 
 
 @app.command()
-def prepare(file: File, assignments: Assignments = None) -> None:
+def prepare(
+    file: File,
+    assignments: Assignments = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; one a core unless given.")] = None,
+    share: Annotated[
+        str,
+        typer.Option(metavar="I/N", help="Read only every N-th file, from the I-th (0 to N-1): for several machines."),
+    ] = "0/1",
+) -> None:
     """Turn the corpora into shards.
 
-    Fetches all that training needs, so that it can run where there is no network.
+    Fetches all that training needs, so that it can run where there is no network. Starting it again goes on where it
+    was; the shards have the same bytes whatever the number of processes and shares.
     """
     from megadistill.data.prepare import prepare as prepare_data
     from megadistill.run.config import load
     from megadistill.run.presets import resolve
+    from megadistill.run.trained import located
 
     config = load(resolve(file), assignments or [])
-    prepare_data(config.data, typer.echo)
-    for part in (config.teacher, config.student):
+    for part in (config.teacher, config.student):  # first: a wrong name shows before hours of text
         if part is not None:
-            part.fetch()
+            located(part).fetch()
+    prepare_data(config.data, typer.echo, workers=workers, share=_share(share))
+
+
+def _share(text: str) -> tuple[int, int]:
+    index, _, number = text.partition("/")
+    if not (index.isdigit() and number.isdigit() and int(index) < int(number)):
+        raise UserError(f"--share {text} is no share", "", "write I/N with I from 0 to N-1, as in --share 0/4")
+    return int(index), int(number)
 
 
 @app.command()
@@ -136,15 +153,39 @@ def train(
 
 
 @app.command()
+def submit(
+    file: File,
+    assignments: Assignments = None,
+    cluster: Annotated[str, typer.Option(metavar="NAME", help="A profile: slurm/clusters/NAME.yaml, or a file.")] = "",
+    nodes: Annotated[int, typer.Option(min=1, help="How many nodes.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the command.")] = False,
+) -> None:
+    """Send a run to Slurm, and print the command that does."""
+    from megadistill.run import submit as slurm
+    from megadistill.run.config import load
+    from megadistill.run.presets import resolve
+
+    if not cluster:
+        raise UserError("submit needs --cluster", "a profile of its nodes", "copy slurm/clusters/example.yaml")
+    path, given = resolve(file), assignments or []
+    config = load(path, given)
+    arguments, variables = slurm.command(slurm.read_cluster(cluster), nodes, config, path, given)
+    typer.echo(slurm.shown(arguments, variables))
+    if not dry_run:
+        typer.echo(slurm.submit(arguments, variables, config.directory / "slurm", dict(os.environ)))
+
+
+@app.command()
 def evaluate(
     run: Run,
     tasks: Annotated[str, typer.Option(help="Some of heldout, wikitext; separated by commas.")] = "heldout",
     wikitext: Annotated[Path | None, typer.Option(metavar="FOLDER", help="The raw WikiText files.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="At most so many held-out rows; all when not given.")] = None,
 ) -> None:
     """Score the student of a run."""
     from megadistill.evaluate.scores import evaluate as score
 
-    scores = score(_existing(run), [task.strip() for task in tasks.split(",") if task.strip()], wikitext)
+    scores = score(_existing(run), [task.strip() for task in tasks.split(",") if task.strip()], wikitext, rows)
     typer.echo(json.dumps(scores, indent=2))
 
 

@@ -35,7 +35,7 @@ esac
 common+=("data.tokenizer=$data/tokenizers/$tokenizer")
 distil=("configs/$preset.yaml" "${common[@]}" "data.held_out={fraction: 0.01, max_rows: 1000}" "engine.precision=fp32"
     "teacher.path=runs/presets/$teacher/export/hf" "student.config=$student" "student.init.layers=[0, 2, 4]"
-    "batch={global_size: 32, micro_size: 8}" "train.steps=400" "checkpoint={every_steps: 100}"
+    "batch={global_size: 16, micro_size: 8}" "train.steps=320" "checkpoint={every_steps: 100}"
     "evaluate={every_steps: 100, rows: 256}" "log.every_steps=10")
 
 megadistill prepare "configs/$teacher.yaml" "${common[@]}"

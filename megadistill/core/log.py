@@ -21,7 +21,7 @@ class _Console(logging.StreamHandler[TextIO]):
         return sys.stdout
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        text = record.getMessage()  # without a traceback: that is for the file, and Python prints its own
         return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
 
 

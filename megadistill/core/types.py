@@ -87,6 +87,11 @@ class Dims:
     layers: int
     hidden: int
     vocabulary: int
+    heads: int = 1
+    """Of attention, per layer."""
+    full_attention: bool = True
+    """Whether all attended positions of a row see one another: not in causal models, sliding windows or attention
+    confined to documents."""
 
 
 @dataclass(frozen=True)
@@ -98,21 +103,40 @@ class Needs:
     teacher_hidden: frozenset[int] = frozenset()
     teacher: bool = False
     """Reads anything at all of the teacher."""
+    student_attention: frozenset[int] = frozenset()
+    """Attention of layers by number, from 1; negative counts from the last."""
+    teacher_attention: frozenset[int] = frozenset()
+    again: bool = False
+    """Runs the models once more with hidden states replaced (`Signals.again`)."""
 
     def __or__(self, other: Needs) -> Needs:
-        return Needs(
-            self.student_hidden | other.student_hidden,
-            self.teacher_hidden | other.teacher_hidden,
-            self.teacher or other.teacher,
-        )
+        return Needs(**{f.name: getattr(self, f.name) | getattr(other, f.name) for f in fields(self)})
 
 
 class Head(Protocol):
     """Runs a function where the vocabulary head's weight can be read (under ZeRO-3 nowhere else)."""
 
-    def __call__(self, fn: HeadFunction[Result], rows: Tensor) -> Result:
-        """`fn(hidden [N, H], weight [V, H], bias)` for the flat positions `rows` [N] int64 of [B * L]."""
+    def __call__(self, fn: HeadFunction[Result], rows: Tensor, layers: Sequence[int] = (-1,)) -> Result:
+        """`fn(hidden [N, H], weight [V, H], bias)` for the flat positions `rows` [N] int64 of [B * L].
+
+        With several `layers`, of which hidden states are there, `hidden` is theirs one after another, [N * layers, H].
+        """
         ...
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What one layer attends with: A query heads, K <= A key and value heads of width D each."""
+
+    query: Tensor
+    """[B, A, L, D], after rotary embedding where the model has one; so is `key` [B, K, L, D]."""
+    key: Tensor
+    value: Tensor
+    """[B, K, L, D]"""
+    scale: float
+    """Multiplies query . key."""
+    visible: Tensor
+    """[B or 1, 1, L, L] bool, broadcasts: which keys (last axis) each query sees."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +146,11 @@ class Signals:
     head: Head
     hidden: Mapping[int, Tensor] = field(default_factory=dict)
     """The hidden states that `Needs` asked for, by the number it used: [B, L, H]."""
+    attention: Mapping[int, Attention] = field(default_factory=dict)
+    """Likewise."""
+    again: Callable[[Mapping[int, Tensor], Tensor], Signals] | None = None
+    """`again(values, where)`: the same batch through the same model once more, with the output of layer l replaced by
+    `values[l]` [B, L, H] wherever `where` [B, L]; None where the model cannot. One more forward pass."""
 
 
 def union_of_needs(needs: Sequence[Needs]) -> Needs:

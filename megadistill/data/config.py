@@ -10,9 +10,14 @@ from pydantic import Field, model_validator
 
 import megadistill.data.corpora
 from megadistill.core.schema import OneOf, Strict, discover
+from megadistill.data.contamination import Decontaminate
 from megadistill.data.corpora.base import Corpus
+from megadistill.data.duplicates import NearDuplicates
 from megadistill.data.masking import Mlm, Targets
+from megadistill.data.order import Blocks
 from megadistill.data.packing import Packing
+from megadistill.data.reader import ReadConfig
+from megadistill.data.tokenizer_training import TrainTokenizer
 
 discover(megadistill.data.corpora)  # the union below needs every kind imported first
 
@@ -35,16 +40,30 @@ class DataConfig(Strict):
     tokenizer: str
     """A folder or file (tokenizer.json, vocab.txt, vocab.json with merges.txt, *.model) or a name on the hub.
     It must be the teacher's: logits are compared id by id."""
+    train_tokenizer: TrainTokenizer | None = None
+    """`prepare` trains a tokenizer on the corpora first, and writes it to the folder that `tokenizer` names."""
     sequence_length: int = Field(128, ge=8, le=65535)
     """Tokens per row."""
     packing: Packing = "concat"
-    """concat: documents one after another, cut where a row is full, hardly any padding. split: each document
-    by itself in framed pieces, padded (DistilBERT)."""
+    """concat: documents one after another, cut where a row is full, hardly any padding. best_fit: documents that fit
+    into a row are never cut, at the price of some padding. split: each document by itself in framed pieces, padded
+    (DistilBERT). pairs: [CLS] A [SEP] B [SEP] with sentences of one document, A being segment 1 and B 2 (BERT)."""
+    attention: Literal["row", "document"] = "row"
+    """What a position sees: its whole row, or its own document only, with positions that restart in each."""
     targets: OneOf[Targets] = Mlm()
     """What positions must predict."""
     held_out: HeldOutConfig = HeldOutConfig()
-    order: Literal["global"] = "global"
-    """global: a new permutation of all rows in every epoch."""
+    near_duplicates: NearDuplicates | None = None
+    """Drop documents that resemble an earlier one of their corpus; None: only those that equal one."""
+    decontaminate: Decontaminate | None = None
+    """Drop documents that share text with evaluation files."""
+    order: Literal["global", "block"] = "global"
+    """global: a new permutation of all rows in every epoch. block: blocks of rows are permuted, and rows inside a
+    window of blocks, so that little of the corpus must be near at a time."""
+    blocks: Blocks = Blocks()
+    """For `order: block`."""
+    read: ReadConfig = ReadConfig()
+    """How training reads the shards."""
 
     @model_validator(mode="after")
     def _corpora_can_be_told_apart_and_mixed(self) -> DataConfig:
@@ -54,6 +73,11 @@ class DataConfig(Strict):
         unweighted = [corpus.name for corpus in self.corpora if corpus.weight is None]
         if 0 < len(unweighted) < len(self.corpora):
             raise ValueError(f"corpora: {', '.join(unweighted)} has no weight; give all corpora a weight, or none")
+        for corpus in self.corpora:
+            if unweighted and corpus.epochs is not None:
+                raise ValueError(f"corpora: {corpus.name}: epochs needs weights: who leaves must have had a share")
+            if not unweighted and corpus.repeats > 1:
+                raise ValueError(f"corpora: {corpus.name}: repeats is for mixtures without weights; raise its weight")
         return self
 
     @property

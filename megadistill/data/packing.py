@@ -1,7 +1,7 @@
 """How documents of any length become rows of one length.
 
-Both packers take documents as id sequences and yield blocks of rows: tokens [n, length] int64 and segments
-[n, length] uint16, the number of the document inside its row from 1, and 0 on padding.
+All packers take documents as id sequences and yield blocks of rows: tokens [n, length] int64 and segments
+[n, length] uint16, the number of the document inside its row from 1 (`pairs`: 1 for A, 2 for B), and 0 on padding.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 Tokens = NDArray[np.integer]
@@ -21,7 +22,10 @@ MIN_PIECE = 12
 """`split` drops shorter pieces, as DistilBERT does (they teach little and are mostly padding)."""
 
 BLOCK_TOKENS = 1 << 20
-"""`concat` cuts rows whenever about so many tokens are waiting."""
+"""`concat` cuts rows, and `best_fit` fills them, whenever about so many tokens are waiting."""
+
+SHORT_PAIRS = 0.1
+"""Share of the rows of `pairs` that are cut to a random shorter length, as BERT's."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Frame:
     last: int | None
     """[SEP] or an end-of-sequence token."""
     pad: int
+    ends: frozenset[int] = frozenset()
+    """Ids that end a sentence; only `pairs` looks for them."""
 
     def around(self, tokens: Tokens) -> Tokens:
         first = [] if self.first is None else [self.first]
@@ -103,5 +109,101 @@ def split(documents: Documents, length: int, frame: Frame) -> Iterator[Rows]:
         yield tokens, segments
 
 
-Packing = Literal["concat", "split"]
-PACKERS: dict[Packing, Callable[[Documents, int, Frame], Iterator[Rows]]] = {"concat": concat, "split": split}
+def best_fit(documents: Documents, length: int, frame: Frame) -> Iterator[Rows]:
+    """Documents side by side in rows, none cut that fits into one (best-fit decreasing; Ding et al. 2024). Longer ones
+    are cut into full rows, and what is left over is placed like a document."""
+    waiting: list[Tokens] = []
+    waiting_tokens = 0
+    for document in documents:
+        if len(document) == 0:
+            continue
+        framed = frame.around(np.asarray(document))
+        waiting += [framed[start : start + length] for start in range(0, len(framed), length)]
+        waiting_tokens += len(framed)
+        if waiting_tokens >= BLOCK_TOKENS:
+            yield _filled(waiting, length, frame.pad)
+            waiting, waiting_tokens = [], 0
+    if waiting:
+        yield _filled(waiting, length, frame.pad)
+
+
+def _filled(pieces: list[Tokens], length: int, pad: int) -> Rows:
+    """Each piece, the longest first, goes into the row that it leaves least room in."""
+    rows: list[list[Tokens]] = []
+    by_room: list[list[int]] = [[] for _ in range(length + 1)]
+    rooms = 0  # bit r: some row has room for exactly r more
+    for piece in sorted(pieces, key=len, reverse=True):
+        fitting = rooms >> len(piece)
+        if fitting:
+            room = len(piece) + (fitting & -fitting).bit_length() - 1
+            row = by_room[room].pop()
+            if not by_room[room]:
+                rooms ^= 1 << room
+            rows[row].append(piece)
+        else:
+            room, row = length, len(rows)
+            rows.append([piece])
+        if left := room - len(piece):
+            by_room[left].append(row)
+            rooms |= 1 << left
+    tokens = np.full((len(rows), length), pad, dtype=np.int64)
+    segments = np.zeros((len(rows), length), dtype=np.uint16)
+    for row, parts in enumerate(rows):
+        lengths = [len(part) for part in parts]
+        tokens[row, : sum(lengths)] = np.concatenate(parts)
+        segments[row, : sum(lengths)] = np.repeat(np.arange(1, len(parts) + 1), lengths)
+    return tokens, segments
+
+
+def pairs(documents: Documents, length: int, frame: Frame) -> Iterator[Rows]:
+    """[CLS] A [SEP] B [SEP] (BERT): consecutive sentences of one document, cut into A and B at the end of a random
+    sentence. A row ends with a sentence where one ends in its second half, and the next row goes on behind it, so no
+    token is lost but pieces shorter than MIN_PIECE at the end of a document. B always follows A: nothing here learns
+    to tell the next sentence from another. What is random is decided by the document alone."""
+    room = length - frame.size - (frame.last is not None)
+    shortest = max(2, min(MIN_PIECE, room))
+    ends = np.array(sorted(frame.ends), dtype=np.int64)
+    for document in documents:
+        ids = np.asarray(document).astype(np.int64)
+        is_end = np.isin(ids, ends)
+        rows, start = [], 0
+        while len(ids) - start >= shortest:
+            draws = _draws(ids[start : start + room], len(rows))
+            most = room if draws[0] >= SHORT_PAIRS else shortest + int(draws[1] * (room - shortest + 1))
+            stop = min(start + most, len(ids))
+            if stop < len(ids):
+                late = np.flatnonzero(is_end[start + (stop - start) // 2 : stop])
+                stop = start + (stop - start) // 2 + int(late[-1]) + 1 if late.size else stop
+            rows.append(_pair(ids[start:stop], is_end[start:stop], draws[2], length, frame))
+            start = stop
+        if rows:
+            yield np.stack([tokens for tokens, _ in rows]), np.stack([segments for _, segments in rows])
+
+
+def _pair(
+    ids: NDArray[np.int64], is_end: NDArray[np.bool_], draw: float, length: int, frame: Frame
+) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
+    cuts = np.flatnonzero(is_end[:-1]) + 1
+    cut = int(cuts[int(draw * len(cuts))]) if cuts.size else 1 + int(draw * (len(ids) - 1))
+    a = frame.around(ids[:cut])
+    b = frame.around(ids[cut:])[frame.first is not None :]
+    tokens = np.full(length, frame.pad, dtype=np.int64)
+    segments = np.zeros(length, dtype=np.uint16)
+    tokens[: len(a) + len(b)] = np.concatenate([a, b])
+    segments[: len(a)], segments[len(a) : len(a) + len(b)] = 1, 2
+    return tokens, segments
+
+
+def _draws(ids: NDArray[np.int64], row: int) -> list[float]:
+    """Three numbers in [0, 1) for the row of a document that begins with these tokens."""
+    data = ids.tobytes()
+    return [xxhash.xxh3_64_intdigest(data, seed=3 * row + number) / 2**64 for number in range(3)]
+
+
+Packing = Literal["concat", "best_fit", "split", "pairs"]
+PACKERS: dict[Packing, Callable[[Documents, int, Frame], Iterator[Rows]]] = {
+    "concat": concat,
+    "best_fit": best_fit,
+    "split": split,
+    "pairs": pairs,
+}

@@ -1,74 +1,47 @@
-"""How corpora become shards, once: read, drop duplicates, hold out, tokenise, pack, write, swap in whole."""
+"""How corpora become shards, once: read and tokenise each file, decide over all of them, pack, swap in whole.
+
+Every step of a file ends with a rename, and what is written depends on nothing but the file, the config, and for the
+second half on what all files hold. So any number of processes, on any number of machines, killed and started again
+as often as may be, end with the same bytes.
+"""
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import shutil
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from megadistill.core.errors import UserError
 from megadistill.core.files import atomic_write, fsync_directory, sha256_json, write_json
 from megadistill.data.config import DataConfig
+from megadistill.data.contamination import sources as evaluation_sources
 from megadistill.data.corpora.base import Corpus, Source
-from megadistill.data.documents import Sieve, batches, read
-from megadistill.data.packing import PACKERS, Frame
-from megadistill.data.shards import INDEX, ShardWriter, verify
+from megadistill.data.decide import Fate, Fates, decide, enough
+from megadistill.data.encode import Encoded, Recipe, Task, encode, encoded, tasks
+from megadistill.data.index import INDEX, write_index
+from megadistill.data.pack import Folders, Packed, Shape, documents, pack, pack_task, packed
+from megadistill.data.packing import Frame
+from megadistill.data.reader import verify
+from megadistill.data.shards import ROWS_PER_MEMBER, token_dtype
+from megadistill.data.statistics import STATS, CorpusStats, PartStats, named_bins, read_stats
 from megadistill.data.stream import COUNTS
 from megadistill.data.tokenization import Tokenizer, load_tokenizer
+from megadistill.data.tokenizer_training import train_tokenizer
+from megadistill.data.workers import Log, Workers, cores
 
-PREPARE_VERSION = 1
+PREPARE_VERSION = 2
 """Part of the key; raise it when the same corpus would give other rows."""
 
-STATS = "stats.json"
 PARTS = ("train", "held_out")
-BATCH_CHARACTERS = 4_000_000
-"""Text that is tokenised at once."""
-
-LOG_SECONDS = 10
-"""How often a long corpus says how far it is."""
 
 _OTHER_DIR = "set another data.dir"
-
-Log = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class PartStats:
-    """What one part of a corpus holds."""
-
-    documents: int
-    tokens: int
-    """Separators included, padding not."""
-    rows: int
-    padding_share: float
-
-
-@dataclass(frozen=True)
-class CorpusStats:
-    """What became of one corpus."""
-
-    name: str
-    key: str
-    """Hash of everything that decides the rows; equal keys are not prepared again."""
-    documents: int
-    duplicates: int
-    """Documents that were there before, word for word; dropped."""
-    megabytes: float
-    """Million characters kept."""
-    unknown_share: float
-    """Share of unknown tokens in training rows."""
-    train: PartStats
-    held_out: PartStats
 
 
 @dataclass(frozen=True)
@@ -79,192 +52,293 @@ class Prepared:
     corpora: list[CorpusStats]
     fresh: list[str]
     """Names of the corpora that were made now; the others were there already."""
+    unfinished: list[str]
+    """Names of those that wait for files of other shares."""
 
 
-def prepare(config: DataConfig, log: Log) -> Prepared:
+def prepare(config: DataConfig, log: Log, *, workers: int | None = None, share: tuple[int, int] = (0, 1)) -> Prepared:
     """Make the shards of every corpus that has none yet, was made from something else, or is damaged.
 
-    A corpus appears as a whole: it is made in a temporary folder beside its place and renamed. Whatever kills
-    this leaves nothing that `train` would read.
+    A corpus appears as a whole. Until then its finished files wait in `.<corpus>.<key>.making` beside its place, and
+    whatever kills this loses no more than the files that were being worked on.
+
+    Args:
+        workers: processes; None: one a core. The result does not depend on it.
+        share: (i, n): read only every n-th file, from the i-th; for several machines, such as the tasks of a Slurm
+            array. Whoever finds that all files are there finishes the corpus.
 
     Raises:
-        UserError: a corpus is missing, empty, or not what its name says; `data.dir` is no folder, or holds
+        UserError: a corpus is missing, empty, or not what its name says; `data.dir` cannot be written to, or holds
             something else where the corpus belongs; the disk is full.
     """
+    if config.train_tokenizer is not None:
+        train_tokenizer(Path(config.tokenizer), config.train_tokenizer, config.corpora, log)
     tokenizer = load_tokenizer(config.tokenizer)
     try:
         config.dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"data.dir {config.dir} is no folder and cannot be made", str(error), _OTHER_DIR) from None
-    stats, fresh = [], []
-    for corpus in config.corpora:
-        sources = corpus.sources()
-        key = _key(config, corpus, sources, tokenizer)
-        final = config.dir / corpus.name
-        with _locked(config.dir / f".{corpus.name}.lock"):
-            done = read_stats(final)
-            same = done is not None and done.key == key
-            problems = [problem for part in PARTS for problem in verify(final / part)] if same else []
-            for problem in problems:
-                log(f"{corpus.name}: making it again: {problem}")
-            if done is not None and done.key == key and not problems:
-                log(f"{corpus.name}: prepared already and sound, {done.train.rows:,} rows in {final}")
+    team = Workers(cores() if workers is None else workers)
+    made: list[CorpusStats] = []
+    fresh: list[str] = []
+    unfinished: list[str] = []
+    try:
+        for corpus in config.corpora:
+            stats, is_fresh = _Making(config, corpus, tokenizer, team, log).run(share)
+            if stats is None:
+                unfinished.append(corpus.name)
             else:
-                log(f"{corpus.name}: reading {len(sources):,} source(s)")
-                done = _prepare_corpus(config, corpus, sources, tokenizer, key, log)
-                fresh.append(corpus.name)
-        stats.append(done)
-    return Prepared(config.dir, stats, fresh)
-
-
-def read_stats(folder: Path) -> CorpusStats | None:
-    """The stats of a prepared corpus; None if there is none."""
-    if not all((folder / name).exists() for name in (STATS, COUNTS, *(f"{part}/{INDEX}" for part in PARTS))):
-        return None
-    try:
-        values = json.loads((folder / STATS).read_text(encoding="utf-8"))
-        return CorpusStats(**values | {part: PartStats(**values[part]) for part in PARTS})
-    except (ValueError, TypeError, KeyError):  # of another version, or damaged: as good as none
-        return None
-
-
-# ------------------------------------------------------------------------------------------ one corpus
-
-
-def _prepare_corpus(
-    config: DataConfig, corpus: Corpus, sources: list[Source], tokenizer: Tokenizer, key: str, log: Log
-) -> CorpusStats:
-    final = config.dir / corpus.name
-    _refuse_foreign(final)
-    temporary, old = final.with_name(f".{corpus.name}.making"), final.with_name(f".{corpus.name}.old")
-    shutil.rmtree(temporary, ignore_errors=True)
-    if old.exists() and not final.exists():
-        old.rename(final)  # a kill between the two renames below
-    shutil.rmtree(old, ignore_errors=True)
-    try:
-        for part in PARTS:
-            (temporary / part).mkdir(parents=True)
-        stats = _write(config, corpus, sources, tokenizer, key, temporary, log)
-        if final.exists():
-            final.rename(old)
-        temporary.rename(final)
-        fsync_directory(config.dir)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        written = sum(path.stat().st_size for path in temporary.rglob("*") if path.is_file()) / 1e6
-        free = shutil.disk_usage(config.dir).free / 1e6
-        raise UserError(
-            f"corpus {corpus.name}: no space left in {config.dir}",
-            f"{written:,.0f} MB were written before it was full ({free:,.0f} MB free), and are removed again",
-            "set data.dir to a larger disk, or max_documents or max_megabytes of the corpus",
-        ) from None
+                made.append(stats)
+                fresh += [corpus.name] if is_fresh else []
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if final.exists():
-            shutil.rmtree(old, ignore_errors=True)
-    log(
-        f"{corpus.name}: {stats.documents:,} documents ({stats.duplicates:,} duplicates dropped), "
-        f"{stats.megabytes:,.1f} MB -> {stats.train.tokens:,} tokens in {stats.train.rows:,} rows, "
-        f"{stats.held_out.rows:,} held out"
-    )
-    return stats
+        team.close()
+    return Prepared(config.dir, made, fresh, unfinished)
 
 
-def _write(
-    config: DataConfig,
-    corpus: Corpus,
-    sources: list[Source],
-    tokenizer: Tokenizer,
-    key: str,
-    folder: Path,
-    log: Log,
-) -> CorpusStats:
-    """Fill `folder` with both parts, token counts and stats."""
-    sieve = Sieve(config.held_out)
-    held_out: list[NDArray[np.uint32]] = []
-    limit = (config.held_out.max_rows or 0) * config.sequence_length
+class _Making:
+    """One corpus on its way."""
 
-    def train_documents() -> Iterator[NDArray[np.uint32]]:
-        """Training documents as they come; the few held-out ones wait in memory for their turn."""
-        waiting, said = 0, time.monotonic()
-        for texts in batches(sieve.kept(read(corpus, sources)), BATCH_CHARACTERS):
-            encoded = tokenizer.encode_batch([text for text, _ in texts])
-            for ids, (_, is_held_out) in zip(encoded, texts, strict=True):
-                tokens = np.array(ids, dtype=np.uint32)
-                if not is_held_out:
-                    yield tokens
-                elif not limit or waiting < limit:
-                    held_out.append(tokens)
-                    waiting += len(tokens)
-            if time.monotonic() - said > LOG_SECONDS:
-                log(f"{corpus.name}: {sieve.documents:,} documents, {sieve.characters / 1e6:,.0f} MB so far")
-                said = time.monotonic()
+    def __init__(self, config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, team: Workers, log: Log) -> None:
+        self.config, self.corpus, self.tokenizer, self.team, self.log = config, corpus, tokenizer, team, log
+        self.final = config.dir / corpus.name
+        self.settings = _settings(config, corpus, tokenizer)
+        special = tokenizer.special
+        frame = Frame(special.cls, special.sep, special.padding, tokenizer.sentence_ends)
+        self.shape = Shape(config.packing, config.sequence_length, frame, tokenizer.vocabulary_size)
+        self.recipe = Recipe(corpus, config.tokenizer, config.near_duplicates, config.decontaminate, self.settings)
+        self.dtype = token_dtype(tokenizer.vocabulary_size)
 
-    train, counts = _pack(config, tokenizer, train_documents(), folder / "train", corpus.name)
-    held, _ = _pack(config, tokenizer, held_out, folder / "held_out", corpus.name, config.held_out.max_rows)
-    if not train.rows:
-        raise UserError(
-            f"corpus {corpus.name} gives no training rows",
-            f"{sieve.documents} document(s), {sieve.characters} characters in {len(sources)} source(s)",
-            "check its files and options; very short documents are dropped by packing: split",
+    def run(self, share: tuple[int, int]) -> tuple[CorpusStats | None, bool]:
+        """The stats, once it is finished, and whether it was made now."""
+        index, number = share
+        with self._locked(fcntl.LOCK_EX if number == 1 else fcntl.LOCK_SH):
+            if (done := self._there()) is not None:
+                self._tidy()
+                return done, False
+            _refuse_foreign(self.final)
+            with self._room():
+                self._encode(self.tasks[index::number])
+                if number == 1:
+                    return self._finish(), True
+        with self._locked(fcntl.LOCK_EX), self._room():  # after all other shares that run now
+            if (done := self._there()) is not None:
+                return done, False
+            files = self._files()
+            if len(files) < len(self.tasks) and not enough(files, self.corpus):
+                self.log(f"{self.corpus.name}: {len(files):,} of {len(self.tasks):,} files; other shares have the rest")
+                return None, False
+            return self._finish(), True
+
+    # ------------------------------------------------------------------ what is there
+
+    def _there(self) -> CorpusStats | None:
+        """The stats of the corpus if it is prepared and sound. Sets `key`, `tasks` and `folders`."""
+        done = read_corpus_stats(self.final)
+        sources = self._sources(done)
+        self.tasks = tasks(sources)
+        key = sha256_json([self.settings, [[s.name, s.stamp] for s in sources]])
+        self.key = done.key if done is not None and not sources else key
+        self.folders = Folders(self.final.with_name(f".{self.corpus.name}.{self.key[:16]}.making"))
+        if done is None or done.key != self.key:
+            return None
+        problems = [problem for part in PARTS for problem in verify(self.final / part)]
+        for problem in problems:
+            self.log(f"{self.corpus.name}: making it again: {problem}")
+        if problems:
+            return None
+        self.log(f"{self.corpus.name}: prepared already and sound, {done.train.rows:,} rows in {self.final}")
+        return done
+
+    def _sources(self, done: CorpusStats | None) -> list[Source]:
+        """None if they cannot be seen from here and the corpus is there with these settings."""
+        try:
+            return self.corpus.sources()
+        except UserError as error:
+            if done is None or done.settings != self.settings:
+                raise
+            self.log(f"{self.corpus.name}: not checked for changes: {error.what}")
+            return []
+
+    def _files(self) -> list[Encoded]:
+        """The encoded files that are there, up to the first that is not."""
+        found = []
+        for task in self.tasks:
+            if not (self.folders.encoded / f"{task.number:06d}.npz").exists():
+                break
+            found.append(encoded(self.folders.encoded, task.number, self.dtype))
+        return found
+
+    # ------------------------------------------------------------------ the steps
+
+    def _encode(self, wanted: list[Task]) -> None:
+        self.folders.make()
+        folder = self.folders.encoded
+        left = [task for task in wanted if not (folder / f"{task.number:06d}.npz").exists()]
+        self.log(f"{self.corpus.name}: reading {sum(len(t.sources) for t in left):,} source(s)")
+        limited = self.corpus.max_documents is not None or self.corpus.max_megabytes is not None
+        jobs = [(task.number, task.size, (task, self.recipe, folder)) for task in left]
+        for _ in self.team.each(encode, jobs, f"{self.corpus.name}: reading", self.log):
+            if limited and enough(self._files(), self.corpus):
+                return
+
+    def _finish(self) -> CorpusStats:
+        files = self._files()
+        fates = decide(files, self.corpus, self.config.held_out.fraction, self.config.near_duplicates)
+        jobs = [
+            (number, int(file.characters.sum()), (self.folders, number, fate, self.shape, self.corpus.name))
+            for number, (file, fate) in enumerate(zip(files, fates, strict=True))
+        ]
+        for _ in self.team.each(pack_task, jobs, f"{self.corpus.name}: packing", self.log):
+            pass
+        parts = [packed(self.folders, number) for number in range(len(files))]
+        held_out = self._hold_out(files, fates)
+        self._index("train", parts)
+        self._index("held_out", [held_out])
+        stats = self._stats(files, fates, parts, held_out)
+        if not stats.train.rows:
+            shutil.rmtree(self.folders.making)
+            raise UserError(
+                f"corpus {self.corpus.name} gives no training rows",
+                f"{stats.documents} document(s), {stats.megabytes} MB of text in {len(self.tasks)} task(s)",
+                "check its files and options; very short documents are dropped by packing: split",
+            )
+        write_json(self.folders.ready / STATS, asdict(stats))
+        self._swap_in()
+        dropped = stats.duplicates + stats.near_duplicates + stats.contaminated
+        self.log(
+            f"{self.corpus.name}: {stats.documents:,} documents ({dropped:,} dropped: {stats.duplicates:,} duplicate, "
+            f"{stats.near_duplicates:,} near duplicate, {stats.contaminated:,} contaminated), "
+            f"{stats.megabytes:,.1f} MB -> {stats.train.tokens:,} tokens in {stats.train.rows:,} rows, "
+            f"{stats.held_out.rows:,} held out"
         )
-    unknown = tokenizer.special.unk
-    with atomic_write(folder / COUNTS, "wb") as handle:
-        np.save(handle, counts)
-    stats = CorpusStats(
-        name=corpus.name,
-        key=key,
-        documents=sieve.documents,
-        duplicates=sieve.duplicates,
-        megabytes=round(sieve.characters / 1e6, 3),
-        unknown_share=float(counts[unknown] / counts.sum()) if unknown is not None else 0.0,
-        train=train,
-        held_out=held,
-    )
-    write_json(folder / STATS, asdict(stats))
-    return stats
+        return stats
+
+    def _hold_out(self, files: list[Encoded], fates: list[Fates]) -> Packed:
+        texts = (text for file, fate in zip(files, fates, strict=True) for text in documents(file, fate, Fate.HELD_OUT))
+        folder, most = self.folders.ready / "held_out", self.config.held_out.max_rows
+        return pack(texts, self.shape, folder, self.corpus.name, 0, most)
+
+    def _index(self, part: str, made: list[Packed]) -> None:
+        about = {
+            "sequence_length": self.config.sequence_length,
+            "dtype": self.dtype.name,
+            "tokenizer": self.tokenizer.fingerprint,
+            "vocabulary_size": self.tokenizer.vocabulary_size,
+            "special_ids": self.tokenizer.special.as_dict(),
+        }
+        shards = [shard for one in made for shard in one.shards]
+        write_index(self.folders.ready / part, self.corpus.name, about, shards, ROWS_PER_MEMBER)
+
+    def _stats(self, files: list[Encoded], fates: list[Fates], parts: list[Packed], held_out: Packed) -> CorpusStats:
+        counts = np.sum([part.counts for part in parts], axis=0)
+        with atomic_write(self.folders.ready / COUNTS, "wb") as handle:
+            np.save(handle, counts)
+        numbers = np.bincount(np.concatenate(fates), minlength=len(Fate))
+        characters = sum(
+            int(file.characters[(fate == Fate.TRAIN) | (fate == Fate.HELD_OUT)].sum())
+            for file, fate in zip(files, fates, strict=True)
+        )
+        unknown = self.tokenizer.special.unk
+        return CorpusStats(
+            name=self.corpus.name,
+            key=self.key,
+            settings=self.settings,
+            documents=int(numbers[Fate.TRAIN] + numbers[Fate.HELD_OUT]),
+            duplicates=int(numbers[Fate.DUPLICATE]),
+            near_duplicates=int(numbers[Fate.NEAR_DUPLICATE]),
+            contaminated=int(numbers[Fate.CONTAMINATED]),
+            megabytes=round(characters / 1e6, 3),
+            unknown_share=float(counts[unknown] / max(1, counts.sum())) if unknown is not None else 0.0,
+            document_lengths=named_bins(sum((part.lengths for part in parts), held_out.lengths)),
+            train=_part_stats(parts, self.config.sequence_length),
+            held_out=_part_stats([held_out], self.config.sequence_length),
+        )
+
+    def _swap_in(self) -> None:
+        """The new folder takes the old one's place, whole."""
+        for path in self.folders.ready.rglob(".*"):  # what killed processes left
+            path.unlink()
+        old = self.final.with_name(f".{self.corpus.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if self.final.exists():
+            self.final.rename(old)
+        self.folders.ready.rename(self.final)
+        fsync_directory(self.config.dir)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Nothing else of this corpus stays."""
+        for pattern in (f".{self.corpus.name}.*.making", f".{self.corpus.name}.old"):
+            for folder in self.config.dir.glob(pattern):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    # ------------------------------------------------------------------ guards
+
+    @contextmanager
+    def _locked(self, kind: int) -> Iterator[None]:
+        """Only one process finishes a corpus; shares read together. A kill releases the lock."""
+        path = self.config.dir / f".{self.corpus.name}.lock"
+        try:
+            handle = open(path, "w")  # noqa: SIM115
+        except OSError as error:
+            raise UserError(f"data.dir {self.config.dir} cannot be written to", str(error), _OTHER_DIR) from None
+        with handle:
+            fcntl.flock(handle, kind)
+            yield
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """A disk that is full or may not be written to is the user's to mend; what is finished stays for later."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise UserError(f"data.dir {self.config.dir} cannot be written to", str(error), _OTHER_DIR) from None
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            making = self.folders.making
+            finished = sum(path.stat().st_size for path in making.rglob("*") if path.is_file()) / 1e6
+            free = shutil.disk_usage(self.config.dir).free / 1e6
+            raise UserError(
+                f"corpus {self.corpus.name}: no space left in {self.config.dir}",
+                f"{free:,.0f} MB are free; {finished:,.0f} MB of finished work wait in {making.name}",
+                "make room and start again, set data.dir to a larger disk, or max_documents or max_megabytes of the "
+                "corpus",
+            ) from None
 
 
-def _pack(
-    config: DataConfig,
-    tokenizer: Tokenizer,
-    documents: Iterable[NDArray[np.uint32]],
-    folder: Path,
-    name: str,
-    max_rows: int | None = None,
-) -> tuple[PartStats, NDArray[np.int64]]:
-    """Pack documents into a folder of shards; also how often each id occurs in them."""
-    special, length = tokenizer.special, config.sequence_length
-    frame = Frame(special.cls, special.sep, special.padding)
-    about = {
-        "sequence_length": length,
-        "tokenizer": tokenizer.fingerprint,
-        "vocabulary_size": tokenizer.vocabulary_size,
-        "special_ids": special.as_dict(),
-    }
-    writer = ShardWriter(folder, name, about)
-    counts = np.zeros(tokenizer.vocabulary_size, dtype=np.int64)
-    num_documents = 0
+def read_corpus_stats(folder: Path) -> CorpusStats | None:
+    """The stats of a prepared corpus; None if there is none."""
+    if not all((folder / name).exists() for name in (COUNTS, *(f"{part}/{INDEX}" for part in PARTS))):
+        return None
+    return read_stats(folder / STATS)
 
-    def counted() -> Iterator[NDArray[np.uint32]]:
-        nonlocal num_documents
-        for document in documents:
-            num_documents += 1
-            yield document
 
-    for tokens, segments in PACKERS[config.packing](counted(), length, frame):
-        room = len(tokens) if max_rows is None else max(0, max_rows - writer.rows - writer.waiting_rows)
-        tokens, segments = tokens[:room], segments[:room]
-        writer.add(tokens, segments)
-        counts += np.bincount(tokens[segments > 0], minlength=len(counts))
-    index = writer.finish()
-    num_tokens = int(counts.sum())
-    padding = 1 - num_tokens / (index.rows * length) if index.rows else 0.0
-    return PartStats(num_documents, num_tokens, index.rows, round(padding, 6)), counts
+def summary_table(prepared: Prepared) -> list[dict[str, Any]]:
+    """One row per corpus for people to read."""
+    return [
+        {
+            "corpus": stats.name,
+            "documents": stats.documents,
+            "dropped": stats.duplicates + stats.near_duplicates + stats.contaminated,
+            "train_tokens": stats.train.tokens,
+            "train_rows": stats.train.rows,
+            "held_out_rows": stats.held_out.rows,
+            "padding": f"{stats.train.padding_share:.1%}",
+            "unknown": f"{stats.unknown_share:.2%}",
+        }
+        for stats in prepared.corpora
+    ]
 
 
 # ------------------------------------------------------------------------------------------ details
+
+
+def _part_stats(parts: list[Packed], length: int) -> PartStats:
+    rows = sum(shard.rows for part in parts for shard in part.shards)
+    tokens = sum(int(part.counts.sum()) for part in parts)
+    padding = round(1 - tokens / (rows * length), 6) if rows else 0.0
+    return PartStats(sum(part.documents for part in parts), tokens, rows, padding)
 
 
 def _refuse_foreign(final: Path) -> None:
@@ -280,40 +354,18 @@ def _refuse_foreign(final: Path) -> None:
         )
 
 
-def _key(config: DataConfig, corpus: Corpus, sources: list[Source], tokenizer: Tokenizer) -> str:
+def _settings(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer) -> str:
+    """A hash of what decides the rows besides the sources."""
+    near, against = config.near_duplicates, config.decontaminate
     return sha256_json(
         {
             "version": PREPARE_VERSION,
-            "corpus": corpus.model_dump(mode="json", exclude={"weight"}),
-            "sources": [asdict(source) for source in sources],
+            "corpus": corpus.model_dump(mode="json", exclude={"weight", "repeats", "epochs"}),
             "tokenizer": tokenizer.fingerprint,
             "sequence_length": config.sequence_length,
             "packing": config.packing,
             "held_out": config.held_out.model_dump(mode="json"),
+            "near_duplicates": near and near.model_dump(mode="json"),
+            "decontaminate": against and [against.words, [s.stamp for s in evaluation_sources(against)]],
         }
     )
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Only one process makes a corpus; others wait, and then find it made. A kill releases the lock."""
-    with open(path, "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
-def summary_table(prepared: Prepared) -> list[dict[str, Any]]:
-    """One row per corpus for people to read."""
-    return [
-        {
-            "corpus": stats.name,
-            "documents": stats.documents,
-            "duplicates": stats.duplicates,
-            "train_tokens": stats.train.tokens,
-            "train_rows": stats.train.rows,
-            "held_out_rows": stats.held_out.rows,
-            "padding": f"{stats.train.padding_share:.1%}",
-            "unknown": f"{stats.unknown_share:.2%}",
-        }
-        for stats in prepared.corpora
-    ]

@@ -17,9 +17,11 @@ from megadistill.core.files import sha256_json
 from megadistill.core.types import Batch
 from megadistill.data.config import DataConfig
 from megadistill.data.hashing import row_keys
+from megadistill.data.index import INDEX, TABLE, read_index
 from megadistill.data.masking import Vocabulary
-from megadistill.data.order import ORDER_VERSION, Order, Places
-from megadistill.data.shards import Shards, read_index
+from megadistill.data.order import ORDER_VERSION, BatchSizes, Order, Places
+from megadistill.data.reader import Shards
+from megadistill.data.staging import Stage, fetch_small
 from megadistill.data.tokenization import load_tokenizer
 
 COUNTS = "token_counts.npy"
@@ -41,18 +43,21 @@ class Part:
         self.shards: list[Shards] = []
         for corpus in config.corpora:
             folder = config.dir / corpus.name / part
+            _fetch_index(config, corpus.name, part)
             index = read_index(folder)
             found, wanted = index.sequence_length, config.sequence_length
             if found != wanted:
                 raise _prepared_otherwise(folder, f"rows of {found} tokens, data.sequence_length is {wanted}")
             if index.tokenizer != tokenizer.fingerprint:
                 raise _prepared_otherwise(folder, f"made with another tokenizer than {config.tokenizer}")
-            self.shards.append(Shards(folder))
+            self.shards.append(Shards(folder, config.read, _stage(config, corpus.name, part, index.fingerprint)))
         self.starts = np.cumsum([0, *map(len, self.shards)])
         """Number of the first row of each corpus, counted over all of them; and the number of all rows."""
         counts = _token_counts(config, tokenizer.vocabulary_size)
         special = tokenizer.special
-        self.vocabulary = Vocabulary(tokenizer.vocabulary_size, special.mask, special.ids(), counts)
+        self.vocabulary = Vocabulary(
+            tokenizer.vocabulary_size, special.mask, special.ids(), counts, tokenizer.opens_word
+        )
         config.targets.check(self.vocabulary)
 
     def batch(self, places: Places, seed: int, purpose: str) -> Batch:
@@ -64,7 +69,8 @@ class Part:
             here = places.corpus == number
             epochs, rows = places.epoch[here], places.row[here]
             tokens[here], segments[here] = self.shards[number].rows(rows)
-            keys[here] = row_keys(seed, purpose, self.config.corpora[number].name, epochs, rows)
+            drawing = self.config.targets.drawn_anew(epochs)
+            keys[here] = row_keys(seed, purpose, self.config.corpora[number].name, drawing, rows)
         self._check_range(tokens)
         ids, labels = self.config.targets.apply(tokens, segments, keys, self.vocabulary)
         return Batch(
@@ -86,6 +92,18 @@ class Part:
                     "run `megadistill prepare FILE` again",
                 )
 
+    def fetch(self, places: Places) -> None:
+        """Bring the shards of these rows near."""
+        for number in np.unique(places.corpus):
+            shards = self.shards[number]
+            for shard in np.unique(shards.shards_of(places.row[places.corpus == number])):
+                shards.fetch(int(shard))
+
+    @property
+    def quarantined_rows(self) -> int:
+        """How many rows were given up as damaged."""
+        return sum(shards.quarantined_rows for shards in self.shards)
+
 
 class Stream:
     """The training batches of one rank. Holds no position: any step can be taken at any time.
@@ -94,6 +112,7 @@ class Stream:
         config: what is read, and how it is mixed and masked.
         world: which rank this is, of how many.
         global_size: rows per step over all ranks; a multiple of micro_size x ranks.
+        sizes: (step, global_size from there on), for runs whose batch grows.
         micro_size: rows per micro-batch of one rank.
         seed: the run's seed.
         skips: windows [start, stop) of draws that are never trained on (see `window`).
@@ -110,22 +129,28 @@ class Stream:
         micro_size: int,
         seed: int,
         skips: Sequence[tuple[int, int]] = (),
+        sizes: Sequence[tuple[int, int]] = (),
     ) -> None:
-        assert global_size % (micro_size * world.size) == 0
+        assert all(size % (micro_size * world.size) == 0 for size in (global_size, *(s for _, s in sizes)))
         self.world, self.global_size, self.micro_size, self.seed = world, global_size, micro_size, seed
+        self.sizes = BatchSizes(global_size, sizes)
+        self.staging = config.read.staging
         self.part = Part(config, "train")
         rows = [len(shards) for shards in self.part.shards]
         for corpus, num_rows in zip(config.corpora, rows, strict=True):
             if not num_rows:
                 folder = config.dir / corpus.name
                 raise UserError(f"corpus {corpus.name} has no training rows", f"{folder}", "give it more text")
-        self.order = Order(rows, config.weights, seed, skips)
-        self.rows_per_epoch = sum(rows)
-        """Rows of all corpora together; without weights, a step's batch holds global_size of them."""
+        self.order = _order(config, rows, seed, skips)
+        _check_locality(config, self.part)
+        self.rows_per_epoch = int(self.order.starts[-1])
+        """Rows of all corpora together, repeats counted."""
         self.tokens_per_step = global_size * config.sequence_length
         self.fingerprint = sha256_json(
             {
                 "order": [config.order, ORDER_VERSION, seed],
+                "blocks": config.blocks.model_dump() if config.order == "block" else None,
+                "passes": [[corpus.repeats, corpus.epochs] for corpus in config.corpora],
                 "corpora": [
                     [c.name, s.index.fingerprint] for c, s in zip(config.corpora, self.part.shards, strict=True)
                 ],
@@ -137,14 +162,19 @@ class Stream:
 
     def take(self, step: int) -> list[Batch]:
         """This rank's micro-batches of a 0-based step: its part of [accumulation, ranks, micro]."""
-        positions = step * self.global_size + np.arange(self.global_size, dtype=np.int64)
-        mine = positions.reshape(-1, self.world.size, self.micro_size)[:, self.world.rank]
-        batch = self.part.batch(self.order.locate(mine.reshape(-1)), self.seed, "targets")
+        batch = self.part.batch(self.places(step), self.seed, "targets")
         return batch.split(self.micro_size)
+
+    def places(self, step: int) -> Places:
+        """Where the rows of this rank's part of a step are, in its order."""
+        start, size = self.sizes.span(step)
+        positions = start + np.arange(size, dtype=np.int64)
+        mine = positions.reshape(-1, self.world.size, self.micro_size)[:, self.world.rank]
+        return self.order.locate(mine.reshape(-1))
 
     def window(self, start_step: int, end_step: int) -> tuple[int, int]:
         """The draws that steps [start_step, end_step) stand on: what to add to `skips` to leave them out."""
-        first, last = start_step * self.global_size, end_step * self.global_size - 1
+        first, last = self.sizes.span(start_step)[0], self.sizes.span(end_step)[0] - 1
         start, stop = self.order.draws(np.array([first, last], dtype=np.int64)).tolist()
         return start, stop + 1
 
@@ -152,6 +182,7 @@ class Stream:
         """`take` of each step in turn, made up to `ahead` steps early by a thread; its errors rise here."""
         ready: queue.Queue[list[Batch] | BaseException] = queue.Queue(maxsize=ahead)
         stop = threading.Event()
+        fetched = threading.Semaphore(0 if self.staging is None else self.staging.ahead)
 
         def put(item: list[Batch] | BaseException) -> None:
             while not stop.is_set():
@@ -166,11 +197,26 @@ class Stream:
                     if stop.is_set():
                         return
                     put(self.take(step))
+                    fetched.release()
             except BaseException as error:  # everything belongs to the consumer
                 put(error)
 
-        thread = threading.Thread(target=work, name="data", daemon=True)
-        thread.start()
+        def fetch() -> None:
+            """Shards come near some steps before `work` wants them; what goes wrong, it will find again."""
+            for step in range(start_step, end_step):
+                while not fetched.acquire(timeout=0.1):
+                    if stop.is_set():
+                        return
+                try:
+                    self.part.fetch(self.places(step))
+                except (UserError, OSError):
+                    return
+
+        threads = [threading.Thread(target=work, name="data", daemon=True)]
+        if self.staging is not None:
+            threads.append(threading.Thread(target=fetch, name="staging", daemon=True))
+        for thread in threads:
+            thread.start()
         try:
             for _ in range(start_step, end_step):
                 item = ready.get()
@@ -179,7 +225,8 @@ class Stream:
                 yield item
         finally:
             stop.set()
-            thread.join()
+            for thread in threads:
+                thread.join()
 
 
 class HeldOut:
@@ -211,7 +258,7 @@ class HeldOut:
                 f"data.held_out.fraction={self.config.held_out.fraction} of the documents in {self.config.dir}",
                 "raise data.held_out.fraction and prepare again, or give more text",
             )
-        order = Order([len(shards) for shards in self.part.shards], None, seed)
+        order = Order([len(shards) for shards in self.part.shards], None, seed)  # read whole: no need of blocks
         positions = np.arange(world.rank, per_rank * world.size, world.size, dtype=np.int64)
         parts = (order.locate(positions[start : start + micro_size]) for start in range(0, per_rank, micro_size))
         return (self.part.batch(places, seed, "held-out targets") for places in parts)
@@ -222,6 +269,56 @@ def held_out_batches(
 ) -> Iterator[Batch]:
     """`HeldOut(config).batches(...)`, for who needs them once."""
     return HeldOut(config).batches(micro_size, seed, world, max_rows)
+
+
+def _order(config: DataConfig, rows: Sequence[int], seed: int, skips: Sequence[tuple[int, int]]) -> Order:
+    weights = config.weights
+    return Order(
+        rows,
+        weights,
+        seed,
+        skips,
+        repeats=None if weights else [corpus.repeats for corpus in config.corpora],
+        epochs=[corpus.epochs for corpus in config.corpora] if weights else None,
+        blocks=config.blocks if config.order == "block" else None,
+    )
+
+
+def _check_locality(config: DataConfig, part: Part) -> None:
+    """A corpus that does not fit near by must be read block by block, and a window of blocks must fit."""
+    staging = config.read.staging
+    if staging is None:
+        return
+    for corpus, shards in zip(config.corpora, part.shards, strict=True):
+        if config.order == "global" and shards.index.bytes > staging.max_bytes:
+            raise UserError(
+                f"corpus {corpus.name} is larger than data.read.staging: max_gigabytes",
+                f"{shards.index.bytes / 1e9:,.1f} GB, and data.order is global: every step needs all of it",
+                "set data.order: block (before the run starts), or a larger max_gigabytes",
+            )
+        window = config.blocks.rows * config.blocks.window / max(1, len(shards)) * shards.index.bytes
+        if config.order == "block" and min(window, shards.index.bytes) * 1.25 > staging.max_bytes:
+            raise UserError(
+                f"corpus {corpus.name}: a window of blocks does not fit into data.read.staging: max_gigabytes",
+                f"{window / 1e9:,.1f} GB, and a quarter more for shards at its edges",
+                "set a smaller data.blocks: window (before the run starts), or a larger max_gigabytes",
+            )
+
+
+def _fetch_index(config: DataConfig, corpus: str, part: str) -> None:
+    """Shards in an object store: their index and counts are needed near before anything else."""
+    staging = config.read.staging
+    if staging is not None and staging.source is not None:
+        for name in (f"{part}/{TABLE}", f"{part}/{INDEX}", COUNTS):
+            fetch_small(f"{staging.source.rstrip('/')}/{corpus}/{name}", config.dir / corpus / name)
+
+
+def _stage(config: DataConfig, corpus: str, part: str, fingerprint: str) -> Stage | None:
+    staging = config.read.staging
+    if staging is None:
+        return None
+    far = f"{staging.source or config.dir}".rstrip("/")
+    return Stage(staging, f"{far}/{corpus}/{part}", f"{corpus}-{part}-{fingerprint[:16]}")
 
 
 def _token_counts(config: DataConfig, size: int) -> I64:

@@ -9,8 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from megadistill.core.errors import UserError
 from megadistill.core.files import sha256_json, shipped
+from megadistill.data import spiece
 
 if TYPE_CHECKING:
     import tokenizers
@@ -75,6 +79,30 @@ class Tokenizer:
         vocabulary = sorted(self.backend.get_vocab(with_added_tokens=True).items())
         return sha256_json([vocabulary, self.special.as_dict(), self.encode(PROBE)])
 
+    @cached_property
+    def opens_word(self) -> NDArray[np.bool_] | None:
+        """[vocabulary_size] whether a token begins a word, by the marks of its kind; None where there are none.
+        Tokens without a letter or digit are words by themselves."""
+        tokens = self._tokens()
+        for mark, begins in (("##", False), ("▁", True), ("Ġ", True)):
+            marked = np.array([token.startswith(mark) and len(token) > len(mark) for token in tokens])
+            if marked.any():
+                plain = np.array([not any(letter.isalnum() for letter in token) for token in tokens])
+                return np.array((marked == begins) | plain, dtype=np.bool_)
+        return None
+
+    @cached_property
+    def sentence_ends(self) -> frozenset[int]:
+        """Ids of full stops, question and exclamation marks."""
+        return frozenset(i for i, token in enumerate(self._tokens()) if token.strip("▁Ġ#") in (".", "!", "?"))
+
+    def _tokens(self) -> list[str]:
+        """The spelling of every id."""
+        result = [""] * self.vocabulary_size
+        for token, number in self.backend.get_vocab(with_added_tokens=True).items():
+            result[number] = token
+        return result
+
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]
 
@@ -101,7 +129,7 @@ def load_tokenizer(spec: str) -> Tokenizer:
 
     Args:
         spec: a folder or file (tokenizer.json; vocab.txt: WordPiece; vocab.json with merges.txt: byte-level
-            BPE; *.model: sentencepiece unigram), or the name of a hub repository that has a tokenizer.json.
+            BPE; *.model: sentencepiece unigram or BPE), or the name of a hub repository that has a tokenizer.json.
 
     Raises:
         UserError: nothing there, or not what its name says.
@@ -185,7 +213,7 @@ def _wordpiece(path: Path) -> Tokenizer:
     from tokenizers import decoders, models, normalizers, pre_tokenizers
 
     backend = Backend(models.WordPiece.from_file(str(path), unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=_is_uncased(backend.get_vocab()))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=spiece.is_uncased(backend.get_vocab()))
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
     return Tokenizer(backend, _special(backend, {}))
@@ -203,33 +231,8 @@ def _byte_bpe(folder: Path) -> Tokenizer:
 
 
 def _sentencepiece(path: Path) -> Tokenizer:
-    """A sentencepiece unigram model (ALBERT, T5) and its normalisation; uncased if it has no capitals."""
-    from sentencepiece import sentencepiece_model_pb2
-    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
-    from tokenizers import Tokenizer as Backend
-
-    proto: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
-    proto.ParseFromString(path.read_bytes())
-    if proto.trainer_spec.model_type != 1:
-        raise UserError(f"{path} is not a unigram model", "", "use the tokenizer.json of the same model")
-    scores = [(piece.piece, piece.score) for piece in proto.pieces]
-    backend = Backend(models.Unigram(scores, proto.trainer_spec.unk_id, proto.trainer_spec.byte_fallback))
-    steps: list[Any] = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
-    if _is_uncased(backend.get_vocab()):
-        steps += [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]
-    else:
-        steps = []
-    if proto.normalizer_spec.precompiled_charsmap:
-        steps.append(normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap))
-    steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
-    backend.normalizer = normalizers.Sequence(steps)
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
-    backend.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    backend = spiece.read(path, {token for _, spellings in ROLES.values() for token in spellings})
     return Tokenizer(backend, _special(backend, {}))
-
-
-def _is_uncased(vocabulary: Iterable[str]) -> bool:
-    return not any("A" <= letter <= "Z" for word in vocabulary if word[:1] not in "[<" for letter in word)
 
 
 # ------------------------------------------------------------------------------------------ details

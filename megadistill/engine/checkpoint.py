@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from megadistill.core import faults
 from megadistill.core.errors import UserError
 from megadistill.core.files import fsync_directory, sha256_file, sha256_json, write_json
 from megadistill.core.together import RankFailed, on_main, rank_and_size, together
@@ -87,10 +88,13 @@ def save(
     if not on_main(f"begin {final.name}", partial(_begin, final, temporary, still_ours)):
         return final
     rank, size = rank_and_size()
+    faults.place("checkpoint.begun", rank)
     try:
         together(f"write {final.name}", partial(_write, write, temporary))
+        faults.place("checkpoint.written", rank)
         names = on_main(f"list {final.name}", partial(_files, temporary))
         seals = together(f"hash {final.name}", lambda: {n: _seal(temporary / n) for n in names[rank::size]})
+        faults.place("checkpoint.hashed", rank)
         manifest = {
             "format": FORMAT,
             "step": step,
@@ -163,8 +167,10 @@ def _commit(temporary: Path, final: Path, manifest: dict[str, Any], still_ours: 
     write_json(temporary / MANIFEST, {**manifest, "sha256": sha256_json(manifest)})
     for folder in [path for path in temporary.rglob("*") if path.is_dir()]:
         fsync_directory(folder)
+    faults.place("checkpoint.described", 0)
     still_ours()  # a newer attempt may claim right after this: then the fence holds
     os.rename(temporary, final)
+    faults.place("checkpoint.renamed", 0)
     fsync_directory(final.parent)
 
 
@@ -185,6 +191,7 @@ def _retain(
         trash = root / f".trash-{victim.name}"
         try:
             os.rename(victim, trash)  # no longer a checkpoint, even if a kill leaves it half deleted
+            faults.place("checkpoint.trashed", 0)
             shutil.rmtree(trash)
         except OSError as error:  # the new checkpoint is safe; the next sweep tries again
             log(f"could not delete old checkpoint {victim.name}: {error}")
@@ -231,10 +238,14 @@ def verify(root: Path) -> list[str]:
     """Everything that is wrong with the checkpoints in `root`, one line each; for one process."""
     problems = []
     for _, _, path in committed(root):
-        manifest, wrong = _read_manifest(path)
-        wrong = wrong or _damage(path, manifest, manifest["files"])
-        problems += [f"{path.name}: {problem}" for problem in wrong]
+        problems += [f"{path.name}: {problem}" for problem in damage(path)]
     return problems
+
+
+def damage(path: Path) -> list[str]:
+    """Everything that is wrong with one checkpoint, one line each; for one process."""
+    manifest, wrong = _read_manifest(path)
+    return wrong or _damage(path, manifest, manifest["files"])
 
 
 def committed(root: Path) -> list[tuple[int, int, Path]]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from megadistill.core import dist
 from megadistill.core.errors import Diverged, UserError
 from megadistill.core.schema import Strict
+from megadistill.engine import elastic
 from megadistill.engine.optimizer import OptimizerConfig, build_optimizer
 
 _MIB = 2**20
@@ -264,6 +265,15 @@ class Engine:
         """Read back what `save` wrote, at the same number of ranks and ZeRO stage."""
         path, _ = self.engine.load_checkpoint(str(folder), tag="deepspeed", load_lr_scheduler_states=False)
         assert path is not None, f"DeepSpeed found nothing in {folder}"
+
+    def adopt(self, universal: Path, updates: int) -> None:
+        """Take the state that another number of ranks or another ZeRO stage has saved (see `engine.elastic`)."""
+        elastic.adopt(self.engine, self.module, universal, updates, self.config.zero_stage)
+
+    def updates(self) -> int:
+        """How many optimizer steps were applied; skipped ones do not count."""
+        optimizer = getattr(self.engine.optimizer, "optimizer", self.engine.optimizer)
+        return max((int(state["step"]) for state in optimizer.state.values() if "step" in state), default=0)
 
     def parameter_hash(self) -> str:
         """sha256 over every rank's share of all parameters as the forward pass uses them; the same on every rank."""

@@ -17,7 +17,7 @@ from megadistill.models.loading import load_pretrained
 from megadistill.models.signals import LanguageModel
 from megadistill.run.config import RunConfig, check
 from megadistill.run.directory import RunDirectory
-from megadistill.run.trained import trained
+from megadistill.run.trained import located, trained
 
 TASKS = ("heldout", "wikitext")
 
@@ -51,6 +51,7 @@ def evaluate(
     found = trained(directory)
     device = best_device()
     student = load_pretrained(str(found.path / "student")).to(device)
+    student.attends = config.data.attention
     teacher = _teacher(config, device)
     results: dict[str, Any] = {}
     for task in tasks:
@@ -73,4 +74,7 @@ def best_device() -> torch.device:
 
 def _teacher(config: RunConfig, device: torch.device) -> LanguageModel | None:
     """The teacher's model, also where it only gave the student its first weights."""
-    return None if config.teacher is None else getattr(config.teacher.build(device), "model", None)
+    models = () if config.teacher is None else located(config.teacher).build(device).models
+    for model in models:
+        model.attends = config.data.attention
+    return models[0] if models else None

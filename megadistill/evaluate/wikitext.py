@@ -71,8 +71,8 @@ def _text(folder: Path) -> str:
 def _batches(text: str, data: DataConfig) -> Iterator[Batch]:
     tokenizer = load_tokenizer(data.tokenizer)
     special = tokenizer.special
-    frame = Frame(special.cls, special.sep, special.padding)
-    vocabulary = Vocabulary(tokenizer.vocabulary_size, special.mask, special.ids())
+    frame = Frame(special.cls, special.sep, special.padding, tokenizer.sentence_ends)
+    vocabulary = Vocabulary(tokenizer.vocabulary_size, special.mask, special.ids(), None, tokenizer.opens_word)
     targets = _even(data.targets)
     start = 0
     for tokens, segments in PACKERS[data.packing]([tokenizer.encode(text)], data.sequence_length, frame):

@@ -13,9 +13,12 @@ from torch import Tensor
 
 from megadistill.core.errors import UserError
 from megadistill.core.schema import Strict
+from megadistill.models.width import Width, narrower
 
 LAYER = re.compile(r"(?<=\.)(layer|layers|h)\.(\d+)\.")
 """How transformers names the layers of its stacks: `encoder.layer.3.`, `transformer.h.3.`."""
+
+LayerChoice = Literal["uniform", "first", "last"] | list[int]
 
 
 class Initialize(Strict):
@@ -31,21 +34,57 @@ class Random(Initialize):
 
 
 class Folder(Initialize):
-    """The weights of a folder or hub name; its shapes must be the student's."""
+    """The weights of a model that is there already; its shapes must be the student's."""
 
     kind: Literal["folder"]
     path: str
+    """A folder in the Hugging Face format, a hub name, a run's directory (its newest checkpoint that verifies), or
+    RUN@STEP."""
 
 
 class TeacherLayers(Initialize):
-    """Embeddings, vocabulary head and the listed layers of the teacher (Sanh et al. 2019, section 2)."""
+    """Embeddings, vocabulary head and chosen layers of the teacher (Sanh et al. 2019, section 2)."""
 
     kind: Literal["teacher_layers"]
-    layers: list[int] = Field(min_length=1)
-    """0-based teacher layer for every student layer, in order: DistilBERT takes [0, 2, 4, 7, 9, 11]."""
+    layers: LayerChoice = Field(min_length=1)
+    """0-based teacher layer for every student layer, in order; or uniform (evenly, the first and the last among them:
+    DistilBERT's [0, 2, 4, 7, 9, 11] for 6 of 12), first or last."""
+    width: Width = "equal"
+    """equal: the student's widths are the teacher's. slice: it keeps the first coordinates, heads and inner units.
+    svd: like slice, but the residual stream keeps the principal directions of the teacher's embeddings."""
 
 
-def copy_teacher_layers(student: Any, teacher: Any, layers: list[int]) -> int:
+def chosen_layers(choice: LayerChoice, depth: int, available: int) -> list[int]:
+    """0-based teacher layers for a student of `depth` layers.
+
+    Raises:
+        UserError: another number than the student has, or layers that the teacher has not.
+    """
+    if isinstance(choice, str):
+        if depth > available:
+            raise UserError(
+                f"student.init.layers: {choice}, and the teacher has {available} layers for the student's {depth}",
+                "student.init: teacher_layers",
+                "name a teacher layer for every student layer, or take a shallower student",
+            )
+        if choice == "first":
+            return list(range(depth))
+        if choice == "last":
+            return list(range(available - depth, available))
+        return [round(i * (available - 1) / max(depth - 1, 1)) for i in range(depth)]
+    outside = [layer for layer in choice if not 0 <= layer < available]
+    if len(choice) != depth or outside:
+        raise UserError(
+            f"student.init.layers has {len(choice)} entries for {depth} student layers"
+            if len(choice) != depth
+            else f"student.init.layers names layer(s) {outside}, and the teacher has 0 to {available - 1}",
+            "student.init: teacher_layers",
+            "name one teacher layer for every student layer",
+        )
+    return choice
+
+
+def copy_teacher_layers(student: Any, teacher: Any, layers: LayerChoice, width: Width = "equal") -> int:
     """Copy `teacher`'s weights into `student` (two transformers models), layer i from teacher layer `layers[i]`.
 
     A BERT teacher may have a DistilBERT student: names are translated, and the teacher's token-type embedding 0,
@@ -57,16 +96,9 @@ def copy_teacher_layers(student: Any, teacher: Any, layers: list[int]) -> int:
     Raises:
         UserError: the layers do not fit, or a weight has no counterpart of its shape.
     """
-    depth, available = student.config.num_hidden_layers, teacher.config.num_hidden_layers
-    outside = [layer for layer in layers if not 0 <= layer < available]
-    if len(layers) != depth or outside:
-        raise UserError(
-            f"student.init.layers has {len(layers)} entries for {depth} student layers"
-            if len(layers) != depth
-            else f"student.init.layers names layer(s) {outside}, and the teacher has 0 to {available - 1}",
-            "student.init: teacher_layers",
-            "name one teacher layer for every student layer",
-        )
+    layers = chosen_layers(layers, student.config.num_hidden_layers, teacher.config.num_hidden_layers)
+    _refuse_other_attention(student.config, teacher.config, layers)
+    fit = narrower(student, teacher, width)
     given = teacher.state_dict()
     if student.config.model_type == "distilbert" and teacher.config.model_type == "bert":
         given = _bert_as_distilbert(given)
@@ -76,18 +108,31 @@ def copy_teacher_layers(student: Any, teacher: Any, layers: list[int]) -> int:
         source = LAYER.sub(lambda m: f"{m[1]}.{layers[int(m[2])]}.", name)
         if source not in given:
             problems.append(f"{name}: the teacher has no {source}")
-        elif given[source].shape != value.shape:
+            continue
+        theirs = given[source] if fit is None else fit.fit(name, given[source], value.shape)
+        if theirs.shape != value.shape:
             problems.append(f"{name}: {list(value.shape)}, the teacher's is {list(given[source].shape)}")
         else:
-            taken[name] = given[source].to(value.dtype)
+            taken[name] = theirs.to(value.dtype)
     if problems:
         raise UserError(
             "the student cannot be initialised from the teacher's layers",
             "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else ""),
-            "give the student the teacher's widths, or use student.init: {kind: random}",
+            "give the student the teacher's widths (or student.init.width: slice), or use student.init: {kind: random}",
         )
     student.load_state_dict(taken)
     return sum(v.numel() for v in taken.values())
+
+
+def _refuse_other_attention(student: Any, teacher: Any, layers: list[int]) -> None:
+    """A layer that looked at a window would be put where the whole row is seen, or the other way round."""
+    ours, theirs = getattr(student, "layer_types", None), getattr(teacher, "layer_types", None)
+    if ours and theirs and list(ours) != [theirs[layer] for layer in layers]:
+        raise UserError(
+            "student.init.layers puts teacher layers where another kind of attention is",
+            f"the student has {list(ours)}, the teacher's {layers} are {[theirs[layer] for layer in layers]}",
+            f"set student.config.layer_types: {[theirs[layer] for layer in layers]}, or choose other layers",
+        )
 
 
 def _bert_as_distilbert(bert: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from megadistill.core.errors import UserError
-from megadistill.core.types import IGNORE, Batch, Dims, HeadFunction, Signals
+from megadistill.core.types import IGNORE, Attention, Batch, Dims, HeadFunction, Signals
+from megadistill.models.attention import attending, positions
+from megadistill.models.interventions import replacing
 
 Result = TypeVar("Result")
 
@@ -28,7 +32,11 @@ class VocabularyHead(nn.Linear):
 
 
 class LanguageModel(nn.Module):
-    """A transformers model with a vocabulary head (BERT, DistilBERT, RoBERTa, GPT-2 and alike), as a signal source."""
+    """A transformers model with a vocabulary head (BERT, DistilBERT, RoBERTa, ALBERT, ModernBERT, GPT-2, Llama, Qwen
+    and alike), as a signal source."""
+
+    attends: Literal["row", "document"] = "row"
+    """What a position may see: its whole row, or (and then positions restart) its own document only."""
 
     def __init__(self, hf: Any) -> None:
         super().__init__()
@@ -46,30 +54,71 @@ class LanguageModel(nn.Module):
     @property
     def dims(self) -> Dims:
         config = self.hf.config
-        return Dims(config.num_hidden_layers, config.hidden_size, self.hf.get_output_embeddings().weight.shape[0])
+        slides = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+        return Dims(
+            config.num_hidden_layers,
+            config.hidden_size,
+            self.hf.get_output_embeddings().weight.shape[0],
+            config.num_attention_heads,
+            full_attention=not (_is_causal(self.hf) or slides or self.attends == "document"),
+        )
 
-    def signals(self, batch: Batch, needs: frozenset[int]) -> Signals:
+    def signals(
+        self,
+        batch: Batch,
+        hidden: frozenset[int],
+        attention: frozenset[int] = frozenset(),
+        replaced: Mapping[int, Tensor] | None = None,
+        where: Tensor | None = None,
+    ) -> Signals:
         """Run the body on a batch; the head waits until an objective asks.
 
         Args:
             batch: the micro-batch.
-            needs: hidden states to keep, by number (see `Needs`).
+            hidden: hidden states to keep, by number (see `Needs`).
+            attention: layers whose attention to keep, by number (see `Needs`); the model then attends as `sdpa`.
+            replaced: hidden states to put in place of a layer's output, by its number from 1: [B, L, H].
+            where: [B, L] bool, at which positions.
         """
-        body = self.hf.base_model(
-            input_ids=batch.ids,
-            attention_mask=batch.mask.long(),
-            output_hidden_states=bool(needs - {-1}),
-            return_dict=True,
-            **({"use_cache": False} if _is_causal(self.hf) else {}),
-        )
+        depth = self.hf.config.num_hidden_layers
+        numbers = {layer: layer if layer > 0 else depth + 1 + layer for layer in attention}
+        inputs: dict[str, Any] = {"attention_mask": batch.mask.long()}
+        if self.attends == "document":
+            first = _first_position(self.hf)
+            inputs = {"attention_mask": None, "position_ids": positions(batch.segments) + first}
+        if _is_causal(self.hf):
+            inputs["use_cache"] = False
+        with self._attending(batch, frozenset(numbers.values())) as kept, replacing(self.hf, replaced or {}, where):
+            body = self.hf.base_model(
+                input_ids=batch.ids, output_hidden_states=bool(hidden - {-1}), return_dict=True, **inputs
+            )
         last = body.last_hidden_state
-        hidden = {layer: last if layer == -1 else body.hidden_states[layer] for layer in needs}
+        states = {layer: last if layer == -1 else body.hidden_states[layer] for layer in hidden}
 
-        def head(fn: HeadFunction[Result], rows: Tensor) -> Result:
-            states = _transform(self.hf, last.flatten(0, 1)[rows])
-            return self.hf.get_output_embeddings()(states, fn)
+        def head(fn: HeadFunction[Result], rows: Tensor, layers: Sequence[int] = (-1,)) -> Result:
+            chosen = [
+                last.flatten(0, 1)[rows] if layer == -1 else _finished(self.hf, states[layer].flatten(0, 1)[rows])
+                for layer in layers
+            ]
+            together = torch.cat(chosen) if len(chosen) > 1 else chosen[0]
+            return self.hf.get_output_embeddings()(_transform(self.hf, together), fn)
 
-        return Signals(head, hidden)
+        def again(values: Mapping[int, Tensor], where: Tensor) -> Signals:
+            with torch.set_grad_enabled(last.requires_grad):
+                return self.signals(batch, hidden, attention, values, where)
+
+        return Signals(
+            head,
+            states,
+            {layer: kept[number] for layer, number in numbers.items()},
+            again,
+        )
+
+    def _attending(self, batch: Batch, layers: frozenset[int]) -> Any:
+        if self.attends == "row" and not layers:
+            nothing: dict[int, Attention] = {}
+            return nullcontext(nothing)
+        return attending(self.hf, batch.segments if self.attends == "document" else None, layers)
 
     @torch.no_grad()
     def sees_ahead(self, length: int = 8) -> bool:
@@ -91,14 +140,58 @@ class LanguageModel(nn.Module):
         self.train(training)
         return not torch.equal(before, after)
 
+    @torch.no_grad()
+    def check_head(self, length: int = 8) -> None:
+        """Try out that `head` gives the logits that the whole model gives: an architecture may transform its last
+        states, scale or cap its logits in a way that is not known here.
+
+        Raises:
+            UserError: it does.
+        """
+        device = self.hf.get_output_embeddings().weight.device
+        ids = torch.arange(length, device=device).unsqueeze(0) % self.dims.vocabulary
+        training = self.training
+        self.eval()
+        batch = _trial(ids)
+        ours = self.signals(batch, frozenset()).head(
+            lambda h, w, b: torch.nn.functional.linear(h, w, b), torch.arange(length, device=device)
+        )
+        theirs = self.hf(input_ids=ids, attention_mask=batch.mask.long()).logits[0]
+        self.train(training)
+        if not torch.allclose(ours.float(), theirs.float(), rtol=1e-2, atol=1e-2 * float(theirs.abs().max())):
+            raise UserError(
+                f"{type(self.hf).__name__} computes its logits in a way that megadistill does not know",
+                "its own logits differ from those of its last states and its output matrix",
+                "use BERT, DistilBERT, RoBERTa, ALBERT, ModernBERT, GPT-2, Llama, Qwen or another with a plain head",
+            )
+
     def _last(self, ids: Tensor) -> Tensor:
-        whole = torch.ones_like(ids)
-        batch = Batch(ids, whole.bool(), whole, torch.full_like(ids, IGNORE), torch.arange(len(ids), device=ids.device))
-        return self.signals(batch, frozenset({-1})).hidden[-1]
+        return self.signals(_trial(ids), frozenset({-1})).hidden[-1]
+
+
+def _trial(ids: Tensor) -> Batch:
+    """Whole rows of `ids` without targets."""
+    whole = torch.ones_like(ids)
+    return Batch(ids, whole.bool(), whole, torch.full_like(ids, IGNORE), torch.arange(len(ids), device=ids.device))
 
 
 def _is_causal(hf: Any) -> bool:
     return type(hf).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+
+
+def _first_position(hf: Any) -> int:
+    """RoBERTa counts positions from behind its padding id."""
+    table: Any = getattr(getattr(hf.base_model, "embeddings", None), "position_embeddings", None)
+    padding: int | None = getattr(table, "padding_idx", None)
+    return 0 if padding is None else padding + 1
+
+
+def _finished(hf: Any, hidden: Tensor) -> Tensor:
+    """What a model does to the output of its last layer, done to that of another: [N, H] -> [N, H]."""
+    for name in ("ln_f", "norm", "final_norm"):
+        if isinstance(getattr(hf.base_model, name, None), nn.Module):
+            return getattr(hf.base_model, name)(hidden)
+    return hidden
 
 
 def _transform(hf: Any, hidden: Tensor) -> Tensor:
@@ -110,4 +203,9 @@ def _transform(hf: Any, hidden: Tensor) -> Tensor:
         return hf.vocab_layer_norm(hf.activation(hf.vocab_transform(hidden)))
     if kind in ("roberta", "xlm-roberta") and hasattr(hf.lm_head, "dense"):
         return hf.lm_head.layer_norm(torch.nn.functional.gelu(hf.lm_head.dense(hidden)))
+    if kind == "albert":
+        head = hf.predictions
+        return head.LayerNorm(head.activation(head.dense(hidden)))
+    if kind == "modernbert":
+        return hf.head(hidden)
     return hidden

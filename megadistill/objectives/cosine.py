@@ -1,41 +1,64 @@
-"""Point the student's last hidden states where the teacher's point (DistilBERT, Sanh et al. 2019, section 2)."""
+"""Point the student's hidden states where the teacher's point (DistilBERT, Sanh et al. 2019, section 2)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from pydantic import Field
+from torch import Tensor
 
 from megadistill.core.errors import UserError
 from megadistill.core.types import Batch, Dims, Needs, Signals, Term
-from megadistill.objectives.base import Objective
+from megadistill.objectives.base import Objective, wide
+from megadistill.objectives.layer_maps import Layers, layer_map, weights_of
 
 LAST = -1
 
 
 class Cosine(Objective):
-    """1 - cos(student, teacher) of the last hidden states, mean over attended positions of the global batch."""
+    """1 - cos(student, teacher) of hidden states, mean over attended positions of the global batch, weighted sum over
+    layers (DistilBERT: the last alone)."""
 
     kind: Literal["cosine"]
+    layers: Layers = "last"
+    """Which teacher layer teaches which student layer."""
+    layer_weights: list[float] | None = Field(None, min_length=1)
+    """One per pair by ascending student layer; None: 1 each."""
 
     def needs(self) -> Needs:
-        return Needs(student_hidden=frozenset({LAST}), teacher_hidden=frozenset({LAST}), teacher=True)
+        if self.layers == "last":
+            return Needs(student_hidden=frozenset({LAST}), teacher_hidden=frozenset({LAST}), teacher=True)
+        return Needs(teacher=True)
 
     def build(self, student: Dims, teacher: Dims | None) -> _CosineLoss:
-        if teacher is not None and teacher.hidden != student.hidden:
+        assert teacher is not None
+        if teacher.hidden != student.hidden:
             raise UserError(
                 f"cosine compares hidden states of one width; the teacher has {teacher.hidden}, "
                 f"the student {student.hidden}",
-                "objectives: cosine",
-                "give the student the teacher's width, or leave the objective out",
+                f"objectives: {self.label}",
+                "give the student the teacher's width, or use hidden_mse, which learns a projection",
             )
-        return _CosineLoss()
+        where = f"objectives: {self.label}"
+        # the last is asked for as -1: then no other hidden state is kept
+        pairs = {LAST: LAST} if self.layers == "last" else layer_map(self.layers, student, teacher, f"{where}.layers")
+        return _CosineLoss(pairs, weights_of(pairs, self.layer_weights, f"{where}.layer_weights"))
 
 
 class _CosineLoss:
+    def __init__(self, pairs: dict[int, int], weights: Sequence[float]) -> None:
+        self.pairs, self.weights = pairs, weights
+        self.needs = Needs(frozenset(pairs), frozenset(pairs.values()), teacher=True)
+
     def __call__(self, student: Signals, teacher: Signals | None, batch: Batch) -> Term:
         assert teacher is not None
-        ours, theirs = student.hidden[LAST].float(), teacher.hidden[LAST].float()
-        # a zero row has cosine 0 (loss 1), never NaN: cosine_similarity clamps the norms
-        distance = 1 - torch.nn.functional.cosine_similarity(ours, theirs, dim=-1)
-        return Term((distance * batch.mask).sum(), "tokens")
+        total: Tensor | float = 0.0
+        for (layer, theirs), weight in zip(self.pairs.items(), self.weights, strict=True):
+            # a zero row has cosine 0 (loss 1), never NaN: cosine_similarity clamps the norms
+            similar = torch.nn.functional.cosine_similarity(
+                wide(student.hidden[layer]), wide(teacher.hidden[theirs]), dim=-1
+            )
+            total = total + weight * ((1 - similar) * batch.mask).sum()
+        return Term(total, "tokens")

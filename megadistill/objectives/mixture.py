@@ -6,7 +6,7 @@ the heads for all terms in one pass. Any other objective computes its own term. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,7 +38,8 @@ class Weighed:
     """One objective in the mixture."""
 
     label: str
-    weight: float
+    weight: Callable[[int], float]
+    """Of a step, counted from 1."""
     loss: Loss
 
 
@@ -52,12 +53,13 @@ class Mixture:
         """Objective label -> what its sum runs over; complete after the first call."""
 
     def __call__(
-        self, student: Signals, teacher: Signals | None, batch: Batch, shares: Tensor
+        self, student: Signals, teacher: Signals | None, batch: Batch, shares: Tensor, step: int
     ) -> tuple[Tensor, Tensor]:
         """One micro-batch's share of the loss.
 
         Args:
             shares: [len(COUNT_KINDS)] what one unit of each count weighs in the loss.
+            step: counted from 1; weights may change with it.
 
         Returns:
             the loss [], and every objective's plain sum [num objectives], detached.
@@ -65,7 +67,7 @@ class Mixture:
         loss = shares.new_zeros(())
         sums: dict[int, Tensor] = {}
         if self.heads:
-            scales = torch.stack([self._scale(number, shares) for number, _ in self.heads])
+            scales = torch.stack([self._scale(number, shares, step) for number, _ in self.heads])
             loss, head_sums = ask_heads([head for _, head in self.heads], scales, student, teacher, batch)
             sums = {number: value for (number, _), value in zip(self.heads, head_sums.unbind(), strict=True)}
         for number, part in enumerate(self.parts):
@@ -73,14 +75,14 @@ class Mixture:
                 continue
             term = part.loss(student, teacher, batch)
             self.count_of[part.label] = term.count
-            loss = loss + self._scale(number, shares) * term.sum
+            loss = loss + self._scale(number, shares, step) * term.sum
             sums[number] = term.sum.detach().float()
         return loss, torch.stack([sums[number].float() for number in range(len(self.parts))])
 
-    def _scale(self, number: int, shares: Tensor) -> Tensor:
+    def _scale(self, number: int, shares: Tensor, step: int) -> Tensor:
         """[] what one unit of an objective's sum weighs in the loss."""
         part = self.parts[number]
-        return part.weight * shares[COUNT_KINDS.index(self.count_of[part.label])]
+        return part.weight(step) * shares[COUNT_KINDS.index(self.count_of[part.label])]
 
 
 def ask_heads(

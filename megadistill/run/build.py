@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from megadistill.core import log, seeds
 from megadistill.core.dist import World
 from megadistill.core.errors import UserError
-from megadistill.core.files import shipped
 from megadistill.core.types import Dims
 from megadistill.data.stream import Stream
 from megadistill.data.tokenization import Tokenizer, load_tokenizer
+from megadistill.models.initialize import seeded
+from megadistill.models.likeness import likeness
 from megadistill.models.signals import LanguageModel
 from megadistill.objectives.base import Loss
 from megadistill.run.config import RunConfig
+from megadistill.run.trained import located
 from megadistill.teachers.base import Source
+from megadistill.teachers.guard import guard
+
+TRIAL_ROWS = 8
+"""Rows of the data that a teacher proves itself on, the same on every rank."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,8 @@ class Parts:
     student: LanguageModel
     losses: list[Loss]
     accumulation: int
+    likeness: dict[str, Any] | None
+    """How the student starts beside its teacher; None without one."""
 
 
 def build(config: RunConfig, world: World, device: torch.device) -> Parts:
@@ -42,25 +50,53 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
     stream = Stream(config.data, world, config.batch.global_size, config.batch.micro_size, config.seed)
     tokenizer = load_tokenizer(config.data.tokenizer)
     vocabulary = tokenizer.vocabulary_size
-    teacher = config.teacher.build(device) if config.teacher is not None else None
-    model: LanguageModel | None = getattr(teacher, "model", None)
+    teacher = located(config.teacher).build(device) if config.teacher is not None else None
+    models = teacher.models if teacher is not None else ()
     causal = config.data.targets.kind == "clm"
-    student = config.student.build(
-        model, vocabulary, causal, seeds.derive(config.seed, "student"), tokenizer.special.as_dict()
+    student = located(config.student).build(
+        models[0] if models else None,
+        vocabulary,
+        causal,
+        seeds.derive(config.seed, "student"),
+        tokenizer.special.as_dict(),
     )
+    if teacher is not None:
+        teacher.attach(student)
+    for model in (student, *(teacher.models if teacher is not None else ())):
+        model.attends = config.data.attention
     _check_sizes(config, student, teacher, vocabulary)
     _check_tokenizer(config, tokenizer)
+    for model in (student, *models):
+        model.check_head(min(8, config.data.sequence_length))
     distils = any(objective.needs().teacher for objective in config.objectives)
     _check_direction(config, "student", student)
-    if model is not None and distils:
-        _check_direction(config, "teacher", model)
+    if teacher is not None and distils:
+        for model in models:
+            _check_direction(config, "teacher", model)
+    report: dict[str, Any] | None = None
+    if teacher is not None and distils:
+        trial = stream.part.batch(stream.order.locate(np.arange(TRIAL_ROWS)), config.seed, "targets").to(device)
+        student.to(device)
+        assert config.teacher is not None
+        if config.teacher.guard is not None:
+            counts = stream.part.vocabulary.counts
+            guard(config.teacher.guard, teacher, student, trial, vocabulary, counts)
+        if models:
+            report = likeness(student, models[0], trial)
+    if config.engine.activation_checkpointing and any(o.needs().again for o in config.objectives):
+        raise UserError(
+            "an objective that exchanges hidden states cannot go with engine.activation_checkpointing",
+            "what is recomputed in the backward pass would not be what was exchanged",
+            "set engine.activation_checkpointing: false (it costs the activations' memory), or leave the objective out",
+        )
     if config.engine.activation_checkpointing:
         student.hf.gradient_checkpointing_enable({"use_reentrant": False})
     teacher_dims = teacher.dims if teacher is not None else None
-    losses = [objective.build(student.dims, teacher_dims) for objective in config.objectives]
+    with seeded(seeds.derive(config.seed, "objectives")):
+        losses = [objective.build(student.dims, teacher_dims) for objective in config.objectives]
     if not distils:
         teacher = None  # it only gave the student its first weights
-    return Parts(stream, teacher, student, losses, accumulation)
+    return Parts(stream, teacher, student, losses, accumulation, report)
 
 
 def _check_sizes(config: RunConfig, student: LanguageModel, teacher: Source | None, vocabulary: int) -> None:
@@ -72,8 +108,7 @@ def _check_sizes(config: RunConfig, student: LanguageModel, teacher: Source | No
     if teacher is not None:
         theirs = teacher.dims
         problems.append(_too_small("teacher", theirs, vocabulary))
-        if hasattr(teacher, "model"):
-            problems.append(_too_short("teacher", teacher.model, config.data.sequence_length))
+        problems += [_too_short("teacher", model, config.data.sequence_length) for model in teacher.models]
         compares = [o.label for o in config.objectives if o.needs().teacher]
         if compares and theirs.vocabulary < ours.vocabulary:
             problems.append(
@@ -109,14 +144,14 @@ def _check_direction(config: RunConfig, who: str, model: LanguageModel) -> None:
 
 def _check_tokenizer(config: RunConfig, ours: Tokenizer) -> None:
     """Ids that mean other words to the teacher would be learnt as if they were right: nothing else would notice."""
-    path: str | None = getattr(config.teacher, "path", None)
-    if path is None or path == config.data.tokenizer:
-        return
+    for path in config.teacher.paths() if config.teacher is not None else []:
+        if path != config.data.tokenizer:
+            _check_one_tokenizer(config, ours, path)
+
+
+def _check_one_tokenizer(config: RunConfig, ours: Tokenizer, path: str) -> None:
     try:
-        folder = Path(shipped(path)).expanduser()
-        if not folder.is_dir():
-            raise UserError(f"{path} is no local folder")
-        theirs = load_tokenizer(str(folder))
+        theirs = load_tokenizer(path)
     except UserError as error:
         log.get().warning(f"not checked that the teacher was trained with {config.data.tokenizer}: {error.what}")
         return

@@ -70,7 +70,11 @@ class TrainConfig(Strict):
     max_nonfinite_steps: int = Field(10, ge=1)
     """Give up (exit code 93) after this many skipped steps in a row."""
     timeout_seconds: float = Field(1800, gt=0)
-    """How long a collective may wait for a rank."""
+    """How long a collective may wait for a rank, and how long anything but a step may take."""
+    hang_seconds: float = Field(120, gt=0)
+    """A step that takes longer, and ten times longer than any before, ends the run with every rank's stacks."""
+    max_fruitless_restarts: int = Field(3, ge=1)
+    """Give up (exit code 93) when a scheduler has restarted the run so often in a row without a new checkpoint."""
 
 
 class CheckpointConfig(Strict):
@@ -99,6 +103,8 @@ class LogConfig(Strict):
     tensorboard: bool = True
     hash_every_steps: int | None = Field(None, gt=0)
     """Log a hash of all parameters every so many steps (to compare runs bit for bit); None: never."""
+    rows: bool = False
+    """Log which rows each rank trains on, with hashes of inputs and labels (to audit the data order)."""
 
 
 class RunConfig(Strict):
@@ -133,6 +139,28 @@ class RunConfig(Strict):
     def total_steps(self) -> int:
         """Where the learning rate's decay ends."""
         return self.schedule.total_steps or self.train.steps
+
+    def weights_at(self, step: int) -> list[float]:
+        """Every objective's weight at a step, counted from 1."""
+        return [objective.weight_at(step) for objective in self.objectives]
+
+    @model_validator(mode="after")
+    def _weights_come_to_something(self) -> RunConfig:
+        ends = (1, self.train.steps, *(step for o in self.objectives if o.ramp for step in (o.ramp.to_step,)))
+        if not any(sum(self.weights_at(step)) for step in ends):
+            raise ValueError("objectives: all weights are 0, so nothing would be learnt")
+        return self
+
+    @model_validator(mode="after")
+    def _peers_are_listened_to_when_there(self) -> RunConfig:
+        absent = getattr(self.teacher, "absent_until", 0)
+        early = [o.label for o in self.objectives if absent and o.needs().teacher and o.weight_at(absent)]
+        if early:
+            raise ValueError(
+                f"objectives: {', '.join(early)} would learn from a teacher that is not there until step {absent}; "
+                f"give ramp: {{from_step: {absent}, to_step: {absent + 1}}}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _objectives_are_named_apart(self) -> RunConfig:

@@ -129,7 +129,8 @@ class RunDirectory:
                 consequential.append("(megadistill itself has changed since the run was created)")
             raise UserError(f"{self.path} holds a run of another config", "\n  ".join(consequential), _START_OVER)
         before = json.loads(self.environment.read_text(encoding="utf-8"))
-        self.not_bitwise = environment.differences(before, now)
+        splits = [line for line in self.changed if line.partition(":")[0] in sameness.LAYOUT]
+        self.not_bitwise = environment.differences(before, now) + splits
         self.id = identity["id"]
 
     def _create(self, documents: dict[str, str]) -> None:
@@ -197,6 +198,10 @@ class RunDirectory:
                 document.write(text)
         end_cut_line(self.journal_file)
         return attempt
+
+    def owner(self) -> dict[str, Any]:
+        """What the newest claim says; nothing where there is none."""
+        return self._claims.read(self._claims.newest())
 
     def still_ours(self) -> None:
         """Check that no newer attempt has claimed the run.

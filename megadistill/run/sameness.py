@@ -12,11 +12,27 @@ _HARMLESS = (
     "directory",
     "log",
     "evaluate",
+    "data.read",
     "checkpoint",
     "train.max_nonfinite_steps",
     "train.timeout_seconds",
+    "train.hang_seconds",
+    "train.max_fruitless_restarts",
 )
 """Fields, or whole sections, that change nothing about what is trained."""
+LAYOUT = (
+    "batch.micro_size",
+    "engine.zero_stage",
+    "engine.offload_optimizer",
+    "engine.offload_parameters",
+    "engine.activation_checkpointing",
+    "engine.reduce_bucket_mib",
+    "engine.allgather_bucket_mib",
+    "engine.overlap_communication",
+    "engine.prefetch_bucket_mib",
+    "engine.persistence_threshold",
+)
+"""How the work is split: what is trained stays the same, to the last bits of a sum and the draws of dropout."""
 _LENGTH = ("train.steps", "schedule.total_steps")
 """Harmless as long as both together still say that the learning rate's decay ends at the same step."""
 _ABSENT = "(absent)"
@@ -45,7 +61,7 @@ def fingerprint(config: Tree) -> str:
 def _is_harmless(key: str, same_length: bool) -> bool:
     if key in _LENGTH:
         return same_length
-    return any(key == name or key.startswith(f"{name}.") for name in _HARMLESS)
+    return key in LAYOUT or any(key == name or key.startswith(f"{name}.") for name in _HARMLESS)
 
 
 def _total_steps(config: Tree) -> int:

@@ -1,11 +1,18 @@
-"""What a run has learnt so far: the checkpoint that evaluation and export read."""
+"""What a run has learnt so far: the checkpoint that evaluation, export, and runs that start from it, read."""
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
 from megadistill.core import log
 from megadistill.core.errors import UserError
+from megadistill.core.schema import Strict
 from megadistill.engine import checkpoint
 from megadistill.run.directory import RunDirectory
+
+Part = TypeVar("Part", bound=Strict)
 
 
 def trained(directory: RunDirectory) -> checkpoint.Found:
@@ -18,3 +25,46 @@ def trained(directory: RunDirectory) -> checkpoint.Found:
     if found is None:
         raise UserError(f"{directory.path} has no checkpoint yet", fix="train it first")
     return found
+
+
+def student_folder(spec: str) -> str:
+    """The folder of a model that a config names as RUN, RUN@STEP, or anything else, which stays as it is.
+
+    Raises:
+        UserError: the run has no such checkpoint, or it does not verify.
+    """
+    match = re.fullmatch(r"(.+)@(\d+)", spec)
+    run, step = (match[1], int(match[2])) if match else (spec, None)
+    if not (Path(run) / "run.json").exists():
+        return spec
+    directory = RunDirectory(Path(run))
+    if step is None:
+        return str(trained(directory).path / "student")
+    on_line = [
+        c for c in checkpoint.committed(directory.checkpoints) if checkpoint.on_line(directory.history(), *c[:2])
+    ]
+    for there, _, path in on_line:
+        if there == step:
+            problems = [text for text in checkpoint.verify(directory.checkpoints) if text.startswith(path.name)]
+            if problems:
+                raise UserError(f"{spec}: the checkpoint is damaged", problems[0], "name another step of the run")
+            return str(path / "student")
+    raise UserError(
+        f"{spec}: the run keeps no checkpoint of that step",
+        f"it has {', '.join(str(c[0]) for c in sorted(on_line)) or 'none'}",
+        "name one of them, or set checkpoint.keep_every_steps in that run",
+    )
+
+
+def located(part: Part) -> Part:
+    """A teacher's or student's config with every `path` that names a run replaced by that run's student."""
+    changed: dict[str, Any] = {}
+    for name in type(part).model_fields:
+        value = getattr(part, name)
+        if name == "path" and isinstance(value, str):
+            changed[name] = student_folder(value)
+        elif isinstance(value, Strict):
+            changed[name] = located(value)
+        elif isinstance(value, list) and value and isinstance(value[0], Strict):
+            changed[name] = [located(item) for item in value]
+    return part.model_copy(update=changed)

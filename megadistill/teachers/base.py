@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 
 from megadistill.core.schema import Strict
 from megadistill.core.types import Batch, Dims, Needs, Signals
+from megadistill.models.signals import LanguageModel
+from megadistill.teachers.guard import Guard
 
 
 class Source(Protocol):
     """A built teacher."""
 
-    dims: Dims
+    models: Sequence[LanguageModel]
+    """The models it asks; the first one gives the student its shapes and first weights. Empty: none in the process."""
+
+    @property
+    def dims(self) -> Dims:
+        """What objectives build for; read once the student is attached and the models know what they attend to."""
+        ...
+
+    def attach(self, student: LanguageModel) -> None:
+        """Called once, before the first step, with the student at step 0: for teachers that come from it."""
+        ...
 
     def signals(self, batch: Batch, needs: Needs) -> Signals:
         """Its answer to one micro-batch, outside autograd."""
@@ -27,14 +40,23 @@ class Source(Protocol):
         """What a checkpoint records of it (name, sha256): a frozen teacher is a reference, never a copy."""
         ...
 
+    # A teacher that moves also has `save(folder: Path)`, called on rank 0 for every checkpoint, and
+    # `load(folder: Path)`, called on every rank at resume.
+
 
 class Teacher(Strict):
     """Base of every teacher source's config."""
 
     kind: str
+    guard: Guard | None = Guard()
+    """What it must prove before the first step; None: nothing."""
 
     def fetch(self) -> None:
         """Bring here, while there is network, what `build` will read without; `prepare` calls it."""
+
+    def paths(self) -> list[str]:
+        """Folders or hub names of its models, whose tokenizers must be the data's."""
+        return []
 
     def build(self, device: torch.device) -> Source:
         raise NotImplementedError

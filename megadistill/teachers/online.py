@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from typing import Any, Literal
 
 import torch
 
+from megadistill.core.errors import UserError
 from megadistill.core.types import Batch, Dims, Needs, Signals
+from megadistill.data.tokenization import load_tokenizer
 from megadistill.models.loading import load_pretrained
 from megadistill.models.signals import LanguageModel
 from megadistill.teachers.base import Teacher
@@ -26,6 +29,11 @@ class OnlineTeacher(Teacher):
 
     def fetch(self) -> None:
         load_pretrained(self.path, self.revision)  # the hub's cache keeps it
+        with suppress(UserError):  # to be compared with the data's; not every teacher comes with one
+            load_tokenizer(self.path)
+
+    def paths(self) -> list[str]:
+        return [self.path]
 
     def build(self, device: torch.device) -> OnlineSource:
         return OnlineSource(self.path, load_pretrained(self.path, self.revision, self.torch_dtype(device)).to(device))
@@ -46,19 +54,31 @@ class OnlineSource:
     def __init__(self, path: str, model: LanguageModel) -> None:
         self.path = path
         self.model = model.eval().requires_grad_(False)
-        self.dims: Dims = model.dims
+        self.models = (self.model,)
+
+    @property
+    def dims(self) -> Dims:
+        return self.model.dims
 
     @torch.no_grad()
     def signals(self, batch: Batch, needs: Needs) -> Signals:
-        return self.model.signals(batch, needs.teacher_hidden)
+        return self.model.signals(batch, needs.teacher_hidden, needs.teacher_attention)
+
+    def attach(self, student: LanguageModel) -> None:
+        """It has a model of its own."""
 
     def after_step(self, step: int, student: torch.nn.Module) -> None:
         """It never moves."""
 
     def identity(self) -> dict[str, Any]:
         """Its path and the sha256 of its weights, so that a swapped teacher is noticed."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return {"kind": "online", "path": self.path, "sha256": digest.hexdigest()}
+        return {"kind": "online", "path": self.path, "sha256": sha256_of(self.model)}
+
+
+def sha256_of(model: torch.nn.Module) -> str:
+    """Over the names and values of all weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -48,7 +48,7 @@ def accumulate(
         batch = on_cpu.to(device)
         seeds.reseed(seed, "dropout", step, index, rank)
         signals = teacher.signals(batch, module.needs) if teacher is not None else None
-        loss, parts = engine.forward(batch, signals, shares)
+        loss, parts = engine.forward(batch, signals, shares, step)
         if check_ranks:
             refuse_uneven_gradients(loss, module, step, index)
         engine.backward(loss)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -68,7 +69,8 @@ class Ledger:
     """Carries one step's outcome to the next step's exchange."""
 
     labels: list[str]
-    weights: list[float]
+    weights: Callable[[int], list[float]]
+    """Of all objectives at a step."""
     count_of: dict[str, str]
     """Objective label -> count kind; filled by the first forward."""
     pending: Done | None = field(default=None)
@@ -106,7 +108,7 @@ class Ledger:
             label: value / max(counts[self.count_of[label]], 1.0)
             for label, value in zip(self.labels, sums, strict=True)
         }
-        loss = sum(weight * losses[label] for label, weight in zip(self.labels, self.weights, strict=True))
+        loss = sum(weight * losses[label] for label, weight in zip(self.labels, self.weights(done.step), strict=True))
         return Report(
             step=done.step,
             losses=losses,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -58,21 +57,23 @@ def train(config: RunConfig, world: World, device: torch.device, fresh: bool = F
     log.setup(world.rank, directory.log_file(world.rank))
     job = Job(config, parts, held_out_rows, directory, world, device)
     try:
-        return _loop(config, parts, directory, job, world)
+        with job.watchdog:
+            return _loop(config, parts, directory, job, world)
     except BaseException as error:
         job.fail(error)
         raise
 
 
 def _loop(config: RunConfig, parts: Parts, directory: RunDirectory, job: Job, world: World) -> Exit:
+    job.watchdog.enter("restore", 0)
     first, steps = job.restore() + 1, config.train.steps
-    ledger = Ledger([o.label for o in config.objectives], [o.weight for o in config.objectives], job.step.count_of)
+    ledger = Ledger([o.label for o in config.objectives], config.weights_at, job.step.count_of)
 
-    with closing(
-        Recorder(directory, config.log, job.attempt, world.is_main, total_steps=steps, start_step=first - 1)
-    ) as record:
+    with Recorder(directory, config.log, job.attempt, world.is_main, total_steps=steps, start_step=first - 1) as record:
         started = time.perf_counter()
         for step, micro_batches in enumerate(parts.stream.prefetching(first - 1, steps), first):
+            job.watchdog.enter("step", step)
+            job.mind_the_deadline()
             word = stop.word(directory.control, world.is_main)
             counts, before, word = ledger.exchange(_counts(micro_batches), word)
             _conclude(before, record, job)
@@ -82,7 +83,7 @@ def _loop(config: RunConfig, parts: Parts, directory: RunDirectory, job: Job, wo
             sums, teacher = job.accumulate(step, micro_batches, counts)
             factor = schedule.factor(config.schedule, step, config.total_steps)
             update = job.engine.step(factor)
-            job.after_step(step)
+            job.after_step(step, micro_batches)
 
             rate, seconds = config.optimizer.learning_rate * factor, time.perf_counter() - started
             ledger.pending = Done(step, counts, sums, teacher, update, seconds, rate, job.parameter_hash(step))
@@ -91,6 +92,8 @@ def _loop(config: RunConfig, parts: Parts, directory: RunDirectory, job: Job, wo
             saves = job.due(step, config.checkpoint.every_steps) or step == 1 or word & stop.SAVE
             if scores or saves or step == steps:  # a step is judged before anything is built on it
                 _conclude(ledger.exchange(_counts([]), 0)[1], record, job)
+            if scores or saves or step == steps:
+                job.watchdog.enter("evaluate and save", step)
             if step == 1:
                 record.scores(step, job.hold_out(rehearsal=True))
             if scores or step == steps:

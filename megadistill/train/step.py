@@ -12,7 +12,7 @@ from megadistill.core.errors import UserError
 from megadistill.core.types import Batch, Needs, Signals, union_of_needs
 from megadistill.models.scoring import score_rows
 from megadistill.models.signals import LanguageModel
-from megadistill.objectives.base import Loss, Objective
+from megadistill.objectives.base import Loss, Objective, needs_of
 from megadistill.objectives.mixture import Mixture, Weighed
 
 
@@ -23,10 +23,10 @@ class DistillStep(nn.Module):
     def __init__(self, student: LanguageModel, objectives: Sequence[Objective], losses: Sequence[Loss]) -> None:
         super().__init__()
         self.student = student
-        self.needs: Needs = union_of_needs([objective.needs() for objective in objectives])
+        self.needs: Needs = union_of_needs([needs_of(o, loss) for o, loss in zip(objectives, losses, strict=True)])
         self.mixture = Mixture(
             [
-                Weighed(objective.label, objective.weight, loss)
+                Weighed(objective.label, objective.weight_at, loss)
                 for objective, loss in zip(objectives, losses, strict=True)
             ]
         )
@@ -37,7 +37,7 @@ class DistillStep(nn.Module):
         """Objective label -> what its sum runs over; complete after the first forward."""
         return self.mixture.count_of
 
-    def forward(self, batch: Batch, teacher: Signals | None, shares: Tensor | None) -> Any:
+    def forward(self, batch: Batch, teacher: Signals | None, shares: Tensor | None, step: int = 1) -> Any:
         """One micro-batch: its share of the loss, or (`shares` None) its scores.
 
         Args:
@@ -45,6 +45,7 @@ class DistillStep(nn.Module):
             teacher: its signals, or None when no objective reads a teacher.
             shares: [len(COUNT_KINDS)] what one unit of each count weighs in the loss: 1 / its global count, times
                 the ranks and micro-batches that DeepSpeed will divide by. None: score instead.
+            step: counted from 1; weights may change with it.
 
         Returns:
             the loss [] to run backward on, and every objective's plain sum [num objectives], detached;
@@ -52,8 +53,8 @@ class DistillStep(nn.Module):
         """
         if shares is None:
             return score_rows(self.student.signals(batch, frozenset()), teacher, batch)
-        student = self.student.signals(batch, self.needs.student_hidden)
-        return self.mixture(student, teacher, batch, shares)
+        student = self.student.signals(batch, self.needs.student_hidden, self.needs.student_attention)
+        return self.mixture(student, teacher, batch, shares, step)
 
 
 def refuse_uneven_gradients(loss: Tensor, module: nn.Module, step: int, micro_batch: int) -> None:

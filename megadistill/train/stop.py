@@ -27,13 +27,19 @@ def install() -> None:
         signal.signal(number, _note)
 
 
+def request(why: str) -> None:
+    """Ask this process to stop, as a signal would."""
+    if why not in _received:
+        _received.append(why)
+
+
 def requested() -> bool:
-    """Whether a signal has asked this process to stop."""
+    """Whether this process was asked to stop."""
     return bool(_received)
 
 
 def reason() -> str:
-    """The signals that came, in order, for the journal; empty if none."""
+    """The signals and requests that came, in order, for the journal; empty if none."""
     return ", ".join(_received)
 
 

@@ -1,8 +1,8 @@
 """Does every command of the README run? All lines of its fenced `bash` blocks do here, in order, none skipped.
 
 A comment behind a command says how the test makes it small: `command  # in tests: word ...`. The words are
-appended to the command; `small` stands for the overrides below. `srun` is played by a stand-in beside this file
-where there is none: it starts the tasks as Slurm would.
+appended to the command; `small` stands for the overrides below. `srun` talks to a real Slurm that the test starts;
+where none is installed it is played by a stand-in beside this file, which starts the tasks as Slurm would.
 """
 
 from __future__ import annotations
@@ -13,9 +13,13 @@ import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+
+from megadistill.testing import slurm
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -45,10 +49,24 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     programs = folder / "programs"
     programs.mkdir()
     script(programs / "megadistill", f'exec {sys.executable} -m megadistill "$@"')
-    if shutil.which("srun") is None:
+    if slurm.missing():
         shutil.copy(Path(__file__).with_name("srun_stand_in.sh"), programs / "srun")
         script(programs / "scontrol", "echo 127.0.0.1")
     return folder
+
+
+@pytest.fixture(scope="module")
+def environ(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """What the commands run with; a Slurm is up meanwhile, if it can be."""
+    with ExitStack() as stack:
+        given = dict(os.environ)
+        if not slurm.missing():
+            given = stack.enter_context(slurm.Cluster(tmp_path_factory.mktemp("slurm"), num_nodes=1)).environ
+        path = os.pathsep.join([str(workplace / "programs"), str(Path(sys.executable).parent), given["PATH"]])
+        given |= {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        if "DS_ACCELERATOR" not in given and shutil.which("nvidia-smi") is None:
+            given["DS_ACCELERATOR"] = "cpu"
+        yield given
 
 
 def script(path: Path, body: str) -> None:
@@ -68,12 +86,8 @@ def test_every_path_that_the_readme_names_exists() -> None:
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_every_command_runs(workplace: Path) -> None:
-    path = os.pathsep.join([str(workplace / "programs"), str(Path(sys.executable).parent), os.environ["PATH"]])
+def test_every_command_runs(workplace: Path, environ: dict[str, str]) -> None:
     for command, appended in commands():
-        environ = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        if "DS_ACCELERATOR" not in environ and shutil.which("nvidia-smi") is None:
-            environ["DS_ACCELERATOR"] = "cpu"
         result = subprocess.run(
             ["bash", "-c", f"{command} {appended}"],
             cwd=workplace,

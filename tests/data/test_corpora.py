@@ -152,3 +152,131 @@ def test_a_hub_name_without_network_is_a_users_error(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="cannot read hub data set nobody/has-this"):
         texts(kind="hub", path="nobody/has-this")
+
+
+# ------------------------------------------------------------------ tars, made-up text, several columns, long lines
+
+
+def tar(path, members, compress=bytes):
+    import io
+    import tarfile
+
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as handle:
+        for name, data in members:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            handle.addfile(entry, io.BytesIO(data))
+    path.write_bytes(compress(buffer.getvalue()))
+    return path
+
+
+@pytest.mark.parametrize(("name", "pack"), [("a.tar", bytes), ("a.tar.gz", gzip.compress)])
+def test_webdataset_tars(tmp_path, name, pack):
+    members = [("x/1.txt", "hé".encode()), ("x/1.json", b"{}"), ("x/2.txt", b"two"), ("x/2.cls", b"3")]
+    path = str(tar(tmp_path / name, members, pack))
+    assert texts(kind="webdataset", files=[path]) == ["hé", "two"]
+    members = [("1.meta.json", b'{"body": "one"}'), ("1.txt", b"")]
+    path = str(tar(tmp_path / name, members, pack))
+    assert texts(kind="webdataset", files=[path], extension="meta.json", field="body") == ["one"]
+
+
+MEMBERS = [(f"{n}.txt", b"x" * 700) for n in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda data: data[:4000], "cannot be read as a tar|is cut short"),
+        (lambda data: data[: 5 * 1536], "is cut short"),
+        (lambda data: data[:1540] + b"\xff" + data[1541:], "is damaged"),
+        (lambda data: data[:3] + b"\xff" + data[4:], "cannot be read as a tar"),
+    ],
+)
+def test_what_is_wrong_with_a_tar(tmp_path, spoil, message):
+    path = tar(tmp_path / "a.tar", MEMBERS)
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(UserError, match=message) as caught:
+        texts(kind="webdataset", files=[str(path)])
+    assert "a.tar" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("members", "options", "message"),
+    [
+        ([("1.txt", b"\xff")], {}, "member 1.txt is not UTF-8"),
+        ([("1.txt", b"a"), ("1.txt", b"b")], {}, "member 1.txt is there twice"),
+        ([("1.json", b"{")], {"extension": "json"}, "member 1.json is not JSON"),
+        ([("1.json", b'{"x": 1}')], {"extension": "json"}, "has no text in field 'text'"),
+    ],
+)
+def test_what_is_wrong_in_a_tar(tmp_path, members, options, message):
+    path = tar(tmp_path / "a.tar", members)
+    with pytest.raises(UserError, match=message):
+        texts(kind="webdataset", files=[str(path)], **options)
+
+
+def test_synthetic_text_is_of_any_size_and_always_the_same(monkeypatch):
+    from megadistill.data.corpora import synthetic
+
+    whole = texts(kind="synthetic", num_documents=25, words=50)
+    assert len(whole) == len(set(whole)) == 25
+    assert 40 < sum(len(text.split()) for text in whole) / 25 < 60
+    assert texts(kind="synthetic", num_documents=25, words=50, seed=1) != whole
+    monkeypatch.setattr(synthetic, "DOCUMENTS_PER_SOURCE", 10)
+    made = corpus(kind="synthetic", num_documents=25, words=50)
+    assert [source.name for source in made.sources()] == [f"documents from {n}" for n in (0, 10, 20)]
+    assert texts(kind="synthetic", num_documents=25, words=50) == whole
+
+
+def test_several_columns_are_joined(parquet):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path, _ = parquet
+    pq.write_table(pa.table({"title": ["A", None, None], "text": ["one", "two", None]}), path)
+    for kind in ({"kind": "parquet", "files": [str(path)]}, {"kind": "hub", "path": str(path.parent)}):
+        assert texts(**kind, column=["title", "text"]) == ["A\none", "two"]
+
+
+def test_every_file_of_a_hub_data_set_is_a_source(parquet):
+    import shutil
+
+    path, rows = parquet
+    shutil.copy(path, path.with_name("b.parquet"))
+    made = corpus(kind="hub", path=str(path.parent))
+    sources = made.sources()
+    assert len(sources) == 2
+    assert [list(made.read(source)) for source in sources] == [rows, rows]
+
+
+@pytest.mark.parametrize("kind", ["text", "jsonl"])
+def test_a_two_gigabyte_line_is_refused_before_it_is_in_memory(tmp_path, kind):
+    path = tmp_path / "huge.txt"
+    with open(path, "wb") as handle:
+        handle.write(b"a short line\n" if kind == "text" else b'{"text": "a"}\n')
+        handle.truncate(2_000_000_000)  # the rest is one line of zeros, and takes no room
+    with pytest.raises(UserError, match=r"huge.txt line 2 is longer than 64 MB(.|\n)*fold"):
+        texts(kind=kind, files=[str(path)])
+
+
+def test_mixed_encodings_are_told_with_the_line_and_the_way_out(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"gut\n" + "schön\n".encode("latin1"))
+    with pytest.raises(UserError, match=r"a.txt is not UTF-8(.|\n)*line 2, byte 4(.|\n)*-f latin1"):
+        texts(kind="text", files=[str(tmp_path / "a.txt")])
+    (tmp_path / "a.txt").write_bytes("gut".encode("utf-16"))
+    with pytest.raises(UserError, match=r"-f UTF-16"):
+        texts(kind="text", files=[str(tmp_path / "a.txt")])
+
+
+def test_passes_are_checked_against_the_weights(tokenizer_folder):
+    from megadistill.data.config import DataConfig
+
+    def mixture(**values):
+        corpora = [{"kind": "text", "files": ["x"], **values}]
+        return DataConfig.model_validate({"dir": "x", "tokenizer": str(tokenizer_folder), "corpora": corpora})
+
+    with pytest.raises(ValidationError, match="epochs needs weights"):
+        mixture(epochs=2)
+    with pytest.raises(ValidationError, match="repeats is for mixtures without weights"):
+        mixture(repeats=2, weight=1)

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -17,8 +16,10 @@ from megadistill.core.errors import UserError
 from megadistill.data import prepare as module
 from megadistill.data.config import DataConfig
 from megadistill.data.documents import content_hash
-from megadistill.data.prepare import prepare, read_stats
-from megadistill.data.shards import Shards, ShardWriter, read_index
+from megadistill.data.index import read_index
+from megadistill.data.prepare import prepare, read_corpus_stats
+from megadistill.data.reader import Shards
+from megadistill.data.shards import ShardWriter
 from megadistill.data.tokenization import load_tokenizer
 
 
@@ -136,11 +137,16 @@ def test_a_full_disk_is_a_users_error_and_the_old_shards_stay(config, changed, m
     def full(self):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(ShardWriter, "_write_shard", full)
-    with pytest.raises(UserError, match="no space left"):
-        prepare(changed(config, sequence_length=32), quiet)
-    assert sorted(p.name for p in config.dir.iterdir()) == [".text.lock", "text"]
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardWriter, "_write_shard", full)
+        with pytest.raises(UserError, match=r"no space left(.|\n)*finished work wait in (\S+)") as caught:
+            prepare(changed(config, sequence_length=32), quiet)
+    making = config.dir / caught.value.why.rpartition(" ")[2]
+    assert (making / "encoded" / "000000.npz").exists()
     assert read_index(config.dir / "text" / "train").sequence_length == 16
+    monkeypatch.setattr(module, "encode", lambda *_: pytest.fail("read again"))
+    assert prepare(changed(config, sequence_length=32), quiet).fresh == ["text"]
+    assert sorted(p.name for p in config.dir.iterdir()) == [".text.lock", "text"]
 
 
 def test_an_error_in_the_corpus_passes_through(config, tmp_path):
@@ -190,10 +196,10 @@ def test_a_kill_leaves_nothing_that_reads_as_prepared(config, tmp_path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "ready\n"  # all shards are written, only the stats are not
         process.send_signal(signal.SIGKILL)
-    assert (config.dir / ".text.making").exists()
-    assert read_stats(config.dir / "text") is None
+    assert list(config.dir.glob(".text.*.making"))
+    assert read_corpus_stats(config.dir / "text") is None
     assert prepare(config, quiet).fresh == ["text"]
-    assert not (config.dir / ".text.making").exists()
+    assert not list(config.dir.glob(".text.*.making"))
 
 
 def test_two_at_once_make_it_once(config, tmp_path):
@@ -207,19 +213,3 @@ def test_two_at_once_make_it_once(config, tmp_path):
     command = [sys.executable, "-c", code, str(tmp_path / "config.json")]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert sorted(process.communicate(timeout=60)[0].strip() for process in both) == ["0", "1"]
-
-
-def test_heavy_corpora_are_read_in_processes_in_order(config, changed, monkeypatch):
-    corpus = {"kind": "prose", "packages": ["json", "email"], "standard_library": False, "max_megabytes": 0.1}
-    several = changed(config, corpora=[corpus])
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    parallel = prepare(several, quiet).corpora[0]
-    first = read_index(config.dir / "prose" / "train")
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    (config.dir / "prose" / "stats.json").unlink()
-    start = time.perf_counter()
-    alone = prepare(several, quiet).corpora[0]
-    assert time.perf_counter() - start < 10
-    assert alone == parallel
-    assert read_index(config.dir / "prose" / "train") == first
-    assert module.summary_table(prepare(several, quiet))[0]["corpus"] == "prose"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from megadistill.core.dist import World
 from megadistill.core.types import IGNORE
 from megadistill.data.config import DataConfig
 from megadistill.data.prepare import prepare
-from megadistill.data.shards import verify
+from megadistill.data.reader import verify
 from megadistill.data.stream import Stream, held_out_batches
 from megadistill.data.tokenization import SpecialIds, load_tokenizer
 
@@ -28,6 +30,25 @@ def test_published_tokenizers(real_data, name, special, size, hello_world):
     assert tokenizer.special == special
     assert tokenizer.vocabulary_size == size
     assert tokenizer.encode("Hello world") == hello_world
+
+
+@pytest.mark.parametrize("name", ["albert-base", "t5-base"])
+def test_sentencepiece_models_encode_real_text_as_sentencepiece_does(real_data, name):
+    import pyarrow.parquet as pq
+    import sentencepiece
+
+    table = pq.read_table(real_data / "books" / "train-00000-of-00004.parquet", columns=["text"])
+    texts = [text for text in table["text"].to_pylist()[:400] if text.strip()]
+    tokenizer = load_tokenizer(str(real_data / "tokenizers" / name))
+    original = sentencepiece.SentencePieceProcessor(model_file=str(real_data / "tokenizers" / name / "spiece.model"))
+    spoken = [text.replace("``", '"').replace("''", '"') for text in texts]
+    if name.startswith("albert"):  # as its authors: without accents, in lower case
+        decomposed = (unicodedata.normalize("NFKD", text) for text in spoken)
+        spoken = ["".join(c for c in text if not unicodedata.combining(c)).lower() for text in decomposed]
+    expected = [original.encode(text) for text in spoken]
+    got = tokenizer.encode_batch(spoken)
+    same = sum(a == b for a, b in zip(got, expected, strict=True))
+    assert same >= 0.97 * len(texts)  # where two ways to cut a word score the same, either may win
 
 
 @pytest.mark.parametrize(("tokenizer", "targets"), [("bert-base-uncased", "mlm"), ("gpt2", "clm")])

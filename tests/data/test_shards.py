@@ -10,7 +10,9 @@ import pytest
 
 from megadistill.core.errors import UserError
 from megadistill.data import shards
-from megadistill.data.shards import Shards, ShardWriter, read_index, verify
+from megadistill.data.index import read_index, read_table, write_index
+from megadistill.data.reader import Shards, verify
+from megadistill.data.shards import Layout, ShardWriter
 
 ABOUT = {
     "sequence_length": 16,
@@ -30,16 +32,26 @@ def rows(monkeypatch):
 
 
 def written(folder, rows, about=ABOUT, block=170):
+    """Two tasks write the rows; a shard and a member end where the first task does."""
     folder.mkdir(exist_ok=True)
-    writer = ShardWriter(folder, "text", about)
-    for start in range(0, len(rows[0]), block):
-        writer.add(rows[0][start : start + block], rows[1][start : start + block])
-    return writer.finish()
+    made = []
+    for task, part in enumerate((slice(0, 640), slice(640, None))):
+        writer = ShardWriter(folder, "text", task, about["vocabulary_size"])
+        tokens, segments = (array[part] for array in rows)
+        for start in range(0, len(tokens), block):
+            writer.add(tokens[start : start + block], segments[start : start + block])
+        made += writer.finish()
+    return write_index(folder, "text", about | {"dtype": writer.dtype.name}, made, shards.ROWS_PER_MEMBER)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.glob("*.tar"))
 
 
 def test_rows_are_read_back_in_any_order(tmp_path, rows):
     index = written(tmp_path, rows)
-    assert len(index.shards) > 2
+    assert index.shards == len(names(tmp_path)) > 2
+    assert index.members > index.shards
     assert index.rows == 1100
     assert index.dtype == "uint16"
     opened = Shards(tmp_path)
@@ -62,8 +74,8 @@ def test_large_vocabularies_take_four_bytes(tmp_path, rows):
 def test_plain_webdataset_reads_equal_rows(tmp_path, rows):
     import webdataset
 
-    index = written(tmp_path, rows)
-    urls = [str(tmp_path / shard.name) for shard in index.shards]
+    written(tmp_path, rows)
+    urls = [str(tmp_path / name) for name in names(tmp_path)]
     samples = list(webdataset.WebDataset(urls, shardshuffle=False))
     for key, expected in (("tokens.npy", rows[0]), ("segments.npy", rows[1])):
         assert np.array_equal(np.concatenate([np.load(io.BytesIO(s[key])) for s in samples]), expected)
@@ -75,26 +87,31 @@ def test_equal_rows_have_equal_files_however_they_came(tmp_path, rows):
     assert one.fingerprint != written(tmp_path / "c", rows, ABOUT | {"tokenizer": "other"}).fingerprint
 
 
+def flip(path, offset):
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(content)
+
+
 def test_a_flipped_byte_is_found_by_verify_and_by_reading(tmp_path, rows):
     index = written(tmp_path, rows)
-    shard = index.shards[1]
-    damaged = tmp_path / shard.name
-    content = bytearray(damaged.read_bytes())
-    content[shard.members[0].tokens + 40] ^= 1
-    damaged.write_bytes(content)
+    table = read_table(tmp_path, index)
+    damaged = tmp_path / names(tmp_path)[1]
+    flip(damaged, Layout(100, 16, 2).tokens(0, 100) + 40)
     problems = verify(tmp_path)
     assert len(problems) == 1
     assert str(damaged) in problems[0]
     opened = Shards(tmp_path)
     opened.rows(np.array([0]))
     with pytest.raises(UserError, match="is damaged") as caught:
-        opened.rows(np.array([index.shards[0].rows]))
-    assert shard.name in str(caught.value)
+        opened.rows(table.first_row[1:2])
+    assert damaged.name in str(caught.value)
 
 
 def test_missing_and_short_files_are_named_when_opened(tmp_path, rows):
-    index = written(tmp_path, rows)
-    path = tmp_path / index.shards[-1].name
+    written(tmp_path, rows)
+    path = tmp_path / names(tmp_path)[-1]
     path.write_bytes(path.read_bytes()[:-512])
     with pytest.raises(UserError, match=f"{path.name} is damaged"):
         Shards(tmp_path)

@@ -7,6 +7,7 @@ import pytest
 from megadistill.core.errors import UserError
 from megadistill.data import tokenization
 from megadistill.data.tokenization import SpecialIds, load_tokenizer
+from megadistill.data.tokenizer_training import TrainTokenizer, train_tokenizer
 
 
 def test_wordpiece_vocabulary(tokenizer_folder):
@@ -112,3 +113,92 @@ def test_what_is_no_tokenizer_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="the hub does not give it"):
         load_tokenizer("nobody/has-this")
+
+
+# ------------------------------------------------------------------ sentencepiece BPE, marks of words, training
+
+
+def trained_pieces(folder, documents, **options):
+    import sentencepiece
+
+    (folder / "text.txt").write_text("\n".join(documents(300)))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder / "text.txt"), model_prefix=str(folder / "spiece"), minloglevel=2, **options
+    )
+    (folder / "text.txt").unlink()
+    return sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
+
+
+def test_sentencepiece_bpe_encodes_as_sentencepiece_does(tmp_path, documents):
+    original = trained_pieces(tmp_path, documents, vocab_size=60, model_type="bpe")
+    tokenizer = load_tokenizer(str(tmp_path / "spiece.model"))
+    for text in [*documents(20, seed=9), "Ban  xyz der", "naïve bano"]:
+        assert tokenizer.encode(text) == original.encode(text)
+
+
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+def test_text_never_becomes_a_special_piece(tmp_path, documents, model_type):
+    options = {"hard_vocab_limit": False} if model_type == "unigram" else {}
+    trained_pieces(tmp_path, documents, vocab_size=60, model_type=model_type, **options)
+    tokenizer = load_tokenizer(str(tmp_path / "spiece.model"))
+    assert not set(tokenizer.encode("bano </s> der <s>")) & tokenizer.special_ids
+
+
+def test_word_models_are_refused(tmp_path, documents):
+    trained_pieces(tmp_path, documents, vocab_size=40, model_type="word")
+    with pytest.raises(UserError, match="neither a unigram nor a BPE model"):
+        load_tokenizer(str(tmp_path / "spiece.model"))
+
+
+def test_tokenizers_know_where_words_and_sentences_end(tmp_path, documents):
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nban\n##der\n.\n##!\n")
+    pieces = load_tokenizer(str(tmp_path / "vocab.txt"))
+    assert pieces.opens_word[5:].tolist() == [True, False, True, True]
+    assert pieces.sentence_ends == {7, 8}
+    trained_pieces(tmp_path, documents, vocab_size=60, model_type="bpe")
+    tokenizer = load_tokenizer(str(tmp_path / "spiece.model"))
+    ids = tokenizer.encode("bano der")
+    assert tokenizer.opens_word[ids].sum() == 2
+    assert tokenizer.opens_word[ids[0]]
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nban\n")
+    assert load_tokenizer(str(tmp_path / "vocab.txt")).opens_word is None
+
+
+@pytest.fixture
+def corpus(tmp_path, documents):
+    from megadistill.data.corpora.text import Text
+
+    (tmp_path / "text.txt").write_text("\n".join([*documents(400), "Ünder [MASK] </s>"]))
+    return Text(files=[str(tmp_path / "text.txt")], document="line")
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe", "wordpiece"])
+def test_a_tokenizer_is_trained_when_the_config_asks(tmp_path, corpus, documents, kind):
+    from transformers import AutoTokenizer
+
+    folder, how = tmp_path / "tokenizer", TrainTokenizer(kind=kind, vocabulary=90, uncased=True)
+    lines = []
+    train_tokenizer(folder, how, [corpus], lines.append)
+    tokenizer = load_tokenizer(str(folder))
+    assert tokenizer.special == SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
+    assert 40 < tokenizer.vocabulary_size <= 90
+    assert tokenizer.encode("BANO") == tokenizer.encode("bano")
+    assert not set(tokenizer.encode("bano [MASK] </s>")) & tokenizer.special_ids
+    theirs = AutoTokenizer.from_pretrained(folder)
+    text = documents(1, seed=5)[0]
+    assert theirs(text, add_special_tokens=False)["input_ids"] == tokenizer.encode(text)
+    assert theirs.mask_token_id == 4
+    train_tokenizer(folder, how, [corpus], lines.append)
+    assert sum("training" in line for line in lines) == 1  # not again
+    with pytest.raises(UserError, match="trained from other settings"):
+        train_tokenizer(folder, TrainTokenizer(kind=kind, vocabulary=91), [corpus], lines.append)
+
+
+def test_training_a_tokenizer_replaces_nothing_and_leaves_nothing_half_made(tmp_path, corpus):
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(UserError, match="was not trained by prepare"):
+        train_tokenizer(tmp_path / "mine", TrainTokenizer(vocabulary=90), [corpus], print)
+    (tmp_path / "text.txt").write_text("\n".join("".join(map(chr, range(0x400, 0x4FF))) for _ in range(50)))
+    with pytest.raises(UserError, match="cannot train a bpe tokenizer with 64 entries"):
+        train_tokenizer(tmp_path / "new", TrainTokenizer(kind="bpe", vocabulary=64), [corpus], print)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "text.txt"]

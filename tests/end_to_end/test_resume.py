@@ -131,14 +131,11 @@ def test_a_request_to_stop_is_answered_once_even_where_nothing_is_left_to_save(c
 
 
 @pytest.mark.distributed
-def test_other_ranks_are_refused_before_the_run_is_claimed(config):
-    run = config.parent / "runs" / "two"
-    train(config, "name=two", "train.steps=2", "batch.micro_size=2")
-    alone = processes.launch(["-m", "megadistill", "train", str(config), "name=two", "train.steps=2"], 1)[0]
-    assert alone.communicate(timeout=120)
-    alone = processes.launch(
-        ["-m", "megadistill", "train", str(config), "name=two", "train.steps=2", "batch.micro_size=2"], 1
-    )[0]
-    assert "another layout of ranks" in alone.communicate(timeout=120)[0]
-    assert alone.returncode == 2
+def test_what_cannot_be_continued_is_refused_before_the_run_is_claimed(config):
+    run = config.parent / "runs" / "stage0"
+    train(config, "name=stage0", "train.steps=2", "engine.zero_stage=0", ranks=1)
+    other = processes.launch(["-m", "megadistill", "train", str(config), "name=stage0", "train.steps=2"], 1)[0]
+    told = other.communicate(timeout=120)[0]
+    assert "a checkpoint of ZeRO stage 0 cannot be continued at another stage" in told
+    assert other.returncode == 2
     assert [path.name for path in (run / "attempts").iterdir()] == ["000001.json"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from megadistill.core.errors import UserError
-from megadistill.models.initialize import copy_teacher_layers
+from megadistill.models.initialize import chosen_layers, copy_teacher_layers
 from megadistill.testing import tiny
 
 
@@ -52,6 +52,51 @@ def test_a_distilbert_student_sees_exactly_its_bert_teachers_embeddings():
         return hidden @ weight.T + bias
 
     torch.testing.assert_close(ours.head(logits, rows), theirs.head(logits, rows))
+
+
+@pytest.mark.parametrize(
+    ("choice", "depth", "available", "expected"),
+    [
+        ("uniform", 6, 12, [0, 2, 4, 7, 9, 11]),  # DistilBERT's
+        ("uniform", 4, 12, [0, 4, 7, 11]),
+        ("uniform", 12, 12, list(range(12))),
+        ("uniform", 1, 12, [0]),
+        ("first", 6, 12, [0, 1, 2, 3, 4, 5]),  # Patient-KD's
+        ("last", 3, 12, [9, 10, 11]),
+        ([5, 5], 2, 12, [5, 5]),
+    ],
+)
+def test_layers_by_name(choice, depth, available, expected):
+    assert chosen_layers(choice, depth, available) == expected
+
+
+def test_a_deeper_student_needs_its_layers_named():
+    with pytest.raises(UserError, match="2 layers for the student's 4"):
+        copy_teacher_layers(tiny.language_model("bert", 4).hf, tiny.language_model("bert", 2).hf, "uniform")
+
+
+@pytest.mark.parametrize("architecture", tiny.FAMILIES)
+def test_every_family_starts_from_chosen_layers(architecture):
+    """All layers in order answer as the teacher does; half of them as its embeddings do."""
+    depth = 4
+    teacher = tiny.language_model(architecture, depth, seed=1).eval()
+    batch = tiny.batch(4)
+    theirs = teacher.signals(batch, frozenset({0, -1})).hidden
+    for layers in (depth, depth // 2):
+        student = tiny.language_model(architecture, layers, seed=2).eval()
+        choice = [0, 1] if architecture == "modernbert" and layers == 2 else "uniform"
+        copied = copy_teacher_layers(student.hf, teacher.hf, choice)
+        assert copied == sum(v.numel() for v in student.hf.state_dict().values())
+        ours = student.signals(batch, frozenset({0, -1})).hidden
+        assert torch.equal(ours[0], theirs[0])
+        assert torch.equal(ours[-1], theirs[-1]) == (layers == depth)
+
+
+def test_layers_are_not_put_where_another_kind_of_attention_is():
+    teacher, student = tiny.language_model("modernbert", 4), tiny.language_model("modernbert", 2)
+    with pytest.raises(UserError, match="another kind of attention") as caught:
+        copy_teacher_layers(student.hf, teacher.hf, [1, 2])
+    assert "student.config.layer_types: ['sliding_attention', 'full_attention']" in caught.value.fix
 
 
 @pytest.mark.parametrize(

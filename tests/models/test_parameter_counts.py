@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
+from megadistill.core.types import Dims
+from megadistill.objectives.hidden_mse import HiddenMSE
 from megadistill.run.config import load
 
 
@@ -14,12 +16,50 @@ def count(auto, architecture, **config):
         return sum(p.numel() for p in auto.from_config(AutoConfig.for_model(architecture, **config)).parameters())
 
 
+def bert(layers, width=768, inner=3072, **fields):
+    sizes = {"num_hidden_layers": layers, "hidden_size": width, "intermediate_size": inner}
+    return ("bert", {**sizes, "num_attention_heads": 12 if width % 12 == 0 else 8, **fields})
+
+
+ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
+
+
 @pytest.mark.parametrize(
-    ("auto", "architecture", "parameters"),
-    [(AutoModelForMaskedLM, "bert", 109_514_298), (AutoModelForCausalLM, "gpt2", 124_439_808)],
+    ("auto", "model", "parameters"),
+    [
+        (AutoModel, bert(12), 109_482_240),
+        (AutoModelForMaskedLM, bert(12), 109_514_298),
+        (AutoModel, bert(24, 1024, 4096, num_attention_heads=16), 335_141_888),
+        (AutoModel, ("distilbert", {}), 66_362_880),
+        (AutoModelForMaskedLM, ("distilbert", {}), 66_985_530),
+        (AutoModel, ("distilbert", {"vocab_size": 28996}), 65_190_912),
+        (AutoModel, ("distilbert", {"vocab_size": 119547}), 134_734_080),
+        (AutoModel, ("distilbert", {"n_layers": 3}), 45_099_264),
+        (AutoModel, bert(6), 66_955_008),
+        (AutoModel, bert(3), 45_691_392),
+        (AutoModel, bert(4), 52_779_264),
+        (AutoModel, bert(4, 312, 1200), 14_350_248),
+        (AutoModel, bert(4, 512, 2048), 28_763_648),
+        (AutoModel, bert(6, 384, 1536), 22_713_216),
+        (AutoModel, bert(12, 384, 1536), 33_360_000),
+        (AutoModelForCausalLM, ("gpt2", {}), 124_439_808),
+        (AutoModelForCausalLM, ("gpt2", {"n_layer": 6}), 81_912_576),
+        (AutoModelForMaskedLM, ("roberta", ROBERTA), 124_697_433),
+        (AutoModelForMaskedLM, ("roberta", {**ROBERTA, "num_hidden_layers": 6}), 82_170_201),
+    ],
 )
-def test_teachers(auto, architecture, parameters):
-    assert count(auto, architecture) == parameters
+def test_published_models(auto, model, parameters):
+    assert count(auto, model[0], **model[1]) == parameters
+
+
+def test_tinybert_with_its_projection():
+    loss = HiddenMSE(kind="hidden_mse").build(Dims(4, 312, 30522, 12), Dims(12, 768, 30522, 12))
+    assert 14_350_248 + sum(p.numel() for p in loss.parameters()) == 14_590_632
+
+
+def test_relations_that_the_papers_state():
+    assert pytest.approx(0.60, abs=0.01) == 66_362_880 / 109_482_240  # "40 % smaller"
+    assert pytest.approx(1 / 7.5, abs=0.005) == 14_350_248 / 109_482_240  # "7.5x smaller"
 
 
 @pytest.mark.parametrize(

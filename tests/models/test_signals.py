@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from megadistill.core.errors import UserError
 from megadistill.testing import tiny
 
 
@@ -13,7 +14,7 @@ def logits(hidden, weight, bias):
     return product if bias is None else product + bias
 
 
-@pytest.mark.parametrize("architecture", ["bert", "distilbert", "gpt2"])
+@pytest.mark.parametrize("architecture", tiny.FAMILIES)
 def test_rows_of_the_head_equal_those_of_the_models_own_logits(architecture):
     model = tiny.language_model(architecture, 2).eval()
     batch = tiny.batch(3)
@@ -41,3 +42,11 @@ def test_padding_changes_nothing_at_the_other_positions():
     ours = model.signals(batch, frozenset({-1})).hidden[-1]
     theirs = model.signals(replace(batch, ids=scrambled), frozenset({-1})).hidden[-1]
     torch.testing.assert_close(ours[batch.mask], theirs[batch.mask])
+
+
+def test_a_head_that_is_not_known_is_refused_before_it_misleads():
+    model = tiny.language_model("bert", 2)
+    model.check_head()
+    model.hf.config.model_type = "unknown"  # its transform is then left out
+    with pytest.raises(UserError, match="computes its logits in a way that megadistill does not know"):
+        model.check_head()

@@ -3,13 +3,53 @@
 import pytest
 
 from megadistill.core.errors import UserError
-from megadistill.models.initialize import Folder
+from megadistill.models.initialize import Folder, TeacherLayers
 from megadistill.models.students.hf import HFStudent
 from megadistill.testing import tiny
 
 
 def build(causal=False, teacher=None, **fields):
     return HFStudent(kind="hf", **fields).build(teacher, 61, causal, seed=0)
+
+
+@pytest.mark.parametrize("architecture", tiny.FAMILIES)
+def test_every_family_is_built_shallower_from_its_teacher(architecture):
+    teacher = tiny.language_model(architecture, 4, seed=1)
+    depth = {"distilbert": "n_layers", "gpt2": "n_layer"}.get(architecture, "num_hidden_layers")
+    layers = [0, 1] if architecture == "modernbert" else "uniform"
+    student = HFStudent(kind="hf", config={depth: 2}, init=TeacherLayers(kind="teacher_layers", layers=layers)).build(
+        teacher, 61, architecture in tiny.CAUSAL, seed=0
+    )
+    assert student.dims.layers == 2
+    assert student.hf.config.model_type == architecture
+
+
+@pytest.mark.parametrize("depth", ["num_hidden_layers"])
+def test_a_shallower_student_takes_the_attention_kinds_of_the_layers_it_takes(depth):
+    teacher = tiny.language_model("modernbert", 4, seed=1)  # full, sliding, full, sliding
+    for layers, kinds in (([0, 2], ["full"] * 2), ("last", ["full", "sliding"])):
+        init = TeacherLayers(kind="teacher_layers", layers=layers)
+        if layers == "last":
+            with pytest.raises(UserError, match="the teacher has no"):  # its layer 0 has no norm before its attention
+                build(teacher=teacher, config={depth: 3}, init=TeacherLayers(kind="teacher_layers", layers=[1, 0, 0]))
+        student = build(teacher=teacher, config={depth: 2}, init=init)
+        assert student.hf.config.layer_types == [f"{kind}_attention" for kind in kinds]
+
+
+def test_frozen_parameters_are_named_by_pattern():
+    student = build(teacher=tiny.language_model(), freeze=["*position_embeddings*", "*.layer.0.*"])
+    frozen = [name for name, p in student.hf.named_parameters() if not p.requires_grad]
+    assert "bert.embeddings.position_embeddings.weight" in frozen
+    assert all("position_embeddings" in name or ".layer.0." in name for name in frozen)
+    assert len(frozen) == 17
+
+
+@pytest.mark.parametrize(
+    ("freeze", "message"), [(["*wte*"], "no parameter is named like"), (["*"], "nothing to learn")]
+)
+def test_patterns_that_freeze_nothing_or_everything_are_refused(freeze, message):
+    with pytest.raises(UserError, match=message):
+        build(teacher=tiny.language_model(), freeze=freeze)
 
 
 def test_config_beside_a_folder_is_refused_not_ignored(tmp_path):

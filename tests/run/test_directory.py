@@ -319,5 +319,5 @@ def test_the_config_it_keeps_is_the_one_it_was_given(tmp_path):
     run = RunDirectory.open(given, False, ONE)
     assert dump(load(run.config)) == dump(load(run.resolved_config)) == dump(given)
     with pytest.raises(UserError) as caught:
-        RunDirectory.open(load(run.config, ["batch.micro_size=8", "checkpoint.keep=3"]), False, ONE)
-    assert caught.value.why == "batch.micro_size: 8 here / 16 in the run"
+        RunDirectory.open(load(run.config, ["batch.global_size=512", "checkpoint.keep=3"]), False, ONE)
+    assert caught.value.why == "batch.global_size: 512 here / 32 in the run"

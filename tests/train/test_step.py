@@ -75,13 +75,13 @@ def test_logits_of_a_whole_batch_never_exist_and_both_losses_are_one_pass(archit
 def test_one_pass_gives_what_the_losses_give_alone():
     teacher, step = parts()
     batch = tiny.batch(6)
-    shares = torch.tensor([0.3, 0.7, 0.1])
+    shares = torch.linspace(0.3, 0.9, len(COUNT_KINDS))
     loss, sums = step(batch, teacher.signals(batch, step.needs), shares)
     together = torch.autograd.grad(loss, list(step.parameters()), allow_unused=True)
     student = step.student.signals(batch, step.needs.student_hidden)
     terms = [part.loss(student, teacher.signals(batch, step.needs), batch) for part in step.mixture.parts]
     alone = sum(
-        part.weight * shares[COUNT_KINDS.index(term.count)] * term.sum
+        part.weight(1) * shares[COUNT_KINDS.index(term.count)] * term.sum
         for part, term in zip(step.mixture.parts, terms, strict=True)
     )
     torch.testing.assert_close(loss, alone)
@@ -95,7 +95,7 @@ def test_losses_on_targets_only_look_at_no_other_row():
     teacher, step = parts()
     objectives = [SoftCE(kind="soft_ce", scope="targets"), HardCE(kind="hard_ce", label_smoothing=0.1)]
     dims = step.student.dims
-    mixture = Mixture([Weighed(o.label, o.weight, o.build(dims, dims)) for o in objectives])
+    mixture = Mixture([Weighed(o.label, o.weight_at, o.build(dims, dims)) for o in objectives])
     batch = tiny.batch(6)
     seen = []
 
@@ -103,7 +103,7 @@ def test_losses_on_targets_only_look_at_no_other_row():
         return Signals(lambda fn, rows: (seen.append(len(rows)), signals.head(fn, rows))[1], signals.hidden)
 
     student = watched(step.student.signals(batch, frozenset()))
-    mixture(student, watched(teacher.signals(batch, step.needs)), batch, torch.ones(3))
+    mixture(student, watched(teacher.signals(batch, step.needs)), batch, torch.ones(len(COUNT_KINDS)), 1)
     assert seen == [len(batch.targets)] * 2
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import Field, model_validator
 
@@ -21,6 +21,8 @@ class Source:
     stamp: str = ""
     """Changes when the content does (size and time of a file, version of a package); shards made from another
     stamp are made anew."""
+    size: int = 0
+    """Bytes, as a measure of the work in it; 0: not known. Small neighbours are read in one go."""
 
 
 class Corpus(Strict):
@@ -31,16 +33,17 @@ class Corpus(Strict):
     """Names its folder and keys its masks; the kind when not given. Unique among the corpora."""
     weight: float | None = Field(None, gt=0)
     """Share of the training rows, relative to the other corpora's weights: give all corpora one, or none.
-    Without weights every row of every corpus is seen once per epoch."""
+    Without weights every row of every corpus is seen `repeats` times per epoch."""
+    repeats: int = Field(1, ge=1)
+    """How often each row comes in one epoch of the mixture; for mixtures without weights."""
+    epochs: int | None = Field(None, ge=1)
+    """Passes after which this corpus leaves the mixture, its share going to the others; for mixtures with weights."""
     join_rows: int = Field(1, ge=1)
     """So many consecutive rows of a source form one document (BookCorpus: a sentence or paragraph a row)."""
     max_documents: int | None = Field(None, gt=0)
     """Stop after so many documents."""
     max_megabytes: float | None = Field(None, gt=0)
     """Stop after so many million characters of text."""
-
-    parallel: ClassVar[bool] = False
-    """Reading is heavy and each source small: read several at once, in processes."""
 
     @model_validator(mode="before")
     @classmethod
@@ -71,8 +74,3 @@ class Corpus(Strict):
         if self.join_rows == 1:
             return rows
         return iter(lambda: "\n".join(islice(rows, self.join_rows)), "")
-
-
-def read_all(corpus: Corpus, source: Source) -> list[str]:
-    """All documents of one source at once (what a worker process runs)."""
-    return list(corpus.read(source))

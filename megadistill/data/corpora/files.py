@@ -12,6 +12,9 @@ from typing import IO, Any
 from megadistill.core.errors import UserError
 from megadistill.data.corpora.base import Source
 
+LINE_BYTES = 64_000_000
+"""Longer lines are refused: a document is held in memory several times while it is tokenised."""
+
 
 def expand(patterns: list[str], corpus: str) -> list[Source]:
     """The files of all patterns (paths, globs with `**`, or fsspec urls such as s3://...), sorted, each once.
@@ -53,19 +56,28 @@ def lines(source: Source) -> Iterator[tuple[int, str]]:
     """(line number from 1, text without its line end) of a UTF-8 file, unpacked if it ends in .gz or .zst.
 
     Raises:
-        UserError: names the line that is not UTF-8, or says that the file is not compressed as its name says.
+        UserError: names the line that is not UTF-8 or too long, or says that the file is not compressed as its name
+            says.
     """
     with open_file(source) as raw:
         number = 0
         try:
-            for number, line in enumerate(_unpacked(source.name, raw), 1):
+            stream = unpacked(source.name, raw)
+            for number, line in enumerate(iter(lambda: stream.readline(LINE_BYTES + 1), b""), 1):
+                if len(line) > LINE_BYTES:
+                    raise UserError(
+                        f"{source.name} line {number} is longer than {LINE_BYTES / 1e6:,.0f} MB",
+                        "a line is one document, or a part of one, and is held in memory as a whole",
+                        "break it into lines, for example with `fold -s -w 100000`, or into one document a line",
+                    )
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
+            kind = "UTF-16" if error.object[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin1"
             bad = error.object[error.start : error.start + 1].hex()
             raise UserError(
                 f"{source.name} is not UTF-8",
                 f"line {number}, byte {error.start + 1} of the line is 0x{bad}",
-                "convert the file, for example with `iconv -f latin1 -t utf-8`",
+                f"convert the file, for example with `iconv -f {kind} -t utf-8`",
             ) from None
         except (EOFError, zlib.error, OSError, _zstd_error()) as error:
             raise UserError(
@@ -75,7 +87,8 @@ def lines(source: Source) -> Iterator[tuple[int, str]]:
             ) from None
 
 
-def _unpacked(name: str, raw: IO[bytes]) -> Any:
+def unpacked(name: str, raw: IO[bytes]) -> Any:
+    """A stream of what is inside: of .gz and .zst what they pack, of others their bytes."""
     if name.endswith(".gz"):
         import gzip
 
@@ -100,7 +113,7 @@ def _zstd_error() -> type[Exception]:
 def _local(pattern: str) -> list[Source]:
     paths = [path for path in map(Path, glob.glob(pattern, recursive=True)) if path.is_file()]
     stats = [(path, path.stat()) for path in paths]
-    return [Source(str(path), f"{stat.st_size}:{stat.st_mtime_ns}") for path, stat in stats]
+    return [Source(str(path), f"{stat.st_size}:{stat.st_mtime_ns}", stat.st_size) for path, stat in stats]
 
 
 def _remote(pattern: str) -> list[Source]:
@@ -108,7 +121,11 @@ def _remote(pattern: str) -> list[Source]:
 
     try:
         files = fsspec.open_files(pattern, "rb")
-        return [Source(file.fs.unstrip_protocol(file.path), str(file.fs.size(file.path))) for file in files]
+        sizes = [file.fs.size(file.path) or 0 for file in files]
+        return [
+            Source(file.fs.unstrip_protocol(file.path), str(size), size)
+            for file, size in zip(files, sizes, strict=True)
+        ]
     except (ImportError, OSError, ValueError) as error:
         raise UserError(f"cannot list {pattern}", str(error), "check the url, your login and the network") from None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Literal
 
 from megadistill.core.errors import UserError
@@ -22,25 +22,29 @@ class Hub(Corpus):
     data_files: str | list[str] | None = None
     """Only these files of it."""
     split: str = "train"
-    column: str = "text"
-    """The column that holds the text."""
+    column: str | list[str] = "text"
+    """The column that holds the text; several are joined by line ends, such as [title, text]."""
 
     def sources(self) -> list[Source]:
-        return [Source(self.path, self.revision or "newest")]
+        """The data set's own shards, which are its files where it has several."""
+        number = int(self._load().num_shards)
+        return [Source(f"{self.path}#{part}/{number}", self.revision or "newest") for part in range(number)]
 
     def documents(self, source: Source) -> Iterator[str]:
+        part, _, number = source.name.rpartition("#")[2].partition("/")
+        wanted = [self.column] if isinstance(self.column, str) else self.column
         rows = self._load()
-        columns = rows.column_names
-        if columns is not None and self.column not in columns:
-            raise self._unknown_column(columns)
-        if columns is not None:
-            rows = rows.select_columns(self.column)
+        if rows.column_names is not None:
+            self._check(wanted, rows.column_names)
+            rows = rows.select_columns(wanted)
         try:
+            if int(number) > 1:
+                rows = rows.shard(num_shards=int(number), index=int(part))
             for row in rows:
-                if self.column not in row:
-                    raise self._unknown_column(list(row))
-                if row[self.column] is not None:
-                    yield str(row[self.column])
+                self._check(wanted, row)
+                texts = [str(row[name]) for name in wanted if row[name] is not None]
+                if texts:
+                    yield "\n".join(texts)
         except (OSError, ValueError, RuntimeError) as error:
             raise self._cannot_read(error) from None
 
@@ -59,12 +63,14 @@ class Hub(Corpus):
         except (OSError, ValueError, RuntimeError) as error:
             raise self._cannot_read(error) from None
 
-    def _unknown_column(self, columns: list[str]) -> UserError:
-        return UserError(
-            f"hub data set {self.path} has no column {self.column!r}",
-            f"it has {', '.join(columns)}",
-            f"set corpora ({self.name}): column",
-        )
+    def _check(self, wanted: list[str], there: Collection[str]) -> None:
+        for name in wanted:
+            if name not in there:
+                raise UserError(
+                    f"hub data set {self.path} has no column {name!r}",
+                    f"it has {', '.join(there)}",
+                    f"set corpora ({self.name}): column",
+                )
 
     def _cannot_read(self, error: Exception) -> UserError:
         """What `datasets` could not do, in our words: its errors have no types that tell these apart."""

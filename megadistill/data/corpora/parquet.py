@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -18,8 +18,8 @@ class Parquet(Corpus):
     kind: Literal["parquet"] = "parquet"
     files: list[str] = Field(min_length=1)
     """Paths, globs or fsspec urls."""
-    column: str = "text"
-    """The column that holds the text."""
+    column: str | list[str] = "text"
+    """The column that holds the text; several are joined by line ends, such as [title, text]."""
 
     def sources(self) -> list[Source]:
         return expand(self.files, self.name)
@@ -31,25 +31,26 @@ class Parquet(Corpus):
         with open_file(source) as raw:
             try:
                 table = pq.ParquetFile(raw)
-                names = table.schema_arrow.names
-                if self.column not in names:
-                    raise UserError(
-                        f"{source.name} has no column {self.column!r}",
-                        f"it has {', '.join(names)}",
-                        f"set corpora ({self.name}): column",
-                    )
-                kind = table.schema_arrow.field(self.column).type
-                if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-                    raise UserError(
-                        f"{source.name}: column {self.column!r} is not text",
-                        f"its type is {kind}",
-                        f"set corpora ({self.name}): column",
-                    )
-                for batch in table.iter_batches(batch_size=256, columns=[self.column]):
-                    yield from (text for text in batch.column(0).to_pylist() if text is not None)
+                names = [self.column] if isinstance(self.column, str) else self.column
+                for name in names:
+                    self._check(source, table.schema_arrow, name)
+                for batch in table.iter_batches(batch_size=256, columns=names):
+                    for texts in zip(*(batch.column(name).to_pylist() for name in names), strict=True):
+                        if any(text is not None for text in texts):
+                            yield "\n".join(text for text in texts if text is not None)
             except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 raise UserError(
                     f"{source.name} cannot be read as parquet",
                     str(error).splitlines()[0],
                     "the file is cut short or not parquet: get it again",
                 ) from None
+
+    def _check(self, source: Source, schema: Any, name: str) -> None:
+        import pyarrow.types as types
+
+        fix = f"set corpora ({self.name}): column"
+        if name not in schema.names:
+            raise UserError(f"{source.name} has no column {name!r}", f"it has {', '.join(schema.names)}", fix)
+        kind = schema.field(name).type
+        if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
+            raise UserError(f"{source.name}: column {name!r} is not text", f"its type is {kind}", fix)

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator
 from importlib import metadata, util
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 from megadistill.core.errors import UserError
 from megadistill.data.corpora.base import Corpus, Source
@@ -39,8 +39,6 @@ class Prose(Corpus):
     """Import names of installed packages; None: those of megadistill's own dependencies that are there."""
     standard_library: bool = True
 
-    parallel: ClassVar[bool] = True
-
     def sources(self) -> list[Source]:
         roots = [(Path(sysconfig.get_path("stdlib")), sys.version.split()[0])] if self.standard_library else []
         for package in COMMON if self.packages is None else self.packages:
@@ -53,14 +51,17 @@ class Prose(Corpus):
                     "it is not installed, or a single module",
                     f"pip install it, or take it out of corpora ({self.name}): packages",
                 )
-        return [Source(str(folder), f"{EXTRACTION}:{version}") for root, version in roots for folder in _folders(root)]
+        return [
+            Source(str(folder), f"{EXTRACTION}:{version}", sum(path.stat().st_size for path in _files(folder)))
+            for root, version in roots
+            for folder in _folders(root)
+        ]
 
     def documents(self, source: Source) -> Iterator[str]:
-        for path in sorted(Path(source.name).iterdir()):
-            if path.suffix in (".py", ".rst", ".md", ".txt") and path.is_file():
-                text = path.read_text(encoding="utf-8", errors="ignore")
-                pieces = (*docstrings(text), *comments(text)) if path.suffix == ".py" else (text,)
-                yield from filter(None, map(keep_prose, pieces))
+        for path in _files(Path(source.name)):
+            text = path.read_text(encoding="utf-8", errors="ignore")
+            pieces = (*docstrings(text), *comments(text)) if path.suffix == ".py" else (text,)
+            yield from filter(None, map(keep_prose, pieces))
 
 
 def docstrings(code: str) -> Iterator[str]:
@@ -185,6 +186,12 @@ def _folders(root: Path) -> Iterator[Path]:
         skipped = path.name in NOT_READ or path.name.startswith((".", "_vendor", "__pycache__"))
         if not skipped and path.is_dir() and not path.is_symlink():
             yield from _folders(path)
+
+
+def _files(folder: Path) -> list[Path]:
+    """What is read of one folder."""
+    readable = (".py", ".rst", ".md", ".txt")
+    return sorted(path for path in folder.iterdir() if path.suffix in readable and path.is_file())
 
 
 def _statements(tree: ast.Module) -> Iterator[ast.stmt]:

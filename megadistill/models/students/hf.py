@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from fnmatch import fnmatch
 from typing import Any, Literal
 
 from pydantic import Field
@@ -14,6 +15,7 @@ from megadistill.models.initialize import (
     Initialize,
     Random,
     TeacherLayers,
+    chosen_layers,
     copy_teacher_layers,
     seeded,
 )
@@ -31,6 +33,8 @@ class HFStudent(Student):
     config: dict[str, Any] = Field(default_factory=dict)
     """Fields of that architecture's config that differ from its defaults (or from the teacher's)."""
     init: OneOf[Initialize] = Random()
+    freeze: list[str] = Field(default_factory=list)
+    """Parameters that never change, by patterns of their transformers names: "*position_embeddings*" or "*.wte.*"."""
 
     def fetch(self) -> None:
         if isinstance(self.init, Folder):
@@ -43,6 +47,30 @@ class HFStudent(Student):
         causal: bool,
         seed: int,
         special: Mapping[str, int | None] | None = None,
+    ) -> LanguageModel:
+        student = self._made(teacher, vocabulary_size, causal, seed, special)
+        names = [name for name, _ in student.hf.named_parameters()]
+        for pattern in self.freeze:
+            found = [name for name in names if fnmatch(name, pattern)]
+            if not found:
+                raise UserError(
+                    f"student.freeze: no parameter is named like {pattern!r}",
+                    f"there are {', '.join(names[:6])}, ...",
+                    "use * for what may stand there",
+                )
+            for name in found:
+                student.hf.get_parameter(name).requires_grad_(False)
+        if len({p for p in student.parameters() if p.requires_grad}) == 0:
+            raise UserError("student.freeze leaves nothing to learn", f"{self.freeze}", "freeze less")
+        return student
+
+    def _made(
+        self,
+        teacher: LanguageModel | None,
+        vocabulary_size: int,
+        causal: bool,
+        seed: int,
+        special: Mapping[str, int | None] | None,
     ) -> LanguageModel:
         from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
@@ -71,7 +99,7 @@ class HFStudent(Student):
         if isinstance(self.init, TeacherLayers):
             if teacher is None:
                 raise UserError("student.init takes the teacher's layers, and there is no teacher", "teacher: null")
-            copy_teacher_layers(student.hf, teacher.hf, self.init.layers)
+            copy_teacher_layers(student.hf, teacher.hf, self.init.layers, self.init.width)
         elif isinstance(self.init, Folder):
             loaded = load_pretrained(self.init.path).hf
             copy_teacher_layers(student.hf, loaded, list(range(loaded.config.num_hidden_layers)))
@@ -88,7 +116,8 @@ class HFStudent(Student):
                 )
             base = teacher.hf.config
             self._refuse_unknown(base, base.model_type)
-            return self._checked(base.model_type, type(base).from_dict, {**base.to_dict(), **self.config})
+            fields = {**base.to_dict(), **self._layer_types(base), **self.config}
+            return self._checked(base.model_type, type(base).from_dict, fields)
         try:
             defaults = AutoConfig.for_model(self.architecture)
         except ValueError:
@@ -99,6 +128,16 @@ class HFStudent(Student):
         self._refuse_unknown(defaults, self.architecture)
         fields = {"vocab_size": vocabulary_size, **_special_fields(defaults, special), **self.config}
         return self._checked(self.architecture, lambda given: AutoConfig.for_model(self.architecture, **given), fields)
+
+    def _layer_types(self, base: Any) -> dict[str, Any]:
+        """The kinds of attention of the teacher's layers that a shallower student takes, where layers differ in it."""
+        types = getattr(base, "layer_types", None)
+        depth = self.config.get(getattr(base, "attribute_map", {}).get("num_hidden_layers", ""))
+        depth = self.config.get("num_hidden_layers", depth)
+        if not types or not isinstance(depth, int) or "layer_types" in self.config:
+            return {}
+        choice = self.init.layers if isinstance(self.init, TeacherLayers) else "uniform"
+        return {"layer_types": [types[layer] for layer in chosen_layers(choice, depth, len(types))]}
 
     def _checked(self, architecture: str, make: Callable[[dict[str, Any]], Any], fields: dict[str, Any]) -> Any:
         try:

@@ -1,0 +1,123 @@
+"""How a model's attention is confined to documents, and how an objective gets to see what a layer attends with.
+
+Both stand on one seam of transformers: a model looks its attention and its mask up by a name in its config. While
+`attending` is open the name leads here: masks are intersected with the documents, queries, keys and values are noted,
+and the attention itself runs as PyTorch's `scaled_dot_product_attention`. Hence every family that follows the
+attention interface works (BERT, DistilBERT, RoBERTa, ALBERT, ModernBERT, GPT-2, Llama, Qwen), sliding windows and
+grouped heads included, and no [heads, L, L] score is stored for who only wants the keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megadistill.core.errors import UserError
+from megadistill.core.types import Attention
+
+NAME = "megadistill"
+"""Of the attention in transformers' registries."""
+
+
+@dataclass
+class _Pass:
+    """One forward pass of one model."""
+
+    documents: Tensor | None
+    wanted: frozenset[int]
+    num_calls: int = 0
+    masked: bool = False
+    found: dict[int, Attention] = field(default_factory=dict)
+
+
+_PASS: ContextVar[_Pass | None] = ContextVar("attention", default=None)
+
+
+@contextmanager
+def attending(hf: Any, documents: Tensor | None, wanted: frozenset[int]) -> Iterator[dict[int, Attention]]:
+    """The forward pass inside attends within documents, and fills what is yielded with `wanted` layers.
+
+    Args:
+        hf: a transformers model; restored when the pass is over.
+        documents: [B, L] document numbers, each position sees its own document only; None: no such limit.
+        wanted: layers by number, from 1.
+
+    Raises:
+        UserError: the model does not look its attention up where others do.
+    """
+    _register()
+    one = _Pass(documents, wanted)
+    before, token = hf.config._attn_implementation, _PASS.set(one)
+    hf.config._attn_implementation = NAME
+    try:
+        yield one.found
+    finally:
+        hf.config._attn_implementation = before
+        _PASS.reset(token)
+    if wanted - one.found.keys() or (documents is not None and not one.masked):
+        raise UserError(
+            f"{type(hf).__name__} does not use transformers' attention interface",
+            f"it made {one.num_calls} attention call(s) and {'a' if one.masked else 'no'} mask through it",
+            "leave out objectives on attention and use data.attention: row, or take another architecture",
+        )
+
+
+def positions(documents: Tensor) -> Tensor:
+    """[B, L] int64, counted from 0 in each document of a row; `documents` [B, L] holds runs of equal numbers."""
+    index = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
+    starts = torch.zeros_like(index)
+    starts[:, 1:] = torch.where(documents[:, 1:] != documents[:, :-1], index[:, 1:], 0)
+    return index - starts.cummax(1).values
+
+
+@cache
+def _register() -> None:
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import (
+        ALL_MASK_ATTENTION_FUNCTIONS,
+        and_masks,
+        causal_mask_function,
+        packed_sequence_mask_function,
+        sdpa_mask,
+    )
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    def attend(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **given: Any
+    ) -> Any:
+        one = _PASS.get()
+        if one is not None:
+            one.num_calls += 1
+            if one.num_calls in one.wanted:
+                causal = given.get("is_causal")
+                causal = getattr(module, "is_causal", True) if causal is None else causal
+                visible = _everything(query, causal) if attention_mask is None else attention_mask
+                scale = given.get("scaling")
+                scale = query.shape[-1] ** -0.5 if scale is None else scale
+                one.found[one.num_calls] = Attention(query, key, value, scale, visible)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **given)
+
+    def mask(*args: Any, mask_function: Any = causal_mask_function, **given: Any) -> Any:
+        one = _PASS.get()
+        if one is not None and one.documents is not None:
+            one.masked = True
+            mask_function = and_masks(mask_function, packed_sequence_mask_function(one.documents))
+            given |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+        return sdpa_mask(*args, mask_function=mask_function, **given)
+
+    ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, mask)
+
+
+def _everything(query: Tensor, causal: bool) -> Tensor:
+    """[1, 1, L, L] bool: what a mask of None means."""
+    length = query.shape[2]
+    visible = torch.ones(length, length, dtype=torch.bool, device=query.device)
+    return (visible.tril() if causal else visible)[None, None]

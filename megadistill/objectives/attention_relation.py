@@ -1,0 +1,116 @@
+"""Match how the teacher's positions relate to each other in one layer (MiniLM, Wang et al. 2020; MiniLMv2, 2021)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from megadistill.core.errors import UserError
+from megadistill.core.types import Attention, Batch, Dims, Needs, Signals, Term
+from megadistill.objectives.base import Objective
+from megadistill.objectives.relations import by_rows, regrouped, relation_kl
+
+Relation = Literal["qk", "qq", "kk", "vv"]
+"""Whose products make the relation: qk is the attention itself, vv MiniLM's value relation."""
+
+
+class AttentionRelation(Objective):
+    """KL(teacher || student) of softmax(a b' / sqrt(d)) between positions, mean over heads and attended positions,
+    weighted sum over relations, in nats.
+
+    MiniLM (Wang et al. 2020), equations 5 to 8: relations [qk, vv] of the last layers with the models' own heads, as
+    many in both. MiniLMv2 (Wang et al. 2021), equation 4: relations [qq, kk, vv] of any layers, `heads` cut anew from
+    both models, so that neither the numbers of heads nor the widths need be equal. Works with any attention of
+    transformers' interface: relations are recomputed from queries, keys and values, some rows at a time.
+    """
+
+    kind: Literal["attention_relation"]
+    relations: list[Relation] = Field(["qk", "vv"], min_length=1)
+    relation_weights: list[float] | None = Field(None, min_length=1)
+    """One per relation; None: 1 each (MiniLM), MiniLMv2 takes 1/3 each."""
+    heads: int | None = Field(None, gt=0)
+    """Relation heads; None: the models' own. MiniLMv2 takes 48 for base and 64 for large teachers."""
+    student_layer: int = -1
+    """From 1; negative counts from the last."""
+    teacher_layer: int = -1
+    """Likewise; MiniLMv2 takes 21 of 24 for large teachers and the last for base ones."""
+
+    def needs(self) -> Needs:
+        return Needs(
+            teacher=True,
+            student_attention=frozenset({self.student_layer}),
+            teacher_attention=frozenset({self.teacher_layer}),
+        )
+
+    def build(self, student: Dims, teacher: Dims | None) -> _RelationLoss:
+        assert teacher is not None
+        where = f"objectives: {self.label}"
+        for name, layer, dims in (
+            ("student_layer", self.student_layer, student),
+            ("teacher_layer", self.teacher_layer, teacher),
+        ):
+            if not (1 <= layer <= dims.layers or -dims.layers <= layer <= -1):
+                raise UserError(
+                    f"{where}.{name}: there is no layer {layer}", f"there are 1 to {dims.layers}", "name one of them"
+                )
+        if self.heads is None and student.heads != teacher.heads:
+            raise UserError(
+                f"{where}: the teacher has {teacher.heads} attention heads a layer, the student {student.heads}",
+                "without `heads`, head i of the student learns from head i of the teacher",
+                "set `heads` (MiniLMv2) to a number that divides both models' widths",
+            )
+        for dims in (student, teacher):
+            if self.heads is not None and dims.hidden % self.heads:
+                raise UserError(
+                    f"{where}.heads: {self.heads} does not divide a model's width of {dims.hidden}",
+                    "relation heads are cut from the width",
+                    "take a divisor of both widths",
+                )
+        weights = self.relation_weights or [1.0] * len(self.relations)
+        if len(weights) != len(self.relations):
+            raise UserError(
+                f"{where}.relation_weights: {len(weights)} for {len(self.relations)} relations",
+                f"{self.relations}",
+                "give one weight per relation",
+            )
+        return _RelationLoss(self, weights)
+
+
+class _RelationLoss:
+    def __init__(self, config: AttentionRelation, weights: list[float]) -> None:
+        self.config, self.weights = config, weights
+
+    def __call__(self, student: Signals, teacher: Signals | None, batch: Batch) -> Term:
+        assert teacher is not None
+        ours, goal = student.attention[self.config.student_layer], teacher.attention[self.config.teacher_layer]
+        seen = ours.visible & goal.visible & batch.mask[:, None, None, :] & batch.mask[:, None, :, None]
+        total: Tensor | float = 0.0
+        for relation, weight in zip(self.config.relations, self.weights, strict=True):
+            mine, theirs = self._pair(ours, relation), self._pair(goal, relation)
+            scales = self._scale(ours, relation, mine), self._scale(goal, relation, theirs)
+
+            def kl(a: Tensor, b: Tensor, c: Tensor, d: Tensor, seen: Tensor, scales: Any = scales) -> Tensor:
+                return relation_kl((a, b), (c, d), seen, scales)
+
+            total = total + weight * by_rows(kl, *mine, *theirs, seen).sum()
+        return Term(total, "tokens")
+
+    def _pair(self, attention: Attention, relation: Relation) -> tuple[Tensor, Tensor]:
+        """The two sides of a relation, both [B, heads, L, d]."""
+        heads = self.config.heads or attention.query.shape[1]
+        sides = {"q": attention.query, "k": attention.key, "v": attention.value}
+        first, second = (sides[side] for side in relation)
+        if self.config.heads is None or relation == "qk":  # grouped keys and values serve several query heads
+            own = attention.query.shape[1]
+            first, second = (torch.repeat_interleave(s, own // s.shape[1], dim=1) for s in (first, second))
+        if self.config.heads is None:
+            return first, second
+        return regrouped(first, heads), regrouped(second, heads)
+
+    def _scale(self, attention: Attention, relation: Relation, pair: tuple[Tensor, Tensor]) -> float:
+        if relation == "qk" and self.config.heads is None:
+            return attention.scale
+        return float(pair[0].shape[-1] ** -0.5)

@@ -1,0 +1,105 @@
+"""Answer as the teacher does when part of its computation is exchanged (causal distillation: DIITO, Wu et al. 2022)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from megadistill.core.errors import UserError
+from megadistill.core.types import Batch, Dims, Needs, Signals, Term
+from megadistill.kernels.head_losses import Soft
+from megadistill.objectives.base import Objective, wide
+from megadistill.objectives.layer_maps import layer_map
+from megadistill.objectives.mixture import HeadLoss
+
+LAST = -1
+
+
+class Counterfactual(Objective):
+    """T^2 KL(counterfactual teacher || counterfactual student), mean over attended positions, in nats.
+
+    An interchange intervention (Geiger et al. 2021): in a span of each row, the states of chosen layers are replaced
+    by those of another row of the micro-batch at the same positions, in student and teacher alike; both must then
+    answer alike. DIITO (Wu et al. 2022), section 3. As the sources are the micro-batch itself with its rows moved on
+    by one, their states are there already and a step costs one more forward of each model. The price: which rows meet
+    depends on how a batch is split, so that, alone of all objectives, its gradient is not split-invariant.
+    """
+
+    kind: Literal["counterfactual"]
+    layers: Literal["middle"] | dict[int, int] = "middle"
+    """{student layer: teacher layer} whose states are exchanged together; middle: M / 2 with N / 2, DIITO's best."""
+    proportion: float = Field(0.3, gt=0, le=1)
+    """Of each row's attended positions, one span of them."""
+    temperature: float = Field(2.0, gt=0)
+    """T, divides both models' logits."""
+    cosine: float = Field(0.0, ge=0)
+    """Weight of 1 - cos of the counterfactual last hidden states, added to the KL."""
+
+    def needs(self) -> Needs:
+        return Needs(teacher=True, again=True)
+
+    def build(self, student: Dims, teacher: Dims | None) -> _CounterfactualLoss:
+        assert teacher is not None
+        where = f"objectives: {self.label}"
+        pairs = {student.layers // 2: teacher.layers // 2} if self.layers == "middle" else self.layers
+        pairs = layer_map(pairs, student, teacher, f"{where}.layers")
+        if min(pairs) < 1 or max(pairs) >= student.layers or max(pairs.values()) >= teacher.layers:
+            raise UserError(
+                f"{where}.layers: {pairs} of {student.layers} student and {teacher.layers} teacher layers",
+                "between the embeddings and the last layer something must still be computed with what was exchanged",
+                "name layers from 1 to the last but one",
+            )
+        if self.cosine and student.hidden != teacher.hidden:
+            raise UserError(
+                f"{where}.cosine compares states of one width; the teacher has {teacher.hidden}, "
+                f"the student {student.hidden}",
+                "",
+                "give the student the teacher's width, or set cosine: 0",
+            )
+        return _CounterfactualLoss(self, pairs)
+
+
+class _CounterfactualLoss:
+    def __init__(self, config: Counterfactual, pairs: dict[int, int]) -> None:
+        self.config, self.pairs = config, pairs
+        self.kl = HeadLoss(Soft(config.temperature), "tokens")
+        last = frozenset({LAST}) if config.cosine else frozenset()
+        self.needs = Needs(frozenset(pairs) | last, frozenset(pairs.values()) | last, teacher=True, again=True)
+
+    def __call__(self, student: Signals, teacher: Signals | None, batch: Batch) -> Term:
+        assert teacher is not None
+        ours, goal = self.exchanged(student, teacher, batch)
+        total = self.kl(ours, goal, batch).sum
+        if self.config.cosine:
+            similar = torch.nn.functional.cosine_similarity(wide(ours.hidden[LAST]), wide(goal.hidden[LAST]), dim=-1)
+            total = total + self.config.cosine * ((1 - similar) * batch.mask).sum()
+        return Term(total, "tokens")
+
+    def exchanged(self, student: Signals, teacher: Signals, batch: Batch) -> tuple[Signals, Signals]:
+        """Both models' answers after the same exchange."""
+        if student.again is None or teacher.again is None:
+            raise UserError(
+                "the counterfactual objective runs both models again with exchanged states",
+                "this teacher has no model in the process",
+                "use teacher: online or ensemble, or leave the objective out",
+            )
+        where = spans(batch.mask, self.config.proportion)
+        mine = {layer: student.hidden[layer].roll(1, 0) for layer in self.pairs}
+        theirs = {layer: teacher.hidden[layer].roll(1, 0) for layer in self.pairs.values()}
+        return student.again(mine, where), teacher.again(theirs, where)
+
+
+def spans(mask: Tensor, proportion: float) -> Tensor:
+    """[B, L] bool: in each row one run of `proportion` of the positions that it and the row before it attend to.
+
+    Where it starts comes from torch's global generator, which is reseeded for every micro-batch.
+    """
+    both = (mask & mask.roll(1, 0)).sum(1, keepdim=True)  # rows are attended from their start
+    length = (both * proportion).ceil().long()
+    draw = torch.rand(mask.shape[0], 1).to(mask.device)
+    start = (draw * (both - length + 1)).long()
+    index = torch.arange(mask.shape[1], device=mask.device)
+    return (index >= start) & (index < start + length)

@@ -1,0 +1,87 @@
+"""Match the teacher's hidden states, through a learnt projection where widths differ (TinyBERT, Jiao et al. 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from megadistill.core.errors import UserError
+from megadistill.core.types import Batch, Dims, Needs, Signals, Term
+from megadistill.objectives.base import Objective, wide
+from megadistill.objectives.layer_maps import Layers, layer_map, weights_of
+
+Projection = Literal["auto", "shared", "per_layer", "none"]
+"""auto: `shared` where the models' widths differ, else `none`; shared: one W and bias for all layers, as in TinyBERT's
+code; per_layer: one for each."""
+Positions = Literal["tokens", "all"]
+"""tokens: the mean over attended positions; all: over padding too, which is what TinyBERT's code divides by."""
+
+
+class HiddenMSE(Objective):
+    """MSE(W h_student + b, h_teacher), mean over width, mean over tokens, weighted sum over the mapped layers.
+
+    TinyBERT (Jiao et al. 2020), equation 8; W is H x Ht, trained and saved with the student, not exported.
+    """
+
+    kind: Literal["hidden_mse"]
+    layers: Layers = "uniform"
+    """Which teacher layer teaches which student layer."""
+    layer_weights: list[float] | None = Field(None, min_length=1)
+    """lambda_m of TinyBERT's equation 6, one per pair by ascending student layer; None: 1 each."""
+    projection: Projection = "auto"
+    positions: Positions = "tokens"
+
+    def needs(self) -> Needs:
+        return Needs(teacher=True)
+
+    def build(self, student: Dims, teacher: Dims | None) -> FitLoss:
+        assert teacher is not None
+        where = f"objectives: {self.label}"
+        pairs = layer_map(self.layers, student, teacher, f"{where}.layers")
+        weights = weights_of(pairs, self.layer_weights, f"{where}.layer_weights")
+        return FitLoss(pairs, weights, student.hidden, teacher.hidden, self.projection, self.positions, where)
+
+
+class FitLoss(nn.Module):
+    """The weighted sum over pairs of layers of the (projected) squared difference."""
+
+    def __init__(
+        self,
+        pairs: dict[int, int],
+        weights: Sequence[float],
+        width: int,
+        teacher_width: int,
+        projection: Projection,
+        positions: Positions,
+        where: str,
+    ) -> None:
+        super().__init__()
+        if projection == "none" and width != teacher_width:
+            raise UserError(
+                f"{where}.projection: none, and the teacher's states have {teacher_width} values, "
+                f"the student's {width}",
+                "states of different widths have no difference",
+                "use projection: shared, or a student of the teacher's width",
+            )
+        if projection == "auto":
+            projection = "none" if width == teacher_width else "shared"
+        count = {"none": 0, "shared": 1, "per_layer": len(pairs)}[projection]
+        self.fit = nn.ModuleList(nn.Linear(width, teacher_width) for _ in range(count))
+        self.pairs, self.weights, self.positions = pairs, weights, positions
+        self.needs = Needs(frozenset(pairs), frozenset(pairs.values()), teacher=True)
+
+    def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> Term:
+        assert teacher is not None
+        total: Tensor | float = 0.0
+        for index, (layer, theirs) in enumerate(self.pairs.items()):
+            ours = student.hidden[layer]
+            if len(self.fit):
+                ours = self.fit[index % len(self.fit)](ours)
+            square = (wide(ours) - wide(teacher.hidden[theirs])).square().mean(-1)
+            total = total + self.weights[index] * (square if self.positions == "all" else square * batch.mask).sum()
+        if self.positions == "all":
+            return Term(total / batch.mask.shape[1], "sequences")
+        return Term(total, "tokens")

@@ -1,0 +1,53 @@
+"""Predict the token that the teacher ranks first: hard-label distillation (DeiT, Touvron et al. 2021, equation 3)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from megadistill.core.types import Batch, CountKind, Dims, Needs, Signals, Term
+from megadistill.kernels.chunks import chunks, fp32_logits
+from megadistill.kernels.head_losses import linear_ce
+from megadistill.objectives.base import Objective
+
+
+class TeacherLabel(Objective):
+    """Cross-entropy with the teacher's argmax, mean over the positions in scope, in nats. It reads no label, so that
+    every position of any text teaches."""
+
+    kind: Literal["teacher_label"]
+    scope: Literal["tokens", "targets"] = "tokens"
+    """`tokens`: every attended position; `targets`: positions with a label only."""
+
+    def needs(self) -> Needs:
+        return Needs(teacher=True)
+
+    def build(self, student: Dims, teacher: Dims | None) -> _TeacherLabelLoss:
+        return _TeacherLabelLoss(self.scope)
+
+
+class _TeacherLabelLoss:
+    def __init__(self, scope: CountKind) -> None:
+        self.scope = scope
+
+    def __call__(self, student: Signals, teacher: Signals | None, batch: Batch) -> Term:
+        assert teacher is not None
+        rows = batch.attended if self.scope == "tokens" else batch.targets
+
+        def cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            size = weight.shape[0]  # entries past it are the teacher's padding: no student can predict them
+            labels = teacher.head(lambda h, w, b: top_token(h, w[:size], None if b is None else b[:size]), rows)
+            return linear_ce(hidden, weight, bias, labels)
+
+        return Term(student.head(cross_entropy, rows), self.scope)
+
+
+@torch.no_grad()
+def top_token(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """[N] int64: the entry of the vocabulary with the highest logit; logits exist for a chunk of rows at a time."""
+    best = torch.zeros(hidden.shape[0], dtype=torch.int64, device=hidden.device)
+    for part in chunks(hidden.shape[0], weight.shape[0], num_buffers=1):
+        best[part] = fp32_logits(hidden[part], weight, bias).argmax(-1)
+    return best

@@ -1,0 +1,287 @@
+"""Every kind of bad shard is named with its file, and either fails or is quarantined; staging keeps its cap."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from megadistill.core.dist import World
+from megadistill.core.errors import UserError
+from megadistill.core.files import sha256_file, write_json
+from megadistill.core.types import IGNORE
+from megadistill.data import shards as module
+from megadistill.data.index import INDEX, TABLE, read_index, read_table
+from megadistill.data.prepare import prepare
+from megadistill.data.reader import ReadConfig, Shards
+from megadistill.data.shards import Layout, ShardWriter, write_shards
+from megadistill.data.staging import Stage, Staging
+from megadistill.data.stream import Stream
+
+ABOUT = {
+    "sequence_length": 16,
+    "tokenizer": "abc",
+    "vocabulary_size": 500,
+    "special_ids": {"pad": 0, "cls": 2, "sep": 3},
+}
+LAYOUT = Layout(100, 16, 2)
+
+
+@pytest.fixture
+def rows(monkeypatch):
+    """1100 rows, written so that they take several members and tars."""
+    monkeypatch.setattr(module, "ROWS_PER_MEMBER", 100)
+    monkeypatch.setattr(module, "SHARD_BYTES", 30_000)
+    rng = np.random.default_rng(0)
+    return rng.integers(5, 500, (1100, 16)), np.ones((1100, 16), dtype=np.uint16)
+
+
+@pytest.fixture
+def folder(tmp_path, rows):
+    """Those rows on disk."""
+    (tmp_path / "shards").mkdir()
+    write_shards(tmp_path / "shards", "text", ABOUT, [rows])
+    return tmp_path / "shards"
+
+
+def tars(folder):
+    return sorted(folder.glob("*.tar"))
+
+
+def flip(path, offset):
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
+
+
+EVERY = np.arange(1100)
+
+
+def test_a_bit_flipped_in_a_tar_header_is_an_index_that_disagrees(folder):
+    flip(tars(folder)[0], LAYOUT.tokens(1, 100) - 640 + 3)
+    opened = Shards(folder)
+    opened.rows(np.arange(100))
+    with pytest.raises(UserError, match=r"is not the one that its index describes(.|\n)*there is no member"):
+        opened.rows(np.array([100]))
+
+
+def test_a_tar_of_other_rows_is_told_from_the_one_of_the_index(folder, rows, tmp_path):
+    first, second = tars(folder)[:2]
+    shutil.copy(second, first)
+    with pytest.raises(UserError, match=r"expects 000000-0000000000.tokens.npy(.|\n)*there is member 000000-00000005"):
+        Shards(folder).rows(np.array([0]))
+
+
+@pytest.mark.parametrize(
+    ("change", "found"), [({"vocabulary_size": 100_000}, "'descr': '<u4'"), ({"length": 32}, r"\(100, 32\)")]
+)
+def test_rows_of_another_dtype_or_length_are_named(folder, rows, tmp_path, change, found, monkeypatch):
+    monkeypatch.setattr(module, "SHARD_BYTES", 10**9)
+    length = change.pop("length", 16)
+    other = tmp_path / "other"
+    other.mkdir()
+    blocks = tuple(np.resize(array, (100, length)) for array in rows)
+    write_shards(other, "text", ABOUT | {"sequence_length": length} | change, [blocks])
+    foreign = tars(other)[0].read_bytes()
+    first = tars(folder)[0]
+    first.write_bytes((foreign + bytes(first.stat().st_size))[: first.stat().st_size])
+    with pytest.raises(UserError, match=f"is not the one that its index describes(.|\n)*{found}|no member"):
+        Shards(folder).rows(np.array([0]))
+
+
+def test_verify_off_checks_nothing_and_full_checks_all_at_once(folder, rows):
+    flip(tars(folder)[1], LAYOUT.tokens(0, 100) + 8)
+    tokens, _ = Shards(folder, ReadConfig(verify="off")).rows(EVERY)
+    assert (tokens != rows[0]).sum() == 1
+    with pytest.raises(UserError, match=f"{tars(folder)[1].name} is damaged"):
+        Shards(folder, ReadConfig(verify="full"))
+
+
+def test_a_shard_deleted_in_mid_run_is_named_when_it_is_needed(folder):
+    opened = Shards(folder)
+    opened.rows(np.array([0]))
+    for path in tars(folder)[:2]:
+        path.unlink()
+    opened.rows(np.array([1]))  # mapped already
+    with pytest.raises(UserError, match=f"{opened.name(1)} is missing"):
+        opened.rows(opened.table.first_row[1:2])
+
+
+def test_a_damaged_table_is_refused(folder):
+    sound = (folder / TABLE).read_bytes()
+    flip(folder / TABLE, 20)
+    with pytest.raises(UserError, match=f"{TABLE} is damaged"):
+        Shards(folder)
+    (folder / TABLE).write_bytes(sound[:-4])
+    with pytest.raises(UserError, match=f"{TABLE} is damaged"):
+        Shards(folder, ReadConfig(verify="off"))
+    (folder / TABLE).unlink()
+    with pytest.raises(UserError, match=f"{TABLE} is missing"):
+        Shards(folder)
+
+
+def test_a_shard_listed_twice_is_refused(folder):
+    index = read_index(folder)
+    data = bytearray((folder / TABLE).read_bytes())
+    part = len(data) - 4 * index.shards
+    data[part + 4 : part + 8] = data[part : part + 4]
+    (folder / TABLE).write_bytes(data)
+    changed = index.model_copy(update={"table_sha256": sha256_file(folder / TABLE)})
+    write_json(folder / INDEX, changed.model_dump() | {"fingerprint": changed.computed_fingerprint()})
+    with pytest.raises(UserError, match=r"lists text-000000-0000.tar twice"):
+        Shards(folder)
+
+
+# ------------------------------------------------------------------ quarantine
+
+
+def test_quarantine_replaces_damaged_rows_the_same_way_for_ever(folder, rows):
+    flip(tars(folder)[1], LAYOUT.tokens(1, 100) + 8)
+    tars(folder)[2].unlink()
+    read = ReadConfig(damaged="quarantine", quarantine_rows=600)
+    opened = Shards(folder, read)
+    tokens, segments = opened.rows(EVERY)
+    table = read_table(folder, read_index(folder))
+    start, stop = int(table.first_row[2]), int(table.first_row[3])
+    bad = np.zeros(1100, dtype=bool)
+    bad[start:stop] = True
+    bad[int(table.first_row[1]) + 100 : int(table.first_row[1]) + 200] = True
+    assert np.array_equal(tokens[~bad], rows[0][~bad])
+    assert (tokens[bad] == [2, *[0] * 15]).all()
+    assert (segments[bad] == [1, *[0] * 15]).all()
+    assert opened.quarantined_rows == bad.sum()
+    notes = [json.loads(path.read_text()) for path in sorted((folder / "quarantine").iterdir())]
+    assert {note["shard"] for note in notes} == {opened.name(1), opened.name(2)}
+    write_shards(folder, "text", ABOUT, [rows])  # mended: a run that goes on must not notice
+    again = Shards(folder, read)
+    assert again.quarantined_rows == bad.sum()
+    assert np.array_equal(again.rows(EVERY)[0], tokens)
+    assert np.array_equal(Shards(folder).rows(EVERY)[0], rows[0])  # others read what is there
+
+
+def test_quarantine_is_bounded(folder):
+    tars(folder)[0].unlink()
+    with pytest.raises(UserError, match=r"damaged rows in(.|\n)*allows 50"):
+        Shards(folder, ReadConfig(damaged="quarantine", quarantine_rows=50))
+
+
+def test_training_goes_on_around_quarantined_rows(prepared, changed, tmp_path):
+    shutil.copytree(prepared.dir, tmp_path / "shards")
+    tar = next((tmp_path / "shards" / "two" / "train").glob("*.tar"))
+    content = bytearray(tar.read_bytes())
+    content[700] ^= 1
+    tar.chmod(0o644)
+    tar.write_bytes(content)
+    damaged = changed(prepared, dir=tmp_path / "shards")
+    sound = Stream(prepared, World(), 24, 24, 0)
+    stream = Stream(changed(damaged, read={"damaged": "quarantine"}), World(), 24, 24, 0)
+    assert stream.fingerprint == sound.fingerprint
+    lost = 0
+    for step in range(4):
+        ours, theirs = stream.take(step)[0], sound.take(step)[0]
+        assert ours.rows.tolist() == theirs.rows.tolist()
+        bad = (ours.ids != theirs.ids).any(dim=1)
+        lost += int(bad.sum())
+        assert (ours.labels[bad] == IGNORE).all()
+        assert (ours.mask[bad].sum(dim=1) == 1).all()
+    assert lost > 0
+    assert stream.part.quarantined_rows > 0
+    failing = Stream(damaged, World(), 24, 24, 0)
+    with pytest.raises(UserError, match="damaged"):
+        [failing.take(step) for step in range(4)]
+
+
+# ------------------------------------------------------------------ staging
+
+
+def staged(folder, tmp_path, gigabytes, far=None):
+    stage = Stage(Staging(dir=tmp_path / "near", max_gigabytes=gigabytes), far or str(folder), "text")
+    return Shards(folder, ReadConfig(), stage), stage
+
+
+def test_staged_shards_are_the_same_and_stay_below_the_cap(folder, rows, tmp_path):
+    size = tars(folder)[0].stat().st_size
+    opened, stage = staged(folder, tmp_path, 1.5 * size / 1e9)
+    for chosen in np.random.default_rng(0).integers(0, 1100, (8, 40)):
+        assert np.array_equal(opened.rows(chosen)[0], rows[0][chosen])
+        assert stage.staged_bytes() <= 1.5 * size
+    assert 0 < len(tars(tmp_path / "near" / "text")) < opened.index.shards
+
+
+def test_a_staged_shard_is_checked_and_named(folder, tmp_path):
+    flip(tars(folder)[0], 5000)
+    opened, _ = staged(folder, tmp_path, 1)
+    with pytest.raises(UserError, match=f"{opened.name(0)} is damaged"):
+        opened.rows(np.array([0]))
+    tars(folder)[0].unlink()
+    with pytest.raises(UserError, match=f"{opened.name(0)} is missing"):
+        opened.rows(np.array([0]))
+    assert not [path for path in (tmp_path / "near" / "text").iterdir() if not path.name.endswith(".lock")]
+
+
+def test_a_stream_reads_an_object_store_through_its_staging_folder(prepared, changed, tmp_path):
+    import fsspec
+
+    store = fsspec.filesystem("memory")
+    for path in prepared.dir.rglob("*"):
+        if path.is_file() and not path.name.startswith("."):
+            store.pipe(f"/bucket/{path.relative_to(prepared.dir)}", path.read_bytes())
+    staging = {"dir": tmp_path / "near", "max_gigabytes": 0.1, "source": "memory://bucket"}
+    far = changed(prepared, dir=tmp_path / "indexes", read={"staging": staging})
+    stream, expected = Stream(far, World(), 24, 24, 0), Stream(prepared, World(), 24, 24, 0)
+    assert stream.fingerprint == expected.fingerprint
+    for (ours,), (theirs,) in zip(stream.prefetching(0, 3), expected.prefetching(0, 3), strict=True):
+        assert ours.ids.equal(theirs.ids)
+    assert len(list((tmp_path / "near").rglob("*.tar"))) == 2
+    assert not list((tmp_path / "indexes").rglob("*.tar"))
+
+
+def test_a_corpus_larger_than_the_cap_needs_order_block(prepared, changed, tmp_path):
+    staging = {"dir": tmp_path / "near", "max_gigabytes": 1e-5}
+    small = changed(prepared, read={"staging": staging})
+    with pytest.raises(UserError, match=r"larger than data.read.staging(.|\n)*data.order: block"):
+        Stream(small, World(), 24, 24, 0)
+    with pytest.raises(UserError, match="a window of blocks does not fit"):
+        Stream(changed(small, order="block"), World(), 24, 24, 0)
+
+
+# ------------------------------------------------------------------ where nothing can be written
+
+
+@pytest.mark.parametrize("place", ["/proc", "/proc/prepared"])
+def test_a_folder_that_cannot_be_written_to_is_named(prepared, changed, place):
+    with pytest.raises(UserError, match=r"data.dir /proc.* cannot be (written to|made)"):
+        prepare(changed(prepared, dir=place), lambda line: None)
+
+
+def test_a_full_disk_leaves_no_shard_that_looks_whole(tmp_path, rows, monkeypatch):
+    import errno
+    import os
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(module.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_shards(tmp_path, "text", ABOUT, [rows])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_corpora_of_different_tokenizers_are_refused(prepared, changed, tmp_path, tokenizer_folder):
+    words = (tokenizer_folder / "vocab.txt").read_text().split()
+    (tmp_path / "vocab.txt").write_text("\n".join([*words, "extra"]))
+    shutil.copytree(prepared.dir / "one", tmp_path / "shards" / "one")
+    other = changed(
+        prepared, dir=tmp_path / "shards", tokenizer=str(tmp_path), corpora=[prepared.corpora[1].model_dump()]
+    )
+    prepare(other, lambda line: None)
+    with pytest.raises(UserError, match=r"two/train was prepared otherwise(.|\n)*another tokenizer"):
+        Stream(changed(prepared, dir=tmp_path / "shards"), World(), 24, 24, 0)
+
+
+def test_a_writer_never_takes_ids_beyond_the_vocabulary(tmp_path):
+    writer = ShardWriter(tmp_path, "text", 0, 500)
+    with pytest.raises(AssertionError):
+        writer.add(np.full((1, 16), 500), np.ones((1, 16), dtype=np.uint16))
