@@ -50,6 +50,18 @@ def test_relation_kl_equals_its_definition(blocks, causal, packed):
     torch.testing.assert_close(*both(relation_kl, relation_kl_reference, ours, *rest), rtol=1e-11, atol=1e-11)
 
 
+def test_any_pattern_of_seen_keys_and_any_scale(blocks):
+    ours, theirs, mask, segments = inputs()
+    seen = (segments[:, None, :, None] == segments[:, None, None, :]).tril()
+    exact = relation_kl_reference(*ours, *theirs, mask, segments, True)
+    assert relation_kl(*ours, *theirs, mask, seen=seen).item() == pytest.approx(exact.item(), rel=1e-11)
+    doubled = [2 * ours[0], ours[1]]
+    exact = relation_kl_reference(*doubled, *theirs, mask)
+    assert relation_kl(*ours, *theirs, mask, scales=(1.0, 5**-0.5)).item() == pytest.approx(exact.item(), rel=1e-11)
+    exact = score_mse_reference(*doubled, *theirs, mask)
+    assert score_mse(*ours, *theirs, mask, scales=(1.0, 5**-0.5)).item() == pytest.approx(exact.item(), rel=1e-11)
+
+
 def test_relations_of_values_among_themselves():
     (values, _), (theirs, _), mask, _ = inputs()
     found = []

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from megadistill.kernels.attention_losses.score_mse import check
+from megadistill.kernels.attention_losses.score_mse import check, default_scales
 
 BLOCK_VALUES = 1 << 22
 """Scores of each model that exist at once."""
@@ -28,6 +28,8 @@ def relation_kl(
     mask: Tensor,
     segments: Tensor | None = None,
     causal: bool = False,
+    seen: Tensor | None = None,
+    scales: tuple[float, float] | None = None,
 ) -> Tensor:
     """Sum over sequences, heads and attended queries of KL(teacher's row || student's row), in nats.
 
@@ -38,6 +40,8 @@ def relation_kl(
         mask: [B, L] bool, the attended positions.
         segments: [B, L] document of each position; a query sees only keys of its own. None: one document in a row.
         causal: a query sees no later key.
+        seen: [B, 1, L, L] bool, for any other pattern: which keys a query sees at most.
+        scales: what multiplies the student's and the teacher's products; None: D ** -0.5 and E ** -0.5.
 
     Returns:
         [] fp32 (fp64 for fp64 input).
@@ -48,8 +52,11 @@ def relation_kl(
     check(queries, keys, teacher_queries, teacher_keys, mask)
     if segments is not None and segments.shape != mask.shape:
         raise ValueError(f"segments must be {list(mask.shape)}, not {list(segments.shape)}")
+    if seen is not None and seen.shape != (len(mask), 1, mask.shape[1], mask.shape[1]):
+        raise ValueError(f"seen must be [B, 1, L, L] of {list(mask.shape)}, not {list(seen.shape)}")
     theirs = teacher_queries.detach(), teacher_keys.detach()
-    result: Tensor = _RelationKL.apply(queries, keys, *theirs, mask, segments, causal)
+    scales = scales or default_scales(queries, teacher_queries)
+    result: Tensor = _RelationKL.apply(queries, keys, *theirs, mask, segments, causal, seen, scales)
     return result
 
 
@@ -64,12 +71,14 @@ class _RelationKL(torch.autograd.Function):
         mask: Tensor,
         segments: Tensor | None,
         causal: bool,
+        seen: Tensor | None,
+        scales: tuple[float, float],
     ) -> Tensor:
-        batch, heads, length, width = queries.shape
+        batch, heads, length, _ = queries.shape
         wide = torch.promote_types(queries.dtype, torch.float32)
         dq, dk = torch.empty_like(queries, dtype=wide), torch.zeros_like(keys, dtype=wide)
         total = torch.zeros((), dtype=wide, device=queries.device)
-        scale, teacher_scale = width**-0.5, teacher_queries.shape[-1] ** -0.5
+        scale, teacher_scale = scales
         places = torch.arange(length, device=queries.device)
         num_rows = min(max(BLOCK_VALUES // max(heads * length, 1), 1), length)
         num_sequences = max(BLOCK_VALUES // max(heads * length * length, 1), 1)
@@ -84,6 +93,8 @@ class _RelationKL(torch.autograd.Function):
                 if causal:
                     hidden = hidden | (places[rows, None] < places)
                 hidden = hidden.unsqueeze(1)
+                if seen is not None:
+                    hidden = hidden | ~seen[part, :, rows]
                 log_q = (q[:, :, rows] @ k.mT).mul_(scale).masked_fill_(hidden, -1e30).log_softmax(-1)
                 log_p = (u[:, :, rows] @ v.mT).mul_(teacher_scale).masked_fill_(hidden, -1e30).log_softmax(-1)
                 nothing = hidden | ~mask[part, None, rows, None]  # keys that nobody sees, rows of padding
@@ -100,4 +111,4 @@ class _RelationKL(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> Any:
         scaled = [(g * upstream).to(dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
-        return (*scaled, None, None, None, None, None)
+        return (*scaled, *[None] * 7)

@@ -17,13 +17,21 @@ CHUNK_VALUES = 1 << 22
 """fp64 values of P and R that exist at once."""
 
 
-def score_mse(queries: Tensor, keys: Tensor, teacher_queries: Tensor, teacher_keys: Tensor, mask: Tensor) -> Tensor:
+def score_mse(
+    queries: Tensor,
+    keys: Tensor,
+    teacher_queries: Tensor,
+    teacher_keys: Tensor,
+    mask: Tensor,
+    scales: tuple[float, float] | None = None,
+) -> Tensor:
     """Sum over sequences, heads and attended pairs of (student score - teacher score)^2, before the softmax.
 
     Args:
-        queries: [B, A, L, D]; `keys` likewise; scores are their products times D ** -0.5.
+        queries: [B, A, L, D]; `keys` likewise.
         teacher_queries: [B, A, L, E]; `teacher_keys` likewise; no gradient flows into them.
         mask: [B, L] bool, the attended positions.
+        scales: what multiplies the student's and the teacher's products; None: D ** -0.5 and E ** -0.5.
 
     Returns:
         [] fp32 (fp64 for fp64 input). Computed in fp64, because it cancels when the models agree.
@@ -32,8 +40,14 @@ def score_mse(queries: Tensor, keys: Tensor, teacher_queries: Tensor, teacher_ke
         ValueError: shapes that do not fit.
     """
     check(queries, keys, teacher_queries, teacher_keys, mask)
-    result: Tensor = _ScoreMSE.apply(queries, keys, teacher_queries.detach(), teacher_keys.detach(), mask)
+    theirs = teacher_queries.detach(), teacher_keys.detach()
+    result: Tensor = _ScoreMSE.apply(queries, keys, *theirs, mask, scales or default_scales(queries, teacher_queries))
     return result
+
+
+def default_scales(queries: Tensor, teacher_queries: Tensor) -> tuple[float, float]:
+    """D ** -0.5 of both."""
+    return float(queries.shape[-1] ** -0.5), float(teacher_queries.shape[-1] ** -0.5)
 
 
 def check(queries: Tensor, keys: Tensor, teacher_queries: Tensor, teacher_keys: Tensor, mask: Tensor) -> None:
@@ -56,9 +70,16 @@ def check(queries: Tensor, keys: Tensor, teacher_queries: Tensor, teacher_keys: 
 class _ScoreMSE(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, queries: Tensor, keys: Tensor, teacher_queries: Tensor, teacher_keys: Tensor, mask: Tensor
+        ctx: Any,
+        queries: Tensor,
+        keys: Tensor,
+        teacher_queries: Tensor,
+        teacher_keys: Tensor,
+        mask: Tensor,
+        scales: tuple[float, float],
     ) -> Tensor:
         batch, heads, length, width = queries.shape
+        ours, theirs = scales
         needed = any(ctx.needs_input_grad[:2])
         gradients = [torch.empty_like(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in (queries, keys)]
         total = torch.zeros((), dtype=torch.float64, device=queries.device)
@@ -66,7 +87,6 @@ class _ScoreMSE(torch.autograd.Function):
         for start in range(0, batch, size):
             part = slice(start, start + size)
             rows = mask[part, None, :, None].double()
-            ours, theirs = (q.shape[-1] ** -0.5 for q in (queries, teacher_queries))
             p = torch.cat([queries[part].double() * ours, teacher_queries[part].double() * -theirs], -1) * rows
             r = torch.cat([keys[part].double(), teacher_keys[part].double()], -1) * rows
             pp, rr = p.transpose(-1, -2) @ p, r.transpose(-1, -2) @ r
@@ -82,4 +102,4 @@ class _ScoreMSE(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> Any:
         scaled = [(g * upstream).to(dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
-        return (*scaled, None, None, None)
+        return (*scaled, None, None, None, None)
