@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from megadistill.core.dist import World
 from megadistill.core.errors import UserError
 from megadistill.core.files import sha256_json
-from megadistill.core.types import IGNORE, Batch
+from megadistill.core.types import Batch
 from megadistill.data.config import DataConfig
 from megadistill.data.hashing import row_keys
 from megadistill.data.index import INDEX, TABLE, read_index
@@ -71,8 +71,8 @@ class Part:
             tokens[here], segments[here] = self.shards[number].rows(rows)
             drawing = self.config.targets.drawn_anew(epochs)
             keys[here] = row_keys(seed, purpose, self.config.corpora[number].name, drawing, rows)
+        self._check_range(tokens)
         ids, labels = self.config.targets.apply(tokens, segments, keys, self.vocabulary)
-        self._check_range(ids, labels)
         return Batch(
             ids=torch.from_numpy(ids),
             mask=torch.from_numpy(segments > 0),
@@ -81,16 +81,16 @@ class Part:
             rows=torch.from_numpy(self.starts[places.corpus] + places.row),
         )
 
-    def _check_range(self, ids: I64, labels: I64) -> None:
-        """On a GPU an id out of range is an assertion of the device, long after and without a name."""
-        low, high, size = min(ids.min(), labels[labels != IGNORE].min(initial=0)), ids.max(), self.vocabulary.size
-        high = max(high, labels.max())
-        if low < 0 or high >= size:
-            raise UserError(
-                f"a row holds the token id {low if low < 0 else high}, and the tokenizer has {size:,} entries",
-                f"{self.config.dir}",
-                "run `megadistill prepare FILE` again",
-            )
+    def _check_range(self, tokens: I64) -> None:
+        """Inputs and labels are these ids; on a GPU one out of range fails long after, without a name."""
+        size = self.vocabulary.size
+        for worst in (tokens.min(), tokens.max()):
+            if not 0 <= worst < size:
+                raise UserError(
+                    f"a row holds the token id {worst}, and the tokenizer has {size:,} entries",
+                    f"{self.config.dir}",
+                    "run `megadistill prepare FILE` again",
+                )
 
     def fetch(self, places: Places) -> None:
         """Bring the shards of these rows near."""

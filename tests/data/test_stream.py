@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 
+import numpy as np
 import pytest
 import torch
 
@@ -195,3 +196,15 @@ def test_batches_split_without_copies_of_other_ranks(prepared):
     micro_batches = Stream(prepared, World(1, 2), 24, 3, 0).take(0)
     assert len(micro_batches) == 4
     assert all(isinstance(batch, Batch) and batch.ids.shape == (3, 32) for batch in micro_batches)
+
+
+@pytest.mark.parametrize("wrong", [-1, 65])
+def test_an_id_that_the_tokenizer_does_not_have_is_named_where_batches_are_made(prepared, monkeypatch, wrong):
+    stream = Stream(prepared, World(), 4, 4, seed=0)
+    for shards in stream.part.shards:
+        tokens, segments = shards.rows(np.arange(4))
+        tokens = tokens.astype(np.int64)
+        tokens[0, 3] = wrong
+        monkeypatch.setattr(shards, "rows", lambda rows, t=tokens, s=segments: (t[: len(rows)], s[: len(rows)]))
+    with pytest.raises(UserError, match=f"token id {wrong}, and the tokenizer has 65 entries"):
+        stream.take(0)

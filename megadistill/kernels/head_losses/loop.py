@@ -62,8 +62,8 @@ def run(
 
     unit = coefficients.abs().amax().clamp(min=torch.finfo(dtype).tiny).to(dtype)
     relative = (coefficients / unit).to(dtype)
-    ours = _operands(student, vocabulary, plan.operands)
-    theirs = [_operands(teacher, vocabulary, plan.teacher_operands(teacher.hidden)) for teacher in teachers]
+    ours = _operands(student, plan, plan.operands)
+    theirs = [_operands(teacher, plan, plan.teacher_operands(teacher.hidden)) for teacher in teachers]
     block = _Blocks(plan, dtype, device)
     for outer in _slices(num_rows, plan.outer_rows):
         for inner in _slices(outer.stop, plan.inner_rows, outer.start):
@@ -96,6 +96,7 @@ class _Blocks:
             whole = torch.empty(count, plan.leading, dtype=dtype, device=device)
             return whole[:, : plan.vocabulary]
 
+        self.plan = plan
         self.z = rows(plan.inner_rows, plan.logits)
         self.u = rows(plan.inner_rows, plan.logits) if plan.teacher else None
         shared = plan.outer_rows == plan.inner_rows and plan.logits == plan.operands and plan.in_place
@@ -147,12 +148,17 @@ def _slices(stop: int, size: int, start: int = 0) -> Iterator[slice]:
         yield slice(first, min(first + size, stop))
 
 
-def _operands(given: Projection, vocabulary: int, dtype: torch.dtype) -> Projection:
+def _operands(given: Projection, plan: dispatch.Plan, dtype: torch.dtype) -> Projection:
     """What the products read: rows past the vocabulary left out, in the dtype in which this machine multiplies."""
     bias = given.bias
     if bias is not None:
-        bias = bias[:vocabulary].to(wide(dtype)).clamp(min=rows_torch.LOWEST)
-    return Projection(given.hidden.to(dtype), given.weight[:vocabulary].to(dtype), bias)
+        bias = _roomy(bias[: plan.vocabulary].to(wide(dtype)).clamp(min=rows_torch.LOWEST), plan.leading)
+    return Projection(given.hidden.to(dtype), given.weight[: plan.vocabulary].to(dtype), bias)
+
+
+def _roomy(bias: Tensor, leading: int) -> Tensor:
+    """The same values, with as many behind them in memory as a row of a block has."""
+    return torch.nn.functional.pad(bias, (0, leading - bias.shape[0]))[: bias.shape[0]]
 
 
 def _logits(given: Projection, rows: slice, out: Tensor, add: bool = False, factor: float = 1.0) -> Tensor:
@@ -178,7 +184,7 @@ def _teacher_logits(
         u[:, shortest:] = rows_torch.LOWEST
     if len(teachers) == 1:
         _logits(teachers[0], rows, u)
-        return u, _padded(teachers[0].bias, u.shape[1])
+        return u, _padded(teachers[0].bias, block.plan)
     if arithmetic:
         return _arithmetic(teachers, mixing, rows, u[:, :shortest], decode(terms), u), None
     for number, (teacher, weight) in enumerate(zip(teachers, mixing, strict=True)):
@@ -209,7 +215,8 @@ def _arithmetic(
     return whole
 
 
-def _padded(bias: Tensor | None, size: int) -> Tensor | None:
-    if bias is None or bias.shape[0] == size:
+def _padded(bias: Tensor | None, plan: dispatch.Plan) -> Tensor | None:
+    """A bias for the whole vocabulary, 0 where the teacher has no entries."""
+    if bias is None or bias.shape[0] == plan.vocabulary:
         return bias
-    return torch.nn.functional.pad(bias, (0, size - bias.shape[0]))
+    return torch.nn.functional.pad(bias, (0, plan.leading - bias.shape[0]))[: plan.vocabulary]

@@ -3,7 +3,7 @@
 One program walks over one row: a first time for the statistics of the softmaxes, then in reverse order for the
 gradient, so that what was read last comes from the cache. All arithmetic is fp32; exponentials are powers of two.
 
-Not measured on a GPU yet; the tests run it in Triton's interpreter.
+Not run on a GPU yet: the tests run it in Triton's interpreter and compile it for sm_90; its speed is not measured.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def rows(
     """As `rows_torch.rows`; `gradient` may be z itself only where `one_launch(terms)` holds."""
     vocabulary = z.shape[1]
     block = min(BLOCK, triton.next_power_of_2(vocabulary))
+    width = _width(vocabulary, [t for t in (z, u, gradient, z_bias, u_bias) if t is not None])
     for number, (hard_at, soft_at) in enumerate(_launches(terms)):
         hard, soft = _parts(terms, hard_at, soft_at)
         t = 1.0 if soft is None else soft.temperature
@@ -62,6 +63,7 @@ def rows(
             u.stride(0) if u is not None else 0,
             gradient.stride(0),
             vocabulary,
+            width,
             1 / t,
             t,
             hard.smoothing if hard else 0.0,
@@ -76,6 +78,18 @@ def rows(
             BLOCK=block,
             num_warps=WARPS if block >= 2048 else 4,
         )
+
+
+def _width(vocabulary: int, tensors: list[Tensor]) -> int:
+    """How many values of a row may be touched: up to a multiple of 16 where every row has room for them, since the
+    compiler makes 16-byte accesses only where no mask can cut one."""
+    width = -(-vocabulary // 16) * 16
+    for tensor in tensors:
+        step = tensor.stride(0) if tensor.ndim == 2 else 0
+        last = tensor.storage_offset() + (tensor.shape[0] - 1) * step + width
+        if (step and step < width) or last > tensor.untyped_storage().nbytes() // tensor.element_size():
+            return vocabulary
+    return width
 
 
 def one_launch(terms: str) -> bool:
@@ -104,11 +118,11 @@ def _parts(terms: str, hard_at: int, soft_at: int) -> tuple[Hard | None, Soft | 
 
 
 @triton.jit
-def _load(pointer, bias, columns, mask, HAS_BIAS: tl.constexpr):  # type: ignore[no-untyped-def]
-    value = tl.load(pointer + columns, mask=mask, other=-float("inf")).to(tl.float32)
+def _load(pointer, bias, columns, vocabulary, width, HAS_BIAS: tl.constexpr):  # type: ignore[no-untyped-def]
+    value = tl.load(pointer + columns, mask=columns < width, other=0.0).to(tl.float32)
     if HAS_BIAS:
-        value += tl.load(bias + columns, mask=mask, other=0.0).to(tl.float32)
-    return value
+        value += tl.load(bias + columns, mask=columns < width, other=0.0).to(tl.float32)
+    return tl.where(columns < vocabulary, value, -float("inf"))
 
 
 @triton.jit
@@ -127,6 +141,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     u_stride,
     g_stride,
     vocabulary,
+    width,
     inverse_t,
     t,
     smoothing,
@@ -168,7 +183,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     for block in range(0, num_blocks):
         columns = block * BLOCK + lanes
         inside = columns < vocabulary
-        z = _load(z_ptr, z_bias, columns, inside, Z_BIAS)
+        z = _load(z_ptr, z_bias, columns, vocabulary, width, Z_BIAS)
         new_max = tl.maximum(z_max, tl.max(z, 0))
         shift = z_max - new_max
         z_max = new_max
@@ -187,7 +202,7 @@ def _kernel(  # type: ignore[no-untyped-def]
                 else:
                     z_soft = z_soft * tl.exp2(shift * soft) + tl.sum(tl.exp2((z - z_max) * soft), 0)
         if SOFT > 0:
-            u = _load(u_ptr, u_bias, columns, inside, U_BIAS)
+            u = _load(u_ptr, u_bias, columns, vocabulary, width, U_BIAS)
             new_max = tl.maximum(u_max, tl.max(u, 0))
             u_soft = u_soft * tl.exp2((u_max - new_max) * soft) + tl.sum(tl.exp2((u - new_max) * soft), 0)
             u_max = new_max
@@ -212,8 +227,8 @@ def _kernel(  # type: ignore[no-untyped-def]
         for block in range(0, num_blocks):
             columns = block * BLOCK + lanes
             inside = columns < vocabulary
-            log_q = (_load(z_ptr, z_bias, columns, inside, Z_BIAS) - z_max) * soft - q_scale
-            log_p = (_load(u_ptr, u_bias, columns, inside, U_BIAS) - u_max) * soft - p_scale
+            log_q = (_load(z_ptr, z_bias, columns, vocabulary, width, Z_BIAS) - z_max) * soft - q_scale
+            log_p = (_load(u_ptr, u_bias, columns, vocabulary, width, U_BIAS) - u_max) * soft - p_scale
             first = log_p + log_beta
             second = log_q + log_rest
             log_m = tl.maximum(first, second) + tl.log2(1 + tl.exp2(-tl.abs(first - second)))
@@ -242,10 +257,10 @@ def _kernel(  # type: ignore[no-untyped-def]
     for index in range(0, num_blocks):
         columns = (num_blocks - 1 - index) * BLOCK + lanes
         inside = columns < vocabulary
-        z = _load(z_ptr, z_bias, columns, inside, Z_BIAS) - z_max
+        z = _load(z_ptr, z_bias, columns, vocabulary, width, Z_BIAS) - z_max
         gradient = tl.zeros((BLOCK,), tl.float32)
         if SOFT > 0:
-            u = _load(u_ptr, u_bias, columns, inside, U_BIAS) - u_max
+            u = _load(u_ptr, u_bias, columns, vocabulary, width, U_BIAS) - u_max
             log_q = z * soft - q_scale
             log_p = u * soft - p_scale
             q = tl.exp2(log_q)
@@ -270,7 +285,7 @@ def _kernel(  # type: ignore[no-untyped-def]
                 gradient -= hard_coefficient * smoothing / vocabulary
             gradient -= tl.where(columns == label, hard_coefficient * (1 - smoothing), 0.0)
         if ADD:
-            gradient += tl.load(g_ptr + columns, mask=inside, other=0.0).to(tl.float32)
-        tl.store(g_ptr + columns, gradient, mask=inside)
+            gradient += tl.load(g_ptr + columns, mask=columns < width, other=0.0).to(tl.float32)
+        tl.store(g_ptr + columns, tl.where(inside, gradient, 0.0), mask=columns < width)
     if SOFT > 0:
         tl.store(soft_losses + row, loss * _LN_2 * t * t)

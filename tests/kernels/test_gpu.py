@@ -1,0 +1,100 @@
+"""What only a GPU can show: native Triton at real vocabularies, memory, and that the host never waits."""
+
+import pytest
+import torch
+
+from megadistill.kernels.head_losses import Hard, Projection, Soft, head_losses
+from megadistill.testing.heads import Case, case, definition, distance, gradients, ours
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+TERMS = {
+    "soft T=1": [Soft(1.0)],
+    "soft T=2, hard": [Soft(2.0), Hard()],
+    "soft T=4, smoothed": [Soft(4.0), Hard(0.1)],
+    "hard": [Hard()],
+    "reverse": [Soft(2.0, "reverse_kl"), Hard()],
+    "jsd": [Soft(2.0, "jsd", 0.3), Hard()],
+    "three": [Soft(2.0), Soft(1.0, "jsd"), Hard(0.1)],
+}
+
+
+@pytest.mark.parametrize("vocabulary", [1023, 30522, 50257])
+@pytest.mark.parametrize("terms", TERMS.values(), ids=TERMS)
+def test_bf16_gradients_are_within_3e_3(vocabulary, terms):
+    given = case(300, vocabulary, len(terms), hidden=64, teacher_hidden=(96,), scale=4.0).to(torch.bfloat16, "cuda")
+    exact = definition(given.to(torch.float64, "cuda"), terms)
+    found = ours(given, terms)
+    assert distance(found[0], exact[0]) <= 1e-4
+    assert all(distance(mine, theirs) <= 3e-3 for mine, theirs in zip(found[1], exact[1], strict=True))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
+def test_a_student_close_to_its_teacher_keeps_its_gradient(temperature):
+    terms = [Soft(temperature)]
+    given = case(256, 30522, 1, hidden=64, teacher_hidden=(64,), like=0.1, scale=4.0).to(torch.bfloat16, "cuda")
+    exact = definition(given.to(torch.float64, "cuda"), terms)
+    found = ours(given, terms)
+    assert all(distance(mine, theirs) <= 3e-3 for mine, theirs in zip(found[1], exact[1], strict=True))
+
+
+def test_fast_logits_are_as_exact_as_a_plain_linear(configure):
+    given = case(256, 30522, hidden=64, teacher_hidden=(64,), scale=4.0).to(torch.bfloat16, "cuda")
+    terms = [Soft(2.0), Hard()]
+    exact, plain = definition(given.to(torch.float64, "cuda"), terms), definition(given, terms)
+    configure(logits="fast")
+    assert distance(ours(given, terms)[1][0], exact[1][0]) <= 2 * distance(plain[1][0], exact[1][0]) + 1e-3
+
+
+def test_the_host_never_waits():
+    given = case(512, 5003, hidden=64, teacher_hidden=(64,)).to(torch.bfloat16, "cuda")
+    terms = [Soft(2.0), Hard()]
+    ours(given, terms)  # compiles
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        ours(given, terms)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_memory_is_the_workspace_and_the_gradients(configure):
+    rows, width, vocabulary, mib = 8192, 64, 30522, 64
+    configure(workspace_mib=mib)
+    given = Case(
+        Projection(*(torch.randn(n, width, device="cuda").bfloat16() for n in (rows, vocabulary))),
+        [Projection(*(torch.randn(n, width, device="cuda").bfloat16() for n in (rows, vocabulary)))],
+        torch.randint(0, vocabulary, (rows,), device="cuda"),
+        torch.ones(2, rows, device="cuda") / rows,
+    )
+
+    def fn(student):
+        return head_losses(student, [Soft(2.0), Hard()], given.coefficients, given.labels, given.teachers)[0]
+
+    gradients(fn, given.student)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    gradients(fn, given.student)
+    sums = 2 * 4 * width * (rows + vocabulary) + 4 * 2 * width * (
+        rows + vocabulary
+    )  # fp32 sums, bf16 copies and results
+    assert torch.cuda.max_memory_allocated() - before <= mib * 2**20 + sums + 8 * 2**20
+
+
+def test_more_than_2_to_the_31_logits():
+    """Rows past 2^31 values: an int32 offset would wrap around silently."""
+    from megadistill.kernels.head_losses import rows_triton
+
+    rows, vocabulary = 14_400, 151_936
+    z = torch.empty(rows, vocabulary, device="cuda", dtype=torch.bfloat16)
+    z[-1] = torch.randn(vocabulary, device="cuda")
+    last = z[-1].double()
+    labels = torch.full((rows,), 7, device="cuda")
+    z[:-1] = 0
+    losses = torch.empty(1, rows, device="cuda")
+    ones = torch.ones(1, rows, device="cuda")
+    rows_triton.rows(z, None, None, None, labels, None, ones, "hard:0.0", False, losses, z)
+    assert distance(losses[0, -1], -last.log_softmax(-1)[7]) < 1e-5
+    gradient = last.softmax(-1)
+    gradient[7] -= 1
+    assert distance(z[-1], gradient) < 5e-3

@@ -1,0 +1,330 @@
+"""How fast is the head loss, in how much memory, beside plain PyTorch and its peers?
+
+    python tools/bench_head.py [--device cpu|cuda] [--json] [--rounds 5] [--peers FOLDER]
+
+Every implementation computes the same thing on the same inputs: 4 KL(teacher || student) at T = 2 plus the labels'
+cross-entropy, means over rows, and the gradients of the student's hidden states and head. The gradients are compared
+with fp64 ones before anything is timed; one that is wrong is not timed. Implementations take turns, so that what else
+the machine does meets all of them. Memory is the peak beyond inputs and gradients.
+
+Peers: `pip install megadistill[peers]`, or `--peers FOLDER` with them (`pip install --no-deps --target FOLDER ...`).
+`--json` prints one object in the last line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import importlib.util
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from megadistill.kernels import dispatch
+from megadistill.kernels.head_losses import Hard, Projection, Soft, head_losses
+
+T = 2.0
+FLOPS = 790e12  # bf16 products per second that cuBLAS reaches on an H200 with random values; the floor is counted at it
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+CASES = {
+    "cpu": [(1024, 256, 384, 30522)],
+    "cuda": [(8192, 768, 768, 30522), (8192, 768, 1024, 50257), (8192, 1024, 2048, 128256), (8192, 2048, 4096, 128256)],
+}
+
+
+@dataclass
+class Inputs:
+    """N rows; heads without bias, which not every peer has."""
+
+    hidden: Tensor
+    weight: Tensor
+    teacher_hidden: Tensor
+    teacher_weight: Tensor
+    labels: Tensor
+
+    def rows(self, keep: Tensor) -> Inputs:
+        return Inputs(self.hidden[keep], self.weight, self.teacher_hidden[keep], self.teacher_weight, self.labels[keep])
+
+    def leaves(self) -> tuple[Tensor, Tensor]:
+        return self.hidden.detach().requires_grad_(), self.weight.detach().requires_grad_()
+
+
+Loss = Callable[[Tensor, Tensor, Inputs], Tensor]
+
+
+def make(shape: tuple[int, int, int, int], device: str) -> Inputs:
+    rows, width, teacher_width, vocabulary = shape
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    draw = torch.Generator(device).manual_seed(0)
+
+    def normal(*size: int, scale: float = 1.0) -> Tensor:
+        return (scale * torch.randn(*size, generator=draw, device=device)).to(dtype)
+
+    return Inputs(
+        normal(rows, width),
+        normal(vocabulary, width, scale=3 * width**-0.5),
+        normal(rows, teacher_width),
+        normal(vocabulary, teacher_width, scale=3 * teacher_width**-0.5),
+        torch.randint(0, vocabulary, (rows,), generator=draw, device=device),
+    )
+
+
+def ours(hidden: Tensor, weight: Tensor, given: Inputs) -> Tensor:
+    rows = len(hidden)
+    coefficients = torch.full((2, rows), 1 / rows, device=hidden.device)
+    teacher = Projection(given.teacher_hidden, given.teacher_weight)
+    return head_losses(Projection(hidden, weight), [Soft(T), Hard()], coefficients, given.labels, [teacher])[0]
+
+
+def ours_eager_rows(hidden: Tensor, weight: Tensor, given: Inputs) -> Tensor:
+    before = dispatch.configure(rows="eager")
+    try:
+        return ours(hidden, weight, given)
+    finally:
+        dispatch.configure(**vars(before))
+
+
+def plain(hidden: Tensor, weight: Tensor, given: Inputs) -> Tensor:
+    z = (hidden @ weight.T).float()
+    u = (given.teacher_hidden @ given.teacher_weight.T).float()
+    soft = functional.kl_div((z / T).log_softmax(-1), (u / T).softmax(-1), reduction="batchmean")
+    return T * T * soft + functional.cross_entropy(z, given.labels)
+
+
+def torchtune(chunks: int = 8) -> Loss:
+    """Its two files are plain PyTorch; the package around them wants other versions of other packages."""
+
+    def load(name: str) -> Any:
+        folder = importlib.util.find_spec("torchtune").submodule_search_locations[0]
+        spec = importlib.util.spec_from_file_location(name, Path(folder) / "modules" / "loss" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    kl = load("kd_losses").ForwardKLWithChunkedOutputLoss(chunks)
+    ce = load("ce_chunked_output_loss").CEWithChunkedOutputLoss(chunks)
+    kl.fkl_loss.forward = torch.compile(kl.fkl_loss.forward)  # as its recipe does
+    ce.compute_cross_entropy = torch.compile(ce.compute_cross_entropy)
+
+    def loss(hidden: Tensor, weight: Tensor, given: Inputs) -> Tensor:
+        z = [part @ weight.T for part in hidden.unsqueeze(0).chunk(chunks, 1)]
+        with torch.no_grad():
+            u = [part @ given.teacher_weight.T for part in given.teacher_hidden.unsqueeze(0).chunk(chunks, 1)]
+        labels = given.labels.unsqueeze(0)
+        return T * T * kl([p / T for p in z], [p / T for p in u], labels) + ce(z, labels)  # without p's own entropy
+
+    return loss
+
+
+def liger(compiled: bool) -> Loss:
+    """beta = 0 is forward KL; its loss lacks T^2, so the weight has it."""
+    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+
+    module = LigerFusedLinearJSDLoss(1.0, T * T, beta=0.0, temperature=T, compiled=compiled, chunk_size=128)
+
+    def loss(hidden: Tensor, weight: Tensor, given: Inputs) -> Tensor:
+        return module(hidden, weight, given.teacher_hidden, given.teacher_weight, given.labels)
+
+    return loss
+
+
+def implementations(device: str) -> tuple[dict[str, Loss], dict[str, str]]:
+    """What can run here, and why the others cannot."""
+    found: dict[str, Loss] = {"ours": ours, "eager": plain}
+    if device == "cpu":
+        found["ours, eager rows"] = ours_eager_rows
+    absent: dict[str, str] = {}
+    makers: dict[str, Callable[[], Loss]] = {
+        "torch.compile": lambda: torch.compile(plain),
+        "torchtune": torchtune,
+        "liger chunked": lambda: liger(compiled=device == "cuda"),
+    }
+    for name, maker in makers.items():
+        try:
+            found[name] = maker()
+        except Exception as error:  # a peer that is absent or broken must not stop the others
+            absent[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+    return found, absent
+
+
+def gradients(loss: Loss, given: Inputs) -> list[Tensor]:
+    hidden, weight = given.leaves()
+    return list(torch.autograd.grad(loss(hidden, weight, given), (hidden, weight)))
+
+
+def exact(given: Inputs) -> list[Tensor]:
+    """fp64 gradients, some rows at a time."""
+    hidden, weight = (t.detach().double() for t in (given.hidden, given.weight))
+    dx, dw = torch.empty_like(hidden), torch.zeros_like(weight)
+    for start in range(0, len(hidden), 256):
+        part = slice(start, start + 256)
+        z = hidden[part] @ weight.T
+        u = given.teacher_hidden[part].double() @ given.teacher_weight.double().T
+        g = T * ((z / T).softmax(-1) - (u / T).softmax(-1)) + z.softmax(-1)
+        g[torch.arange(len(g)), given.labels[part]] -= 1
+        g /= len(hidden)
+        dx[part] = g @ weight
+        dw.addmm_(g.T, hidden[part])
+    return [dx, dw]
+
+
+def error(found: list[Tensor], wanted: list[Tensor]) -> float:
+    return max(float((f.double() - w).norm() / w.norm()) for f, w in zip(found, wanted, strict=True))
+
+
+def seconds(loss: Loss, given: Inputs) -> float:
+    if given.hidden.is_cuda:
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        gradients(loss, given)
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / 1000
+    begun = time.perf_counter()
+    gradients(loss, given)
+    return time.perf_counter() - begun
+
+
+def extra_bytes(loss: Loss, given: Inputs) -> int:
+    """Peak memory of one call beyond what was there before and the gradients it returns."""
+    kept = sum(t.numel() * t.element_size() for t in given.leaves())
+    if given.hidden.is_cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        gradients(loss, given)
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before - kept
+    ctypes.CDLL(None).malloc_trim(0)  # give back what earlier calls left, or this one would take it unseen
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts at what is resident now
+    before = _resident("VmRSS")
+    gradients(loss, given)
+    return _resident("VmHWM") - before - kept
+
+
+def _resident(field: str) -> int:
+    line = next(li for li in Path("/proc/self/status").read_text().splitlines() if li.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def measure(
+    given: Inputs, losses: dict[str, Loss], rounds: int, floor: float | None
+) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """Median milliseconds, extra bytes and gradient error of each; and who was left out."""
+    wanted, result, refused = exact(given), {}, {}
+    for name, loss in list(losses.items()):
+        try:
+            wrong = error(gradients(loss, given), wanted)
+        except Exception as problem:
+            refused[name] = f"{type(problem).__name__}: {problem}".splitlines()[0]
+            continue
+        if not wrong <= TOLERANCE[given.hidden.dtype]:
+            refused[name] = f"its gradients are off by {wrong:.1e}"
+            continue
+        result[name] = {"gradient_error": wrong}
+    del wanted
+    times: dict[str, list[float]] = {name: [] for name in result}
+    for name in result:
+        seconds(losses[name], given)
+        result[name]["extra_bytes"] = float(extra_bytes(losses[name], given))
+    for _ in range(rounds):
+        for name in result:
+            times[name].append(seconds(losses[name], given))
+    for name, values in times.items():
+        result[name]["milliseconds"] = 1000 * statistics.median(values)
+        if floor is not None:
+            result[name]["percent_of_floor"] = 100 * floor / statistics.median(values)
+    return result, refused
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", action="store_true", help="one JSON object in the last line")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peers", help="a folder that holds the peers")
+    parser.add_argument("--threads", type=int, help="CPU threads; all by default")
+    options = parser.parse_args()
+    if options.peers:
+        sys.path.append(options.peers)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    found, absent = implementations(options.device)
+    cases, ratios = [], {}
+    for shape in CASES[options.device]:
+        n, h, ht, v = shape
+        given = make(shape, options.device)
+        floor = (6 * h + 2 * ht) * n * v / FLOPS if options.device == "cuda" else None
+        result, refused = measure(given, found, options.rounds, floor)
+        absent |= refused
+        cases.append({"rows": n, "hidden": h, "teacher_hidden": ht, "vocabulary": v, "implementations": result})
+        _show(cases[-1], "all rows")
+        if options.device == "cpu":
+            keep = torch.rand(n, generator=torch.Generator().manual_seed(1)) < 0.15
+            masked, _ = measure(given.rows(keep), {"ours": ours}, options.rounds, None)
+            cases.append({**cases[-1], "rows": int(keep.sum()), "implementations": masked})
+            _show(cases[-1], "15 % of the rows, as in masked language modelling")
+            ratios = _ratios(result, masked)
+        torch._dynamo.reset()
+    for name, reason in absent.items():
+        print(f"not measured: {name} ({reason})")
+    if options.json:
+        print(json.dumps({"device": _device(options.device), "versions": _versions(), "cases": cases,
+                          "not_measured": absent, "ratios": ratios}))  # fmt: skip
+
+
+def _ratios(result: dict[str, dict[str, float]], masked: dict[str, dict[str, float]]) -> dict[str, float]:
+    peers = [values for name, values in result.items() if not name.startswith(("ours", "eager"))]
+    mine, eager = result["ours"], result["eager"]
+    ratios = {
+        "time_vs_eager": mine["milliseconds"] / eager["milliseconds"],
+        "memory_vs_eager": mine["extra_bytes"] / eager["extra_bytes"],
+        "masked_time_vs_eager": masked["ours"]["milliseconds"] / eager["milliseconds"],
+    }
+    if peers:
+        ratios["time_vs_best_peer"] = mine["milliseconds"] / min(p["milliseconds"] for p in peers)
+        ratios["memory_vs_best_peer"] = mine["extra_bytes"] / min(p["extra_bytes"] for p in peers)
+    return {name: round(value, 3) for name, value in ratios.items()}
+
+
+def _show(case: dict[str, Any], what: str) -> None:
+    print(f"\n{case['rows']} x {case['hidden']}/{case['teacher_hidden']} x {case['vocabulary']}, {what}")
+    for name, values in case["implementations"].items():
+        floor = f"{values['percent_of_floor']:6.1f} % of the floor" if "percent_of_floor" in values else ""
+        print(
+            f"  {name:<18}{values['milliseconds']:10.2f} ms {values['extra_bytes'] / 2**20:10.1f} MiB"
+            f"   error {values['gradient_error']:.1e} {floor}"
+        )
+
+
+def _device(kind: str) -> str:
+    if kind == "cuda":
+        return torch.cuda.get_device_name()
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    name = next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.machine())
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def _versions() -> dict[str, str]:
+    versions = {"torch": torch.__version__, "python": platform.python_version()}
+    for package in ("triton", "liger-kernel", "torchtune"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# What holds, and how fast, on a GPU? `bash tools/gpu_suite.sh [FOLDER]` runs the kernels' tests natively, then the
+# benchmarks, in under 9 minutes on one GPU, and leaves machine-readable results in FOLDER (default: tools/results/gpu).
+# It needs Python with torch 2.11, triton 3.6 and pytest only: no deepspeed, no pydantic. PEERS names a folder with the
+# benchmark's peers, if there is one. Exits 1 if a part failed; the other parts run all the same.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+results=${1:-tools/results/gpu}
+python=${PYTHON:-python3}
+mkdir -p "$results"
+export PYTHONPATH=$PWD PYTHONUNBUFFERED=1
+failed=0
+
+part() { # NAME SECONDS COMMAND...: its output goes to NAME.log, and its JSON line, if it ends in one, to NAME.json
+    local name=$1 limit=$2 started=$SECONDS
+    shift 2
+    echo "== $name (at most $limit s)"
+    timeout "$limit" "$@" 2>&1 | tee "$results/$name.log"
+    local code=${PIPESTATUS[0]}
+    if tail -n 1 "$results/$name.log" | "$python" -m json.tool --compact >"$results/$name.json" 2>/dev/null; then
+        :
+    else
+        rm -f "$results/$name.json"
+    fi
+    echo "{\"part\": \"$name\", \"exit_code\": $code, \"seconds\": $((SECONDS - started))}" >>"$results/parts.jsonl"
+    ((code == 0)) || failed=1
+}
+
+rm -f "$results/parts.jsonl"
+part machine 30 "$python" - <<'PYTHON'
+import json, platform, subprocess, sys
+import torch
+
+if not torch.cuda.is_available():
+    sys.exit("no CUDA device: this suite measures one")
+import triton
+
+driver = subprocess.run(
+    ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True
+).stdout.split("\n")[0]
+print(json.dumps({"gpu": torch.cuda.get_device_name(), "driver": driver, "torch": torch.__version__,
+                  "cuda": torch.version.cuda, "triton": triton.__version__, "python": platform.python_version()}))
+PYTHON
+((failed == 0)) || exit 1
+part tests 180 "$python" -m pytest -q -p no:cacheprovider tests/kernels --junitxml "$results/tests.xml"
+part bench_head 210 "$python" tools/bench_head.py --device cuda --json ${PEERS:+--peers "$PEERS"}
+part bench_rows 90 "$python" tools/bench_rows.py --json
+cat "$results/parts.jsonl"
+exit "$failed"
