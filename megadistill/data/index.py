@@ -33,7 +33,8 @@ class Shard:
     part: int
     """Its number among that task's."""
     rows: int
-    bytes: int
+    size: int
+    """Bytes."""
     sha256: bytes
     checksums: NDArray[np.uint64]
     """[members] xxh3 of each member's tokens and segments."""
@@ -114,7 +115,7 @@ def write_index(
         "first_row": np.cumsum([0, *(shard.rows for shard in shards)]),
         "first_member": np.cumsum([0, *members]),
         "checksum": np.concatenate([np.empty(0, np.uint64), *(shard.checksums for shard in shards)]),
-        "bytes": [shard.bytes for shard in shards],
+        "bytes": [shard.size for shard in shards],
         "sha256": np.frombuffer(b"".join(shard.sha256 for shard in shards), np.uint8),
         "task": [shard.task for shard in shards],
         "part": [shard.part for shard in shards],
@@ -129,7 +130,7 @@ def write_index(
         "shards": len(shards),
         "members": sum(members),
         "rows_per_member": rows_per_member,
-        "bytes": sum(shard.bytes for shard in shards),
+        "bytes": sum(shard.size for shard in shards),
         "table_sha256": sha256_file(folder / TABLE),
         **about,
     }

@@ -35,7 +35,8 @@ class Phase:
         """(pool, how many rows that pool gave before) of each draw [n]."""
         periods, within = np.divmod(draws - self.start, len(self.schedule))
         index = self.schedule[within]
-        return self.pools[index], self.base[index] + periods * self.weights[index] + self.ranks[within]
+        drawn: I64 = self.base[index] + periods * self.weights[index] + self.ranks[within]
+        return self.pools[index], drawn
 
 
 def mixture(weights: Sequence[float], limits: Sequence[int | None] | None = None) -> tuple[list[Phase], int | None]:

@@ -88,9 +88,7 @@ def pack_task(
     with atomic_write(note, "wb") as handle:
         np.savez_compressed(
             handle,
-            shards=np.array([[s.part, s.rows, s.bytes, len(s.checksums)] for s in made.shards], np.int64).reshape(
-                -1, 4
-            ),
+            shards=np.array([[s.part, s.rows, s.size, len(s.checksums)] for s in made.shards], np.int64).reshape(-1, 4),
             sha256=np.frombuffer(b"".join(s.sha256 for s in made.shards), np.uint8),
             checksums=np.concatenate([np.empty(0, np.uint64), *(s.checksums for s in made.shards)]),
             documents=made.documents,

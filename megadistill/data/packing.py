@@ -166,7 +166,8 @@ def pairs(documents: Documents, length: int, frame: Frame) -> Iterator[Rows]:
     for document in documents:
         ids = np.asarray(document).astype(np.int64)
         is_end = np.isin(ids, ends)
-        rows, start = [], 0
+        rows: list[tuple[NDArray[np.int64], NDArray[np.uint16]]] = []
+        start = 0
         while len(ids) - start >= shortest:
             draws = _draws(ids[start : start + room], len(rows))
             most = room if draws[0] >= SHORT_PAIRS else shortest + int(draws[1] * (room - shortest + 1))

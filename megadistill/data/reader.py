@@ -93,14 +93,14 @@ class Shards:
     def __len__(self) -> int:
         return self.index.rows
 
-    def rows(self, indices: I64) -> tuple[I64, I64]:
-        """Tokens and segments, both [n, length] int64, of the given rows [n] in their order.
+    def rows(self, indices: I64) -> tuple[NDArray[Any], NDArray[np.uint16]]:
+        """Tokens (uint16 or uint32, as stored) and segments, both [n, length], of the given rows [n] in their order.
 
         Raises:
             UserError: a row is missing or damaged, and is not to be quarantined.
         """
         shape = (len(indices), self.index.sequence_length)
-        tokens, segments = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.int64)
+        tokens, segments = np.empty(shape, dtype=self.index.dtype), np.empty(shape, dtype=np.uint16)
         shards = self.shards_of(indices)
         turn = np.argsort(shards, kind="stable")
         cuts = np.flatnonzero(np.diff(shards[turn])) + 1
@@ -127,7 +127,7 @@ class Shards:
 
     # ------------------------------------------------------------------ reading
 
-    def _gather(self, shard: int, local: I64, places: I64, tokens: I64, segments: I64) -> None:
+    def _gather(self, shard: int, local: I64, places: I64, tokens: NDArray[Any], segments: NDArray[Any]) -> None:
         member, row = np.divmod(local, self.index.rows_per_member)
         first = int(self.table.first_member[shard])
         opened = self._open(shard)
@@ -273,7 +273,7 @@ class Shards:
             shard, _, member = path.stem.partition("-")
             self._mark(int(shard), int(member))
 
-    def _fill(self, places: I64, tokens: I64, segments: I64) -> None:
+    def _fill(self, places: I64, tokens: NDArray[Any], segments: NDArray[Any]) -> None:
         ids = self.index.special_ids
         pad = next((i for i in (ids.get("pad"), ids.get("sep")) if i is not None), 0)
         tokens[places], segments[places] = pad, 0

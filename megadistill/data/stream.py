@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,9 @@ from megadistill.data.tokenization import load_tokenizer
 
 COUNTS = "token_counts.npy"
 """Beside a corpus's train folder: [vocabulary] int64, how often each id occurs in its training rows."""
+
+LOCATED_AT_ONCE = 4096
+"""Rows whose places are worked out together, where steps are small."""
 
 I64 = NDArray[np.int64]
 
@@ -134,6 +138,7 @@ class Stream:
         assert all(size % (micro_size * world.size) == 0 for size in (global_size, *(s for _, s in sizes)))
         self.world, self.global_size, self.micro_size, self.seed = world, global_size, micro_size, seed
         self.sizes = BatchSizes(global_size, sizes)
+        self._located = lru_cache(maxsize=4)(self._locate)
         self.staging = config.read.staging
         self.part = Part(config, "train")
         rows = [len(shards) for shards in self.part.shards]
@@ -167,10 +172,20 @@ class Stream:
 
     def places(self, step: int) -> Places:
         """Where the rows of this rank's part of a step are, in its order."""
-        start, size = self.sizes.span(step)
-        positions = start + np.arange(size, dtype=np.int64)
-        mine = positions.reshape(-1, self.world.size, self.micro_size)[:, self.world.rank]
-        return self.order.locate(mine.reshape(-1))
+        endless = self.order.length is None  # else the steps behind this one may be beyond the end
+        at_once = max(1, LOCATED_AT_ONCE * self.world.size // self.global_size) if endless else 1
+        return self._located(step - step % at_once, at_once)[step % at_once]
+
+    def _locate(self, first: int, number: int) -> list[Places]:
+        """The places of so many steps: small steps are located together, which costs little more than one."""
+        mine = []
+        for step in range(first, first + number):
+            start, size = self.sizes.span(step)
+            positions = start + np.arange(size, dtype=np.int64)
+            mine.append(positions.reshape(-1, self.world.size, self.micro_size)[:, self.world.rank].reshape(-1))
+        cuts = np.cumsum([len(positions) for positions in mine])[:-1]
+        located = self.order.locate(np.concatenate(mine))
+        return [Places(*parts) for parts in zip(*(np.split(field, cuts) for field in located), strict=True)]
 
     def window(self, start_step: int, end_step: int) -> tuple[int, int]:
         """The draws that steps [start_step, end_step) stand on: what to add to `skips` to leave them out."""

@@ -42,6 +42,8 @@ class RunFacts:
     journal: list[Row]
     evaluation: dict[str, Row]
     """By task: its numbers."""
+    corpora: list[Row]
+    """What `prepare` tells of each corpus, where its shards are still there."""
 
     def series(self, metric: str) -> Points:
         """(step, value) in order of steps; a step repeated after a resume counts as it was last written."""
@@ -80,16 +82,18 @@ def collect(path: Path) -> RunFacts:
     identity = _json(path / "run.json")
     if not identity:
         raise UserError(f"{path} is no run directory", "it holds no run.json", "name a folder that `train` has written")
+    config = _yaml(path / "config.resolved.yaml")
     return RunFacts(
         path=path,
         name=identity.get("name", path.name),
         identity=identity,
         status=_json(path / "STATUS"),
-        config=_yaml(path / "config.resolved.yaml"),
+        config=config,
         environment=_json(path / "environment.json"),
         metrics=read_lines(path / "metrics.jsonl"),
         journal=read_lines(path / "journal.jsonl"),
         evaluation={file.stem: _json(file) for file in sorted((path / "evaluation").glob("*.json"))},
+        corpora=_corpora(config.get("data") or {}),
     )
 
 
@@ -162,6 +166,12 @@ def _anywhere(run: RunFacts, key: str) -> float | None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _corpora(data: Row) -> list[Row]:
+    folder = Path(data.get("dir") or "")
+    found = (_json(folder / str(corpus.get("name")) / "stats.json") for corpus in data.get("corpora") or [])
+    return [stats for stats in found if "train" in stats]
 
 
 def _json(path: Path) -> Row:

@@ -58,6 +58,7 @@ def _run(run: RunFacts, index: int) -> dict[str, Any]:
         "state": run.status.get("state", "unknown"),
         "facts": _facts(run),
         "warnings": warnings(run),
+        "corpora": [_corpus(stats) for stats in run.corpora],
         "events": [_event(row) for row in run.journal],
         "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
     }
@@ -83,6 +84,26 @@ def _facts(run: RunFacts) -> dict[str, str]:
         "attempts": str(len({row.get("attempt") for row in run.journal} - {None}) or ""),
     }
     return {name: text for name, text in found.items() if text}
+
+
+def _corpus(stats: dict[str, Any]) -> dict[str, Any]:
+    """What a reader wants to know of a prepared corpus; `lengths` has the height of each bar in percent."""
+    train, lengths = stats["train"], stats.get("document_lengths") or {}
+    most = max(lengths.values(), default=1)
+    return {
+        "cells": {
+            "corpus": stats.get("name", ""),
+            "documents": f"{stats.get('documents', 0):,}",
+            "duplicates": f"{stats.get('duplicates', 0):,}",
+            "near duplicates": f"{stats.get('near_duplicates', 0):,}",
+            "contaminated": f"{stats.get('contaminated', 0):,}",
+            "training tokens": f"{train['tokens']:,}",
+            "training rows": f"{train['rows']:,}",
+            "padding": f"{train['padding_share']:.1%}",
+            "unknown tokens": f"{stats.get('unknown_share', 0):.2%}",
+        },
+        "lengths": [(name, f"{count:,}", round(100 * count / most)) for name, count in lengths.items()],
+    }
 
 
 def _one_line(section: dict[str, Any]) -> str:

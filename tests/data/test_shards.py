@@ -57,7 +57,7 @@ def test_rows_are_read_back_in_any_order(tmp_path, rows):
     opened = Shards(tmp_path)
     chosen = np.random.default_rng(1).integers(0, 1100, 500)
     tokens, segments = opened.rows(chosen)
-    assert tokens.dtype == segments.dtype == np.int64
+    assert tokens.dtype == segments.dtype == np.uint16
     assert np.array_equal(tokens, rows[0][chosen])
     assert np.array_equal(segments, rows[1][chosen])
     assert verify(tmp_path) == []

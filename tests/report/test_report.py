@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -27,6 +28,21 @@ def test_a_page_holds_everything_and_loads_nothing(tmp_path: Path) -> None:
     ):
         assert text in page
     assert "A CPU &lt;with&gt; 2 cores" in page  # escaped
+
+
+def test_what_prepare_counted_is_shown_where_the_shards_are(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "distilled")
+    config = json.loads((run / "config.resolved.yaml").read_text())
+    config["data"] = {"dir": str(tmp_path / "shards"), "corpora": [{"name": "wiki"}, {"name": "gone"}]}
+    (run / "config.resolved.yaml").write_text(json.dumps(config))
+    assert "contaminated" not in report([run]).read_text()
+    (tmp_path / "shards" / "wiki").mkdir(parents=True)
+    train = {"documents": 10, "tokens": 123_456, "rows": 1000, "padding_share": 0.0312}
+    stats = {"name": "wiki", "documents": 11, "contaminated": 7, "document_lengths": {"8-15": 4, "16-31": 8}}
+    (tmp_path / "shards" / "wiki" / "stats.json").write_text(json.dumps(stats | {"train": train}))
+    page = report([run]).read_text()
+    for text in ("Data (1 corpora)", "123,456", "3.1%", '<td class="n">7</td>', "16-31 tokens: 8"):
+        assert text in page
 
 
 def test_several_runs_stand_side_by_side_next_to_each_other_on_disk(tmp_path: Path) -> None:

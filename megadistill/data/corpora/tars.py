@@ -68,7 +68,7 @@ def _members(source: Source) -> Iterator[tuple[str, bytes]]:
                 for entry in tar:
                     if entry.isfile() and (handle := tar.extractfile(entry)) is not None:
                         yield entry.name, handle.read()
-                    tar.members = []  # else it remembers every one
+                    tar.members.clear()  # type: ignore[attr-defined]  # else it remembers every one
                 end = tar.offset
             stream.seek(end)
             block = stream.read(tarfile.BLOCKSIZE)

@@ -1,0 +1,242 @@
+"""How fast data is prepared and read, as ratios against the field's libraries in one run on the same rows.
+
+    python tools/bench_data.py --json     (real Wikipedia where MEGADISTILL_DATA names it, else made-up text)
+    python tools/bench_data.py --json --megabytes 4 --rows 4000 --repeats 1      (a quick look)
+
+- prepare_vs_encode_batch: seconds of `prepare` over seconds of the tokenizer's own `encode_batch` on the same text with
+  as many cores; processes are started, hashes and shards written within the time.
+- read_vs_webdataset: rows/s of shuffled reading over webdataset's with one-row members, its shuffle buffer and a
+  DataLoader.
+- read_vs_datasets: the same over `datasets` streaming from parquet with its shuffle buffer.
+- sequential_vs_webdataset: rows/s in order over plain webdataset on the same shards, both decoding to arrays.
+- resume_far_vs_near: seconds to the first batch of a reader that starts at row 10^8 over one that starts at row 10.
+
+Every figure is the best of `--repeats` turns, the contestants taking turns, so that a busy machine slows them alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megadistill.core.dist import World
+from megadistill.data.config import DataConfig
+from megadistill.data.prepare import prepare
+from megadistill.data.reader import Shards
+from megadistill.data.stream import Stream
+from megadistill.data.tokenization import load_tokenizer
+from megadistill.data.workers import cores
+
+BUFFER = 1000
+"""Rows in the shuffle buffers of the others; webdataset's and datasets' documentation use as many."""
+
+BATCH = 64
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=float, default=40.0, help="text to prepare")
+    parser.add_argument("--rows", type=int, default=100_000, help="rows to read in each turn")
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2, help="of the others' DataLoader")
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        found: dict[str, float] = {}
+        found |= preparing(folder, options.megabytes, options.length, options.repeats)
+        config = config_of(folder, options.megabytes, options.length)
+        found |= reading(folder, config, options)
+    for name, value in found.items():
+        print(f"{name:>28}: {value:,.4g}")
+    names = ("prepare_vs_encode_batch", "read_vs_webdataset", "read_vs_datasets", "sequential_vs_webdataset")
+    ratios = {name: round(found[name], 3) for name in (*names, "resume_far_vs_near")}
+    if options.json:
+        print(json.dumps({"ratios": ratios, "figures": found, "options": vars(options), "cores": cores()}))
+
+
+def best(repeats: int, *turns: Callable[[], float]) -> list[float]:
+    """The least seconds of each contestant, taking turns."""
+    times = [[turn() for turn in turns] for _ in range(repeats)]
+    return [min(column) for column in zip(*times, strict=True)]
+
+
+def timed(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+# ------------------------------------------------------------------------------------------ prepare
+
+
+def config_of(folder: Path, megabytes: float, length: int) -> DataConfig:
+    data = os.environ.get("MEGADISTILL_DATA")
+    tokenizer = "megadistill/assets/quickstart_teacher"
+    corpus: dict[str, Any] = {"kind": "synthetic", "num_documents": max(1, int(megabytes * 1e6 / 1400))}
+    if data:
+        tokenizer = f"{data}/tokenizers/bert-base-uncased"
+        files = sorted(map(str, (Path(data) / "wikipedia").glob("*.parquet")))
+        corpus = {"kind": "parquet", "files": files[: max(1, round(megabytes / 10))]}
+    values = {"dir": folder / "shards", "tokenizer": tokenizer, "sequence_length": length, "corpora": [corpus]}
+    return DataConfig.model_validate(values)
+
+
+def preparing(folder: Path, megabytes: float, length: int, repeats: int) -> dict[str, float]:
+    config = config_of(folder, megabytes, length)
+    corpus = config.corpora[0]
+    texts = [text for source in corpus.sources() for text in corpus.read(source)]
+    backend = load_tokenizer(config.tokenizer).backend
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+
+    def ours() -> float:
+        for path in config.dir.rglob(f"{corpus.name}/stats.json"):
+            path.unlink()  # else it is prepared already
+        return timed(lambda: prepare(config, lambda line: None))
+
+    def theirs() -> float:
+        return timed(lambda: [e.ids for e in backend.encode_batch(texts, add_special_tokens=False)])
+
+    mine, its = best(repeats, ours, theirs)
+    size = sum(map(len, texts)) / 1e6
+    return {"prepare_mb_per_s": size / mine, "encode_batch_mb_per_s": size / its, "prepare_vs_encode_batch": mine / its}
+
+
+# ------------------------------------------------------------------------------------------ read
+
+
+def reading(folder: Path, config: DataConfig, options: argparse.Namespace) -> dict[str, float]:
+    part = config.dir / config.corpora[0].name / "train"
+    shards = Shards(part)
+    number = min(options.rows, len(shards))
+    one_row, parquet = folder / "one-row", folder / "rows.parquet"
+    write_one_row_members(shards, number, one_row)
+    write_parquet(shards, number, parquet)
+    tars = [str(path) for path in sorted(part.glob("*.tar"))]
+    stream = Stream(config, World(), BATCH, BATCH, 0)
+
+    def ours() -> float:
+        def read() -> None:
+            for step in range(number // BATCH):
+                places = stream.places(step)
+                shards_of(stream).rows(places.row)
+
+        return timed(read)
+
+    def theirs() -> float:
+        return timed(lambda: drain(webdataset_loader(one_row, options.workers), number // BATCH))
+
+    def hugging_face() -> float:
+        return timed(lambda: drain(datasets_loader(parquet, options.workers), number // BATCH))
+
+    def in_order() -> float:
+        opened = Shards(part)
+        starts = range(0, number, 1024)
+        return timed(lambda: [opened.rows(np.arange(start, min(start + 1024, number))) for start in starts])
+
+    def plain() -> float:
+        return timed(lambda: drain(plain_webdataset(tars), -(-number // 256)))
+
+    shuffled, wds, hf, sequential, plain_wds = best(options.repeats, ours, theirs, hugging_face, in_order, plain)
+    far, near = best(options.repeats * 3, lambda: first_batch(config, 10**8), lambda: first_batch(config, 10))
+    rows = number // BATCH * BATCH
+    return {
+        "rows": number,
+        "read_rows_per_s": rows / shuffled,
+        "webdataset_rows_per_s": rows / wds,
+        "datasets_rows_per_s": rows / hf,
+        "sequential_rows_per_s": number / sequential,
+        "plain_webdataset_rows_per_s": number / plain_wds,
+        "resume_far_seconds": far,
+        "resume_near_seconds": near,
+        "read_vs_webdataset": wds / shuffled,
+        "read_vs_datasets": hf / shuffled,
+        "sequential_vs_webdataset": plain_wds / sequential,
+        "resume_far_vs_near": far / near,
+    }
+
+
+def shards_of(stream: Stream) -> Shards:
+    return stream.part.shards[0]
+
+
+def first_batch(config: DataConfig, row: int) -> float:
+    return timed(lambda: Stream(config, World(), BATCH, BATCH, 0).take(row // BATCH))
+
+
+def drain(batches: Iterable[Any], number: int) -> None:
+    for _ in islice(batches, number):
+        pass
+
+
+def write_one_row_members(shards: Shards, number: int, folder: Path) -> None:
+    """The rows as webdataset users store samples: one a key, in tars of 2,000."""
+    import webdataset
+
+    folder.mkdir()
+    with webdataset.ShardWriter(str(folder / "%05d.tar"), maxcount=2000, verbose=0) as writer:
+        for start in range(0, number, 1000):
+            chosen = np.arange(start, min(start + 1000, number))
+            for row, tokens, segments in zip(chosen, *shards.rows(chosen), strict=True):
+                members = {"tokens.npy": npy(tokens.astype(np.uint16)), "segments.npy": npy(segments.astype(np.uint16))}
+                writer.write({"__key__": f"{row:010d}", **members})
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def write_parquet(shards: Shards, number: int, path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tokens, segments = shards.rows(np.arange(number))
+    names = ("tokens", "segments")
+    columns = [pa.array(list(array.astype(np.uint16)), pa.list_(pa.uint16())) for array in (tokens, segments)]
+    pq.write_table(pa.table(dict(zip(names, columns, strict=True))), path, row_group_size=1000)
+
+
+def webdataset_loader(folder: Path, workers: int) -> Iterable[Any]:
+    import torch.utils.data
+    import webdataset
+
+    urls = [str(path) for path in sorted(folder.glob("*.tar"))]
+    data = webdataset.WebDataset(urls, shardshuffle=len(urls), seed=0, workersplitter=webdataset.split_by_worker)
+    data = data.shuffle(BUFFER).decode().to_tuple("tokens.npy", "segments.npy").batched(BATCH)
+    return torch.utils.data.DataLoader(data, batch_size=None, num_workers=min(workers, len(urls)))
+
+
+def datasets_loader(path: Path, workers: int) -> Iterable[Any]:
+    import datasets
+    import torch.utils.data
+
+    rows = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+    rows = rows.shuffle(seed=0, buffer_size=BUFFER).with_format("numpy")
+    return torch.utils.data.DataLoader(rows, batch_size=BATCH, num_workers=1 if workers else 0, collate_fn=stacked)
+
+
+def stacked(rows: Sequence[dict[str, np.ndarray]]) -> list[np.ndarray]:
+    return [np.stack([row[name] for row in rows]) for name in ("tokens", "segments")]
+
+
+def plain_webdataset(urls: list[str]) -> Iterable[Any]:
+    import webdataset
+
+    return webdataset.WebDataset(urls, shardshuffle=False).decode().to_tuple("tokens.npy", "segments.npy")
+
+
+if __name__ == "__main__":
+    main()
