@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from megadistill.core.errors import UserError
 from megadistill.core.types import Attention, Batch, Dims, Needs, Signals, Term
+from megadistill.kernels.attention_losses import score_mse
 from megadistill.objectives.base import Objective, wide
 from megadistill.objectives.layer_maps import Layers, layer_map, weights_of
-from megadistill.objectives.relations import by_rows
+
+SCORES = 1 << 24
+"""Scores of each model that `form: pairs` holds at once."""
 
 
 class AttentionMSE(Objective):
@@ -74,43 +78,50 @@ class _AttentionMSELoss:
         for (layer, theirs), weight in zip(self.pairs.items(), self.weights, strict=True):
             ours, goal = student.attention[layer], teacher.attention[theirs]
             sums = gram_squares if self.config.form == "gram" else pair_squares
-            total = total + weight * sums(ours, goal, batch.mask, mean_over_keys=not every).sum()
+            total = total + weight * sums(ours, goal, batch.mask, mean_over_keys=not every)
         if every:
             return Term(total / batch.mask.shape[1] ** 2, "sequences")
         return Term(total, "tokens")
 
 
 def pair_squares(ours: Attention, goal: Attention, mask: Tensor, mean_over_keys: bool) -> Tensor:
-    """[B]: squared differences of scores, mean over heads, mean or sum over seen keys, sum over attended queries."""
+    """[]: squared differences of scores, mean over heads, mean or sum over seen keys, sum over attended queries."""
 
     def squares(q: Tensor, k: Tensor, q_goal: Tensor, k_goal: Tensor, seen: Tensor) -> Tensor:
         difference = ours.scale * (q @ k.transpose(-1, -2)) - goal.scale * (q_goal @ k_goal.transpose(-1, -2))
         per_query = (difference * seen).square().sum(-1)
         if mean_over_keys:
             per_query = per_query / seen.sum(-1).clamp(min=1)
-        return per_query.mean(1).sum(-1)
+        return per_query.mean(1).sum()
 
     seen = ours.visible & goal.visible & mask[:, None, None, :] & mask[:, None, :, None]
-    return by_rows(squares, ours.query, _each_head(ours), goal.query, _each_head(goal), seen)
+    return _by_rows(squares, ours.query, _each_head(ours), goal.query, _each_head(goal), seen)
 
 
 def gram_squares(ours: Attention, goal: Attention, mask: Tensor, mean_over_keys: bool) -> Tensor:
-    """What `pair_squares` returns where all attended positions of a row see one another.
-
-    Sum_ij (q_i.k_j - p_i.r_j)^2 = <Q'Q, K'K> - 2 <Q'P, K'R> + <P'P, R'R>, with [d, d] products. The three cancel: in
-    fp32 the result loses about as many digits as the loss lies below the scores' own square.
-    """
-    inside = mask[:, None, :, None]
-    q, k = wide(ours.query) * ours.scale * inside, wide(_each_head(ours)) * inside
-    p, r = wide(goal.query) * goal.scale * inside, wide(_each_head(goal)) * inside
-
-    def inner(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-        return ((a.transpose(-1, -2) @ b) * (c.transpose(-1, -2) @ d)).sum((-1, -2)).mean(1)
-
-    total = inner(q, q, k, k) - 2 * inner(q, p, k, r) + inner(p, p, r, r)
-    return total / mask.sum(-1).clamp(min=1) if mean_over_keys else total
+    """[]: what `pair_squares` sums up to where all attended positions of a row see one another."""
+    q, p = ours.query, goal.query
+    if mean_over_keys:  # a row's squares divide by its number of keys if both models' queries divide by the root
+        share = mask.sum(-1).clamp(min=1).to(wide(q).dtype).rsqrt()[:, None, None, None]
+        q, p = wide(q) * share, wide(p) * share
+    total = score_mse(q, _each_head(ours), p, _each_head(goal), mask, (ours.scale, goal.scale))
+    return total / q.shape[1]
 
 
 def _each_head(attention: Attention) -> Tensor:
     """[B, A, L, D]: grouped keys repeated, so that every query head has its own."""
     return torch.repeat_interleave(attention.key, attention.query.shape[1] // attention.key.shape[1], dim=1)
+
+
+def _by_rows(fn: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """The sum of `fn(*tensors)` [] over pieces of the rows (first axis), each computed anew in the backward pass."""
+    num_rows, heads, length = tensors[0].shape[:3]
+    size = max(SCORES // (heads * length * length), 1)
+
+    def run(*parts: Tensor) -> Tensor:
+        return fn(*(wide(part) if part.is_floating_point() else part for part in parts))
+
+    pieces = ([t[start : start + size] for t in tensors] for start in range(0, num_rows, size))
+    return torch.stack(
+        [checkpoint(run, *parts, use_reentrant=False, preserve_rng_state=False) for parts in pieces]
+    ).sum()

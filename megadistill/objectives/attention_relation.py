@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from megadistill.core.errors import UserError
 from megadistill.core.types import Attention, Batch, Dims, Needs, Signals, Term
+from megadistill.kernels.attention_losses import relation_kl
 from megadistill.objectives.base import Objective
-from megadistill.objectives.relations import by_rows, regrouped, relation_kl
 
 Relation = Literal["qk", "qq", "kk", "vv"]
 """Whose products make the relation: qk is the attention itself, vv MiniLM's value relation."""
@@ -86,16 +86,14 @@ class _RelationLoss:
     def __call__(self, student: Signals, teacher: Signals | None, batch: Batch) -> Term:
         assert teacher is not None
         ours, goal = student.attention[self.config.student_layer], teacher.attention[self.config.teacher_layer]
-        seen = ours.visible & goal.visible & batch.mask[:, None, None, :] & batch.mask[:, None, :, None]
+        length = batch.mask.shape[1]
+        seen = (ours.visible & goal.visible).expand(len(batch.mask), 1, length, length)
         total = torch.zeros((), device=batch.mask.device)
         for relation, weight in zip(self.config.relations, self.weights, strict=True):
             mine, theirs = self._pair(ours, relation), self._pair(goal, relation)
             scales = self._scale(ours, relation, mine), self._scale(goal, relation, theirs)
-
-            def kl(a: Tensor, b: Tensor, c: Tensor, d: Tensor, seen: Tensor, scales: Any = scales) -> Tensor:
-                return relation_kl((a, b), (c, d), seen, scales)
-
-            total = total + weight * by_rows(kl, *mine, *theirs, seen).sum()
+            kl = relation_kl(*mine, *theirs, batch.mask, seen=seen, scales=scales)
+            total = total + weight / mine[0].shape[1] * kl
         return Term(total, "tokens")
 
     def _pair(self, attention: Attention, relation: Relation) -> tuple[Tensor, Tensor]:
@@ -114,3 +112,10 @@ class _RelationLoss:
         if relation == "qk" and self.config.heads is None:
             return attention.scale
         return float(pair[0].shape[-1] ** -0.5)
+
+
+def regrouped(values: Tensor, heads: int) -> Tensor:
+    """[B, A, L, D] -> [B, heads, L, A D / heads]: the heads laid side by side and cut anew (MiniLMv2, section 3.2)."""
+    num_rows, a, length, d = values.shape
+    flat = values.transpose(1, 2).reshape(num_rows, length, a * d)
+    return flat.view(num_rows, length, heads, -1).transpose(1, 2)

@@ -302,9 +302,9 @@ def test_grouped_keys_and_values_serve_several_query_heads():
 
 def test_rows_are_computed_in_pieces_with_one_result(monkeypatch):
     student, teacher = models()
-    objective = AttentionRelation(kind="attention_relation")
+    objective = AttentionMSE(kind="attention_mse")
     whole = term(objective, student, teacher)[0].sum.item()
-    monkeypatch.setattr("megadistill.objectives.relations.WORKSPACE_MIB", 0)
+    monkeypatch.setattr("megadistill.objectives.attention_mse.SCORES", 1)
     assert term(objective, student, teacher)[0].sum.item() == pytest.approx(whole, rel=1e-12)
 
 
