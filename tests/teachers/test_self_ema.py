@@ -1,14 +1,43 @@
 """A teacher that is the student's past."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
+import yaml
 
 from megadistill.core.errors import UserError
+from megadistill.core.files import read_lines
 from megadistill.core.types import Needs
 from megadistill.teachers.self_ema import SelfEMASource, SelfEMATeacher
-from megadistill.testing import tiny
+from megadistill.testing import tiny, workspace
 
 CPU = torch.device("cpu")
+RUNS = """
+import os, sys
+from pathlib import Path
+from megadistill.data.prepare import prepare
+from megadistill.run.config import load
+from megadistill.engine.deepspeed import import_deepspeed
+from megadistill.train.loop import run
+
+import_deepspeed()
+config = Path(sys.argv[1])
+prepare(load(config).data, print)
+for name, steps in (("whole", 8), ("halves", 4), ("halves", 8)):
+    given = ["log.every_steps=1", "checkpoint.every_steps=4", "schedule.total_steps=8", f"train.steps={steps}"]
+    if (child := os.fork()) == 0:  # a process for each run, which need not import everything again
+        os._exit(int(run(config, [*given, f"name={name}"], fresh=False)))
+    assert os.waitpid(child, 0)[1] == 0
+"""
+SMALL = {
+    "num_hidden_layers": 2,
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": workspace.LENGTH,
+}
 
 
 def moved(student):
@@ -71,3 +100,25 @@ def test_a_student_in_pieces_is_refused():
     with pytest.raises(UserError, match="whole student on every rank") as caught:
         source.after_step(1, student)
     assert name in caught.value.why
+
+
+@pytest.mark.slow
+def test_a_resumed_run_repeats_its_average_bit_for_bit(tmp_path):
+    """In the one loop, with attention confined to documents: 8 steps at once, or 4 and 4 more."""
+    config = workspace.make(
+        tmp_path,
+        teacher={"kind": "self_ema", "decay": 0.5},
+        student={"kind": "hf", "architecture": "bert", "config": SMALL},
+        objectives=[{"kind": "hard_ce"}, {"kind": "soft_ce"}, {"kind": "hidden_mse", "layers": {1: 2}}],
+    )
+    tree = yaml.safe_load(config.read_text())
+    tree["data"]["attention"] = "document"
+    config.write_text(yaml.safe_dump(tree))
+    result = subprocess.run([sys.executable, "-c", RUNS, str(config)], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    hashes = [
+        {row["step"]: row["parameter_hash"] for row in read_lines(path) if "parameter_hash" in row}
+        for path in (tmp_path / "runs" / name / "metrics.jsonl" for name in ("whole", "halves"))
+    ]
+    assert set(hashes[0]) == set(range(1, 9))
+    assert hashes[1] == hashes[0]
