@@ -22,7 +22,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from torch.nn import functional
 from megadistill.kernels import dispatch
 from megadistill.kernels.head_losses import Hard, Projection, Soft, head_losses
 
-T = 2.0
+T = 2.0  # of the soft loss
 FLOPS = 790e12  # bf16 products per second that cuBLAS reaches on an H200 with random values; the floor is counted at it
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 CASES = {
@@ -52,6 +52,8 @@ class Inputs:
     teacher_hidden: Tensor
     teacher_weight: Tensor
     labels: Tensor
+    soft: bool = True
+    """False: the labels' cross-entropy alone."""
 
     def rows(self, keep: Tensor) -> Inputs:
         return Inputs(self.hidden[keep], self.weight, self.teacher_hidden[keep], self.teacher_weight, self.labels[keep])
@@ -81,10 +83,10 @@ def make(shape: tuple[int, int, int, int], device: str) -> Inputs:
 
 
 def ours(hidden: Tensor, weight: Tensor, given: Inputs) -> Tensor:
-    rows = len(hidden)
-    coefficients = torch.full((2, rows), 1 / rows, device=hidden.device)
-    teacher = Projection(given.teacher_hidden, given.teacher_weight)
-    return head_losses(Projection(hidden, weight), [Soft(T), Hard()], coefficients, given.labels, [teacher])[0]
+    rows, terms = len(hidden), [Hard(), Soft(T)] if given.soft else [Hard()]
+    coefficients = torch.full((len(terms), rows), 1 / rows, device=hidden.device)
+    teachers = [Projection(given.teacher_hidden, given.teacher_weight)] if given.soft else []
+    return head_losses(Projection(hidden, weight), terms, coefficients, given.labels, teachers)[0]
 
 
 def ours_eager_rows(hidden: Tensor, weight: Tensor, given: Inputs) -> Tensor:
@@ -97,6 +99,8 @@ def ours_eager_rows(hidden: Tensor, weight: Tensor, given: Inputs) -> Tensor:
 
 def plain(hidden: Tensor, weight: Tensor, given: Inputs) -> Tensor:
     z = (hidden @ weight.T).float()
+    if not given.soft:
+        return functional.cross_entropy(z, given.labels)
     u = (given.teacher_hidden @ given.teacher_weight.T).float()
     soft = functional.kl_div((z / T).log_softmax(-1), (u / T).softmax(-1), reduction="batchmean")
     return T * T * soft + functional.cross_entropy(z, given.labels)
@@ -127,11 +131,13 @@ def torchtune(chunks: int = 8) -> Loss:
     return loss
 
 
-def liger(compiled: bool) -> Loss:
+def liger_chunked(device: str) -> Loss:
     """beta = 0 is forward KL; its loss lacks T^2, so the weight has it."""
     from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
-    module = LigerFusedLinearJSDLoss(1.0, T * T, beta=0.0, temperature=T, compiled=compiled, chunk_size=128)
+    on_gpu = device == "cuda"
+    size = 1024 if on_gpu else 128  # what is fastest
+    module = LigerFusedLinearJSDLoss(1.0, T * T, beta=0.0, temperature=T, compiled=on_gpu, chunk_size=size)
 
     def loss(hidden: Tensor, weight: Tensor, given: Inputs) -> Tensor:
         return module(hidden, weight, given.teacher_hidden, given.teacher_weight, given.labels)
@@ -139,17 +145,51 @@ def liger(compiled: bool) -> Loss:
     return loss
 
 
-def implementations(device: str) -> tuple[dict[str, Loss], dict[str, str]]:
+def liger_fused(device: str) -> Loss:
+    """Its Triton kernels, one for each loss."""
+    if device != "cuda":
+        raise RuntimeError("needs a GPU")
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss, LigerFusedLinearJSD
+
+    soft, hard = LigerFusedLinearJSD(jsd_beta=0.0, temperature=T), LigerFusedLinearCrossEntropyLoss()
+
+    def loss(hidden: Tensor, weight: Tensor, given: Inputs) -> Tensor:
+        divergence = soft(hidden, weight, given.teacher_hidden, given.teacher_weight)
+        return T * T * divergence + hard(weight, hidden, given.labels)
+
+    return loss
+
+
+def torch_linear_ce() -> Loss:
+    options = torch.nn.LinearCrossEntropyOptions()
+    return lambda hidden, weight, given: functional.linear_cross_entropy(hidden, weight, given.labels, options=options)
+
+
+def cut_ce(device: str) -> Loss:
+    from cut_cross_entropy import linear_cross_entropy
+
+    kind = "cce" if device == "cuda" else "torch_compile"
+    return lambda hidden, weight, given: linear_cross_entropy(hidden, weight, given.labels, impl=kind)
+
+
+def implementations(device: str, soft: bool) -> tuple[dict[str, Loss], dict[str, str]]:
     """What can run here, and why the others cannot."""
-    found: dict[str, Loss] = {"ours": ours, "eager": plain}
-    if device == "cpu":
-        found["ours, eager rows"] = ours_eager_rows
-    absent: dict[str, str] = {}
     makers: dict[str, Callable[[], Loss]] = {
+        "ours": lambda: ours,
+        "ours, eager rows": lambda: ours_eager_rows,
+        "eager": lambda: plain,
         "torch.compile": lambda: torch.compile(plain),
-        "torchtune": torchtune,
-        "liger chunked": lambda: liger(compiled=device == "cuda"),
     }
+    if soft:
+        makers |= {
+            "torchtune": torchtune,
+            "liger chunked": lambda: liger_chunked(device),
+            "liger fused": lambda: liger_fused(device),
+        }
+    else:
+        makers |= {"torch linear_cross_entropy": torch_linear_ce, "cut cross-entropy": lambda: cut_ce(device)}
+    found: dict[str, Loss] = {}
+    absent: dict[str, str] = {}
     for name, maker in makers.items():
         try:
             found[name] = maker()
@@ -170,8 +210,10 @@ def exact(given: Inputs) -> list[Tensor]:
     for start in range(0, len(hidden), 256):
         part = slice(start, start + 256)
         z = hidden[part] @ weight.T
-        u = given.teacher_hidden[part].double() @ given.teacher_weight.double().T
-        g = T * ((z / T).softmax(-1) - (u / T).softmax(-1)) + z.softmax(-1)
+        g = z.softmax(-1)
+        if given.soft:
+            u = given.teacher_hidden[part].double() @ given.teacher_weight.double().T
+            g += T * ((z / T).softmax(-1) - (u / T).softmax(-1))
         g[torch.arange(len(g)), given.labels[part]] -= 1
         g /= len(hidden)
         dx[part] = g @ weight
@@ -260,22 +302,34 @@ def main() -> None:
         sys.path.append(options.peers)
     if options.threads:
         torch.set_num_threads(options.threads)
-    found, absent = implementations(options.device)
-    cases, ratios = [], {}
+    cases: list[dict[str, Any]] = []
+    absent: dict[str, str] = {}
+    ratios: dict[str, float] = {}
+
+    def run(given: Inputs, losses: dict[str, Loss], what: str, shape: tuple[int, int, int, int]) -> dict[str, Any]:
+        _, h, ht, v = shape
+        flops = (6 * h + 2 * ht * given.soft) * len(given.hidden) * v
+        floor = flops / FLOPS if options.device == "cuda" else None
+        result, refused = measure(given, losses, options.rounds, floor)
+        absent.update(refused)
+        sizes = {"rows": len(given.hidden), "hidden": h, "teacher_hidden": ht, "vocabulary": v}
+        cases.append({"what": what, **sizes, "implementations": result})
+        _show(cases[-1])
+        return result
+
     for shape in CASES[options.device]:
-        n, h, ht, v = shape
         given = make(shape, options.device)
-        floor = (6 * h + 2 * ht) * n * v / FLOPS if options.device == "cuda" else None
-        result, refused = measure(given, found, options.rounds, floor)
-        absent |= refused
-        cases.append({"rows": n, "hidden": h, "teacher_hidden": ht, "vocabulary": v, "implementations": result})
-        _show(cases[-1], "all rows")
+        both, missing = implementations(options.device, soft=True)
+        absent |= missing
+        result = run(given, both, "soft and hard", shape)
+        hard, missing = implementations(options.device, soft=False)
+        absent |= missing
+        run(replace(given, soft=False), hard, "hard", shape)
         if options.device == "cpu":
-            keep = torch.rand(n, generator=torch.Generator().manual_seed(1)) < 0.15
-            masked, _ = measure(given.rows(keep), {"ours": ours}, options.rounds, None)
-            cases.append({**cases[-1], "rows": int(keep.sum()), "implementations": masked})
-            _show(cases[-1], "15 % of the rows, as in masked language modelling")
+            keep = torch.rand(len(given.hidden), generator=torch.Generator().manual_seed(1)) < 0.15
+            masked = run(given.rows(keep), {"ours": ours}, "soft and hard, 15 % of the rows", shape)
             ratios = _ratios(result, masked)
+        del given
         torch._dynamo.reset()
     for name, reason in absent.items():
         print(f"not measured: {name} ({reason})")
@@ -298,12 +352,12 @@ def _ratios(result: dict[str, dict[str, float]], masked: dict[str, dict[str, flo
     return {name: round(value, 3) for name, value in ratios.items()}
 
 
-def _show(case: dict[str, Any], what: str) -> None:
-    print(f"\n{case['rows']} x {case['hidden']}/{case['teacher_hidden']} x {case['vocabulary']}, {what}")
+def _show(case: dict[str, Any]) -> None:
+    print(f"\n{case['rows']} x {case['hidden']}/{case['teacher_hidden']} x {case['vocabulary']}, {case['what']}")
     for name, values in case["implementations"].items():
         floor = f"{values['percent_of_floor']:6.1f} % of the floor" if "percent_of_floor" in values else ""
         print(
-            f"  {name:<18}{values['milliseconds']:10.2f} ms {values['extra_bytes'] / 2**20:10.1f} MiB"
+            f"  {name:<28}{values['milliseconds']:10.2f} ms {values['extra_bytes'] / 2**20:10.1f} MiB"
             f"   error {values['gradient_error']:.1e} {floor}"
         )
 
@@ -318,7 +372,7 @@ def _device(kind: str) -> str:
 
 def _versions() -> dict[str, str]:
     versions = {"torch": torch.__version__, "python": platform.python_version()}
-    for package in ("triton", "liger-kernel", "torchtune"):
+    for package in ("triton", "liger-kernel", "torchtune", "cut-cross-entropy"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

@@ -56,7 +56,7 @@ def library() -> tuple[Any, str]:
         return None, "no C++ compiler"
     try:
         return ctypes.CDLL(str(_built(compiler))), ""
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home directory
         told = getattr(error, "stderr", None)
         return None, f"csrc/rows.cpp could not be built: {(told or str(error)).strip().splitlines()[0]}"
 

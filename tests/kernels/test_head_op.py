@@ -5,7 +5,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from megadistill.kernels import dispatch
+from megadistill.kernels import dispatch, native
 from megadistill.kernels.head_losses import (
     Hard,
     Projection,
@@ -274,3 +274,26 @@ def test_what_cannot_run_says_why(configure):
     configure(rows="triton")
     with pytest.raises(ValueError, match="rows='triton' cannot run here: fp64 has no Triton kernel"):
         call(case(9, 31))
+
+
+def test_a_compiler_that_fails_leaves_eager_rows_and_the_reason(monkeypatch, tmp_path):
+    source = tmp_path / "rows.cpp"
+    source.write_text("this is no C++")
+    monkeypatch.setattr(native, "SOURCE", source)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native, "library", native.library.__wrapped__)
+    told = dispatch.implementations(torch.device("cpu"))["head_losses"]
+    assert "eager rows (csrc/rows.cpp could not be built" in told or "eager rows (no C++ compiler)" in told
+    given = case(9, 31).to(torch.float32)
+    assert distance(ours(given, TERMS)[0], definition(given, TERMS)[0]) < 1e-5
+
+
+def test_the_compiled_rows_are_built_once_and_found_again(monkeypatch, tmp_path):
+    if native.library()[0] is None:
+        pytest.skip(native.library()[1])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert native.library.__wrapped__()[0] is not None
+    (made,) = (tmp_path / "megadistill").iterdir()  # nothing half-made beside it
+    monkeypatch.setattr(native.subprocess, "run", None)
+    assert native.library.__wrapped__()[0] is not None
+    assert made.suffix == ".so"
