@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from megadistill.data.config import DataConfig
 from megadistill.data.prepare import prepare
 from megadistill.data.reader import Shards
 from megadistill.data.workers import Progress
+from megadistill.testing.processes import die
 
 FILES = 12
 
@@ -137,7 +137,7 @@ def test_a_worker_that_the_system_kills_is_told(config, tmp_path, monkeypatch):
     team = workers.Workers(2)
     jobs = [(number, 1, ()) for number in range(4)]
     with pytest.raises(UserError, match=r"a process was killed(.|\n)*fewer --workers"):
-        list(team.each(partial(subprocess.call, ["/bin/sh", "-c", "kill -9 $PPID"]), jobs, "text: reading", quiet))
+        list(team.each(die, jobs, "text: reading", quiet))
     team.close()
 
 
