@@ -35,7 +35,7 @@ class Phase:
         """(pool, how many rows that pool gave before) of each draw [n]."""
         periods, within = np.divmod(draws - self.start, len(self.schedule))
         index = self.schedule[within]
-        drawn: I64 = self.base[index] + periods * self.weights[index] + self.ranks[within]
+        drawn = (self.base[index] + periods * self.weights[index] + self.ranks[within]).astype(np.int64)
         return self.pools[index], drawn
 
 
