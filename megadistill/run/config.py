@@ -152,6 +152,16 @@ class RunConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _exchanged_rows_are_two(self) -> RunConfig:
+        exchanging = [o.label for o in self.objectives if o.needs().again]
+        if exchanging and self.batch.micro_size < 2:
+            raise ValueError(
+                f"objectives: {', '.join(exchanging)} exchanges states between rows of a micro-batch, and "
+                "batch.micro_size is 1; set it to 2 at least"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _peers_are_listened_to_when_there(self) -> RunConfig:
         absent = getattr(self.teacher, "absent_until", 0)
         early = [o.label for o in self.objectives if absent and o.needs().teacher and o.weight_at(absent)]

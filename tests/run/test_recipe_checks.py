@@ -1,0 +1,34 @@
+"""Mistakes that cross the sections of a recipe are told when its file is read."""
+
+from pathlib import Path
+
+import pytest
+
+from megadistill.core.errors import UserError
+from megadistill.run.config import load
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+@pytest.mark.parametrize(
+    ("preset", "assignment", "message"),
+    [
+        ("causal_distilbert", "batch.micro_size=1", "micro_size is 1"),
+        ("co_distillation", "objectives.1.ramp=null", "not there until step 1000"),
+        ("co_distillation", "objectives.1.ramp.from_step=500", "not there until step 1000"),
+        ("hinton", "objectives=[{kind: hard_ce, weight: 0}]", "all weights are 0"),
+        ("hinton", "objectives.0.temperature=0", "objectives.0.soft_ce.temperature"),
+        ("tinybert4_general", "objectives.0.layers=unifrom", "objectives.0.attention_mse.layers"),
+        ("ensemble", "teacher.weights=[1]", "give one each"),
+        ("self_distillation", "objectives.1.ramp.to_step=500", "must come after from_step"),
+        ("minilm_l6_h384", "teacher=null", "attention, values need a teacher"),
+    ],
+)
+def test_it_is_told_with_its_field(preset, assignment, message):
+    with pytest.raises(UserError, match=message):
+        load(CONFIGS / f"{preset}.yaml", [assignment])
+
+
+def test_a_ramp_moves_linearly_between_its_steps():
+    soft = load(CONFIGS / "co_distillation.yaml").objectives[1]
+    assert [soft.weight_at(step) for step in (1, 1000, 1500, 2000, 9999)] == [0, 0, 0.5, 1, 1]
