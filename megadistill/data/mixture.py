@@ -35,8 +35,8 @@ class Phase:
         """(pool, how many rows that pool gave before) of each draw [n]."""
         periods, within = np.divmod(draws - self.start, len(self.schedule))
         index = self.schedule[within]
-        drawn = (self.base[index] + periods * self.weights[index] + self.ranks[within]).astype(np.int64)
-        return self.pools[index], drawn
+        drawn = self.base[index] + periods * self.weights[index] + self.ranks[within]
+        return self.pools[index], drawn.astype(np.int64)
 
 
 def mixture(weights: Sequence[float], limits: Sequence[int | None] | None = None) -> tuple[list[Phase], int | None]:

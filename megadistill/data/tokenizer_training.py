@@ -98,7 +98,8 @@ def _refuse_other(folder: Path, made: dict[str, Any]) -> None:
 
 def _lines(corpora: list[tuple[Corpus, list[Source]]], characters: float) -> Iterator[str]:
     for corpus, sources in corpora:
-        share = characters / len(corpora) / len(sources)
+        most = characters / len(corpora)
+        share = min(most, (corpus.max_megabytes or most) * 1e6) / len(sources)
         for source in sources:
             left = share
             for document in islice(corpus.read(source), corpus.max_documents):
