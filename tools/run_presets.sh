@@ -34,7 +34,8 @@ case $preset in
 esac
 common+=("data.tokenizer=$data/tokenizers/$tokenizer")
 distil=("configs/$preset.yaml" "${common[@]}" "data.held_out={fraction: 0.01, max_rows: 1000}" "engine.precision=fp32"
-    "teacher.path=runs/presets/$teacher/export/hf" "student.config=$student" "student.init.layers=[0, 2, 4]"
+    "teacher.path=runs/presets/$teacher/export/hf" "teacher.guard={max_loss: null}" # minutes old: hardly a teacher yet
+     "student.config=$student" "student.init.layers=[0, 2, 4]"
     "batch={global_size: 16, micro_size: 8}" "train.steps=320" "checkpoint={every_steps: 100}"
     "evaluate={every_steps: 100, rows: 256}" "log.every_steps=10")
 
