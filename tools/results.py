@@ -108,6 +108,10 @@ def preset_table(results: Path) -> str:
     ]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "--:|" * (len(head) - 1)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
+    lines += [
+        "",
+        "Minutes of training on two cores shared with other work: these rows show that presets run, not what they reach.",
+    ]
     return "\n".join(lines)
 
 
