@@ -110,7 +110,7 @@ def preset_table(results: Path) -> str:
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     lines += [
         "",
-        "Minutes of training on two cores shared with other work: these rows show that presets run, not what they reach.",
+        "Minutes of training on two cores shared with other work: the presets run; what they reach is not measured.",
     ]
     return "\n".join(lines)
 
