@@ -110,7 +110,7 @@ def preset_table(results: Path) -> str:
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     lines += [
         "",
-        "Minutes of training on two cores shared with other work: the presets run; what they reach is not measured.",
+        "Minutes of training on two cores shared with other work: they show that the presets run, not what they reach.",
     ]
     return "\n".join(lines)
 
