@@ -95,6 +95,6 @@ def test_every_command_runs(workplace: Path, environ: dict[str, str]) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=600,
+            timeout=1200,
         )
         assert result.returncode == 0, f"$ {command} {appended}\n{result.stdout[-6000:]}"
