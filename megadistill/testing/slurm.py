@@ -99,8 +99,8 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for command in (("scancel", "--user", getpass.getuser()),):
-            subprocess.run(command, env=self.environ, capture_output=True, timeout=20, check=False)
+        cancel = ["scancel", "--user", getpass.getuser()]
+        subprocess.run(cancel, env=self.environ, capture_output=True, timeout=20, check=False)
         for name in list(self._daemons):
             self._stop(name, signal.SIGTERM)
 
