@@ -15,7 +15,7 @@ import os
 import shutil
 import socket
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def _here(file: Path) -> str:
 
 def tables(results: Path = RESULTS) -> str:
     """The README's generated part."""
-    parts = [part for part in (quickstart_table(results), preset_table(results)) if part]
+    parts = [part for part in (quickstart_table(results), preset_table(results), ablation_table(results)) if part]
     return "\n\n".join(parts) if parts else "Nothing measured yet."
 
 
@@ -113,6 +113,67 @@ def preset_table(results: Path) -> str:
         "Minutes of training on two cores shared with other work: they show that the presets run, not what they reach.",
     ]
     return "\n".join(lines)
+
+
+ARMS = {
+    "all": ("all three losses", ""),
+    "no_lm": ("without hard_ce", "-0.31"),
+    "no_cosine": ("without cosine", "-1.46"),
+    "no_kd": ("without soft_ce", "-2.96"),
+    "random_init": ("all, random start", "-3.69"),
+    "counterfactual": ("all, and counterfactual", ""),
+    "plain": ("hard_ce alone", ""),
+    "self_distillation": ("soft_ce and hard_ce from `hard_ce alone`", ""),
+    "ensemble": ("the same from an ensemble of all its seeds", ""),
+}
+"""Arm of tools/ablation.py -> what it is called, and what Sanh et al. (2019, table 4) lost by it."""
+
+
+def ablation_table(results: Path) -> str:
+    """One row per arm: means over seeds, differences to `all` seed by seed; and whether the order is the paper's."""
+    found = {arm: _by_seed(results / "ablation", arm) for arm in ARMS}
+    found = {arm: seeds for arm, seeds in found.items() if seeds}
+    if "all" not in found:
+        return ""
+    lines = [
+        "| ablation | seeds | held-out loss | worse than `all` by | agrees with teacher | published, GLUE points |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    worse: dict[str, float] = {}
+    for arm, seeds in found.items():
+        title, published = ARMS[arm]
+        losses = [scores["loss"] for scores in seeds.values()]
+        pairs = [scores["loss"] - found["all"][seed]["loss"] for seed, scores in seeds.items() if seed in found["all"]]
+        worse[arm] = statistics.fmean(pairs)
+        agrees = statistics.fmean(scores["agreement_top1"] for scores in seeds.values())
+        lines.append(
+            f"| {title} | {len(seeds)} | {_spread(losses)} | {_spread(pairs, '+') if arm != 'all' else ''} "
+            f"| {f'{agrees:.1%}' if arm not in ('self_distillation', 'ensemble') else ''} | {published} |"
+        )
+    settings = yaml.safe_load((results / "ablation" / "all-seed1" / "config.resolved.yaml").read_text())
+    batch, length = settings["batch"]["global_size"], settings["data"]["sequence_length"]
+    published = [arm for arm, (_, points) in ARMS.items() if points and arm in found]
+    ours = sorted(published, key=lambda arm: -worse[arm])
+    theirs = sorted(published, key=lambda arm: float(ARMS[arm][1]))
+    lines += [
+        "",
+        f"{settings['train']['steps']} steps of {batch} x {length} tokens of Wikipedia and books each, from the "
+        "teacher that ships with the project (`python tools/ablation.py --data FOLDER run`); ± is the standard "
+        f"deviation over seeds. What hurts most, here: {', '.join(ours)}; in the paper: {', '.join(theirs)}: "
+        f"{'the same order' if ours == theirs else 'not the same order'}.",
+    ]
+    return "\n".join(lines)
+
+
+def _by_seed(folder: Path, arm: str) -> dict[str, dict[str, Any]]:
+    """Seed -> held-out scores of an arm's recorded runs."""
+    found = {path.name.removeprefix(f"{arm}-seed"): _scores(path, "heldout") for path in folder.glob(f"{arm}-seed*")}
+    return {seed: scores for seed, scores in sorted(found.items()) if scores}
+
+
+def _spread(values: Sequence[float], sign: str = "") -> str:
+    error = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):{sign}.4f}{error}"
 
 
 def _runs(results: Path) -> Iterator[list[str]]:

@@ -75,7 +75,8 @@ class KDCompat(Objective):
     """T, divides both models' logits."""
 
     def needs(self) -> Needs:
-        return Needs(teacher=True)
+        entropy = ORIGINALS[self.original].entropy
+        return Needs(teacher=True, logits=entropy, whole=entropy, temperatures=frozenset({self.temperature}))
 
     def build(self, student: Dims, teacher: Dims | None) -> _KDCompatLoss:
         return _KDCompatLoss(ORIGINALS[self.original], self.temperature, student.vocabulary)

@@ -26,7 +26,7 @@ class LogitsMSE(Objective):
     """Subtract each position's mean logit first: logits that differ by a constant are the same distribution."""
 
     def needs(self) -> Needs:
-        return Needs(teacher=True)
+        return Needs(teacher=True, logits=True, whole=True)
 
     def build(self, student: Dims, teacher: Dims | None) -> _LogitsMSELoss:
         factor = 1.0 / student.vocabulary if self.reduction == "mean" else 1.0

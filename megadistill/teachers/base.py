@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ import torch
 
 from megadistill.core.schema import Strict
 from megadistill.core.types import Batch, Dims, Needs, Signals
+from megadistill.data.config import DataConfig
 from megadistill.models.signals import LanguageModel
 from megadistill.teachers.guard import Guard
 
@@ -66,6 +67,14 @@ class Teacher(Strict):
     def paths(self) -> list[str]:
         """Folders or hub names of its models, whose tokenizers must be the data's."""
         return []
+
+    def prepare(self, data: DataConfig, seed: int, log: Callable[[str], None], share: tuple[int, int]) -> None:
+        """Make from the finished shards whatever training will read besides; `prepare` calls it last, with the run's
+        seed and the (i, n) of its --share."""
+
+    def cannot(self, needs: Needs) -> str:
+        """Why it cannot give all of `needs`, and what would; empty where it can."""
+        return ""
 
     def build(self, device: torch.device) -> Source:
         raise NotImplementedError

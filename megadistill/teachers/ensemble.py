@@ -1,4 +1,4 @@
-"""Several teachers that answer as one: the product of their distributions (Hinton, Vinyals & Dean 2015, section 5)."""
+"""Several teachers that answer as one, by the mean of their distributions (Hinton, Vinyals & Dean 2015, section 1)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,8 @@ from megadistill.teachers.online import OnlineSource, OnlineTeacher
 
 
 class EnsembleTeacher(Teacher):
-    """The geometric mean of several models' distributions, softmax(sum_k w_k z_k / T) at every temperature T: the
-    weighted mean of their logits.
-
-    It costs the members' forward passes and one head as wide as all of them together; every objective on logits sees
-    one teacher. Hidden states and attention are the first member's.
+    """The weighted mean of several models' distributions. It costs the members' forward passes and heads; hidden states
+    and attention are the first member's.
     """
 
     kind: Literal["ensemble"]
@@ -30,6 +27,10 @@ class EnsembleTeacher(Teacher):
     """Models of one tokenizer; widths, depths and architectures may differ."""
     weights: list[float] | None = None
     """One per member, at least 0, taken relative to their sum; None: all alike."""
+    mean: Literal["geometric", "arithmetic"] = "geometric"
+    """geometric: softmax(sum_k w_k z_k / T) at every temperature T, the mean of logits, so that every objective sees
+    one teacher. arithmetic: sum_k w_k softmax(z_k / T), for objectives on distributions at one temperature; the guard
+    and the agreement in held-out scores still look at the mean of logits."""
 
     @model_validator(mode="after")
     def _weights_weigh(self) -> EnsembleTeacher:
@@ -45,24 +46,36 @@ class EnsembleTeacher(Teacher):
     def paths(self) -> list[str]:
         return [path for member in self.members for path in member.paths()]
 
+    def cannot(self, needs: Needs) -> str:
+        if needs.again:
+            return "its members have different states, none of which could be exchanged; use teacher: online"
+        if self.mean == "arithmetic" and needs.logits:
+            return "no logits have the arithmetic mean of distributions; set teacher.mean: geometric"
+        if self.mean == "arithmetic" and len(needs.temperatures) > 1:
+            told = ", ".join(f"{t:g}" for t in sorted(needs.temperatures))
+            return f"its arithmetic mean is taken at one temperature, not at {told}; set teacher.mean: geometric"
+        return ""
+
     def build(self, device: torch.device) -> EnsembleSource:
         weights = self.weights or [1.0] * len(self.members)
         total = sum(weights)
-        return EnsembleSource([member.build(device) for member in self.members], [w / total for w in weights])
+        members = [member.build(device) for member in self.members]
+        return EnsembleSource(members, [w / total for w in weights], self.mean)
 
 
 class EnsembleSource:
     """The built teacher."""
 
-    def __init__(self, members: Sequence[OnlineSource], weights: Sequence[float]) -> None:
+    def __init__(self, members: Sequence[OnlineSource], weights: Sequence[float], mean: str = "geometric") -> None:
         """Args:
             members: at least one.
-            weights: of the logits, one per member, summing to 1.
+            weights: one per member, summing to 1.
+            mean: geometric or arithmetic.
 
         Raises:
             UserError: vocabularies that cannot belong to one tokenizer.
         """
-        self.members, self.weights = list(members), list(weights)
+        self.members, self.weights, self.mean = list(members), list(weights), mean
         self.models = tuple(member.model for member in members)
         sizes = [member.dims.vocabulary for member in members]
         if max(sizes) - min(sizes) > 1024:
@@ -100,7 +113,8 @@ class EnsembleSource:
                 "use teacher: online",
             )
 
-        return Signals(head, answers[0].hidden, answers[0].attention, again)
+        apart = tuple(zip(self.weights, answers, strict=True)) if self.mean == "arithmetic" else ()
+        return Signals(head, answers[0].hidden, answers[0].attention, again, members=apart)
 
     def _joined(self, heads: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
         size = self.vocabulary
@@ -123,5 +137,6 @@ class EnsembleSource:
     def identity(self) -> dict[str, Any]:
         """Every member's, and one sha256 over theirs and the weights."""
         members = [member.identity() for member in self.members]
-        digest = hashlib.sha256(repr([self.weights, [member["sha256"] for member in members]]).encode())
-        return {"kind": "ensemble", "members": members, "weights": self.weights, "sha256": digest.hexdigest()}
+        digest = hashlib.sha256(repr([self.weights, self.mean, [member["sha256"] for member in members]]).encode())
+        said = {"members": members, "weights": self.weights, "mean": self.mean, "sha256": digest.hexdigest()}
+        return {"kind": "ensemble", **said}

@@ -73,7 +73,7 @@ class Job:
 
     # ------------------------------------------------------------------ steps
 
-    def accumulate(self, step: int, micro_batches: list[Batch], counts: Tensor) -> tuple[Tensor, Tensor]:
+    def accumulate(self, step: int, micro_batches: list[Batch], counts: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """One global batch's gradient (see `accumulate`); the first one is checked to be the same on all ranks."""
         result = accumulate(
             self.engine,
@@ -83,7 +83,8 @@ class Job:
             step=step,
             seed=self.config.seed,
             check_ranks=not self.checked_gradients,
-            ask_teacher=self.due(step, self.config.log.every_steps),
+            watch=self.due(step, self.config.log.every_steps),
+            share_gradients=self.due(step, self.config.log.gradient_shares_every_steps),
         )
         self.checked_gradients = True
         return result

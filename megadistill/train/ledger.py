@@ -24,8 +24,8 @@ class Done:
     """[len(COUNT_KINDS)] of the whole global batch."""
     sums: Tensor
     """[num objectives] of this rank; on its device."""
-    teacher: Tensor
-    """[2] the teacher's -log p(label) summed over some targets, and how many; zeros when not asked for."""
+    seen: dict[str, Tensor]
+    """Log name -> [2], a sum on this rank and the number it is to be divided by; the same names on every rank."""
     update: Update
     seconds: float
     learning_rate: float
@@ -41,7 +41,8 @@ class Report:
     """Objective label -> mean over its count."""
     loss: float
     """Their weighted sum: what was minimised."""
-    teacher_loss: float | None
+    seen: dict[str, float]
+    """Log name -> a mean that nothing learns from."""
     tokens: int
     seconds: float
     """Mean over ranks."""
@@ -55,8 +56,7 @@ class Report:
         """By the names that logs use."""
         values = {"train/loss": self.loss}
         values |= {f"train/objective/{label}": value for label, value in self.losses.items()}
-        if self.teacher_loss is not None:
-            values["teacher/loss"] = self.teacher_loss
+        values |= self.seen
         values["train/learning_rate"] = self.learning_rate
         values["train/gradient_norm"] = self.gradient_norm
         values["train/tokens_per_second"] = self.tokens / self.seconds
@@ -86,15 +86,13 @@ class Ledger:
         Returns:
             the counts of the global batch, the previous step's report, and the union of all ranks' words.
         """
-        done, n = self.pending, len(self.labels)
-        told = torch.zeros(len(COUNT_KINDS) + n + 6, dtype=torch.float64)
-        told[: len(COUNT_KINDS)] = counts
+        done = self.pending
+        told = [counts]
         if done is not None:
-            told[len(COUNT_KINDS) : -6] = done.sums.double().cpu()
-            told[-6:-4] = done.teacher.double().cpu()
-            told[-4] = done.seconds
-        told[-3], told[-2], told[-1] = bool(word & STOP), bool(word & SAVE), 1.0
-        total = sum_over_ranks(told)
+            told += [part.double().cpu() for part in (done.sums, *done.seen.values())]
+        seconds = 0.0 if done is None else done.seconds
+        told.append(torch.tensor([seconds, bool(word & STOP), bool(word & SAVE), 1.0], dtype=torch.float64))
+        total = sum_over_ranks(torch.cat(told))
         report = self._report(total[len(COUNT_KINDS) :].tolist())
         return total[: len(COUNT_KINDS)], report, STOP * bool(total[-3]) | SAVE * bool(total[-2])
 
@@ -102,7 +100,8 @@ class Ledger:
         done, self.pending = self.pending, None
         if done is None:
             return None
-        *sums, teacher_nll, teacher_targets, seconds, _, _, ranks = total
+        *told, seconds, _, _, ranks = total
+        sums, seen = told[: len(self.labels)], told[len(self.labels) :]
         counts: dict[str, float] = dict(zip(COUNT_KINDS, done.counts.tolist(), strict=True))
         losses = {
             label: value / max(counts[self.count_of[label]], 1.0)
@@ -113,7 +112,9 @@ class Ledger:
             step=done.step,
             losses=losses,
             loss=loss,
-            teacher_loss=teacher_nll / teacher_targets if teacher_targets else None,
+            seen={
+                name: part / whole for name, part, whole in zip(done.seen, seen[::2], seen[1::2], strict=True) if whole
+            },
             tokens=int(counts["tokens"]),
             seconds=seconds / ranks,
             learning_rate=done.learning_rate,
