@@ -121,7 +121,9 @@ def prepare(
     for part in (config.teacher, config.student):  # first: a wrong name shows before hours of text
         if part is not None:
             located(part).fetch()
-    prepare_data(config.data, typer.echo, workers=workers, share=_share(share))
+    prepared = prepare_data(config.data, typer.echo, workers=workers, share=_share(share))
+    if config.teacher is not None and not prepared.unfinished:
+        located(config.teacher).prepare(config.data, config.seed, typer.echo, _share(share))
 
 
 def _share(text: str) -> tuple[int, int]:

@@ -41,7 +41,7 @@ class AttentionMSE(Objective):
     mean (it sets padding's scores to 0 on both sides and counts them)."""
 
     def needs(self) -> Needs:
-        return Needs(teacher=True)
+        return Needs(teacher=True, teacher_attention=frozenset({-1}))  # which ones, the built loss says
 
     def build(self, student: Dims, teacher: Dims | None) -> _AttentionMSELoss:
         assert teacher is not None

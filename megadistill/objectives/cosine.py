@@ -29,7 +29,7 @@ class Cosine(Objective):
     def needs(self) -> Needs:
         if self.layers == "last":
             return Needs(student_hidden=frozenset({LAST}), teacher_hidden=frozenset({LAST}), teacher=True)
-        return Needs(teacher=True)
+        return Needs(teacher=True, teacher_hidden=frozenset({LAST}))  # which ones, the built loss says
 
     def build(self, student: Dims, teacher: Dims | None) -> _CosineLoss:
         assert teacher is not None

@@ -50,11 +50,11 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
     stream = Stream(config.data, world, config.batch.global_size, config.batch.micro_size, config.seed)
     tokenizer = load_tokenizer(config.data.tokenizer)
     vocabulary = tokenizer.vocabulary_size
-    teacher = located(config.teacher).build(device) if config.teacher is not None else None
+    teacher, origin = _teacher(config, device)
     models = teacher.models if teacher is not None else ()
     causal = config.data.targets.kind == "clm"
     student = located(config.student).build(
-        models[0] if models else None,
+        models[0] if models else origin,
         vocabulary,
         causal,
         seeds.derive(config.seed, "student"),
@@ -99,6 +99,15 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
     return Parts(stream, teacher, student, losses, accumulation, report)
 
 
+def _teacher(config: RunConfig, device: torch.device) -> tuple[Source | None, LanguageModel | None]:
+    """The teacher; and, where it has no model in the process, one for the student to start from, if it needs one."""
+    if config.teacher is None:
+        return None, None
+    located_teacher = located(config.teacher)
+    located_teacher.check(config.data)
+    return located_teacher.build(device), located_teacher.origin() if config.student.starts_from_teacher else None
+
+
 def _check_sizes(config: RunConfig, student: LanguageModel, teacher: Source | None, vocabulary: int) -> None:
     ours = student.dims
     problems = [
@@ -110,7 +119,7 @@ def _check_sizes(config: RunConfig, student: LanguageModel, teacher: Source | No
         problems.append(_too_small("teacher", theirs, vocabulary))
         problems += [_too_short("teacher", model, config.data.sequence_length) for model in teacher.models]
         compares = [o.label for o in config.objectives if o.needs().teacher]
-        if compares and theirs.vocabulary < ours.vocabulary:
+        if compares and teacher.models and theirs.vocabulary < ours.vocabulary:
             problems.append(
                 f"the teacher's vocabulary has {theirs.vocabulary:,} entries, the student's {ours.vocabulary:,}: "
                 f"{', '.join(compares)} cannot compare them entry by entry"

@@ -68,13 +68,28 @@ class Teacher(Strict):
         """Folders or hub names of its models, whose tokenizers must be the data's."""
         return []
 
-    def prepare(self, data: DataConfig, seed: int, log: Callable[[str], None], share: tuple[int, int]) -> None:
+    def prepare(self, data: DataConfig, seed: int, say: Callable[[str], None], share: tuple[int, int]) -> None:
         """Make from the finished shards whatever training will read besides; `prepare` calls it last, with the run's
         seed and the (i, n) of its --share."""
 
     def cannot(self, needs: Needs) -> str:
         """Why it cannot give all of `needs`, and what would; empty where it can."""
         return ""
+
+    def cannot_read(self, data: DataConfig) -> str:
+        """Why it cannot answer the rows of `data`, and what to do; empty where it can."""
+        return ""
+
+    def check(self, data: DataConfig) -> None:
+        """Compare what `prepare` made with what is asked for now; called before `build`.
+
+        Raises:
+            UserError: it is missing or stale.
+        """
+
+    def origin(self) -> LanguageModel | None:
+        """A model for the student's shapes and first weights, where the built source has none."""
+        return None
 
     def build(self, device: torch.device) -> Source:
         raise NotImplementedError

@@ -133,7 +133,10 @@ class Job:
         faults.place("evaluate", self.world.rank)
         rows = 2 * size * self.world.size if rehearsal else self.config.evaluate.rows
         batches = self.held_out.batches(size, self.config.seed, self.world, max_rows=rows)
-        scores = held_out.evaluate(self.engine, self.parts.teacher, batches, self.device)
+        teacher = self.parts.teacher
+        if teacher is not None and not teacher.models:  # kept answers know nothing of rows that are not trained on
+            teacher = None
+        scores = held_out.evaluate(self.engine, teacher, batches, self.device)
         if rehearsal:
             return {f"rehearsal/{name.removeprefix('heldout/')}": value for name, value in scores.items()}
         return scores

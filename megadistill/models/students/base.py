@@ -16,6 +16,11 @@ class Student(Strict):
     def fetch(self) -> None:
         """Bring here, while there is network, what `build` will read without; `prepare` calls it."""
 
+    @property
+    def starts_from_teacher(self) -> bool:
+        """Whether `build` reads the teacher's model."""
+        return True
+
     def build(
         self,
         teacher: LanguageModel | None,

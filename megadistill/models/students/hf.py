@@ -40,6 +40,10 @@ class HFStudent(Student):
         if isinstance(self.init, Folder):
             load_pretrained(self.init.path)
 
+    @property
+    def starts_from_teacher(self) -> bool:
+        return isinstance(self.init, TeacherLayers) or (self.architecture is None and not isinstance(self.init, Folder))
+
     def build(
         self,
         teacher: LanguageModel | None,
