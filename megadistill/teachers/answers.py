@@ -5,7 +5,9 @@ token of its rows, one row after another, and `000012.rows.npy`, each row's key 
 of what the teacher read, so a row is found whatever its number, the order of training, or the number of ranks.
 
 A record holds K entries of the vocabulary: ids (their lower 16 bits, and a byte above where the vocabulary needs it)
-and, where the likeliest were kept, log-probabilities in fp16. Of a sample, an id stands there as often as it was drawn.
+and, where the likeliest were kept, -log p in units of 1/2048 nat, in the first place not the likeliest's but that of
+all that is missing: its own is what the others leave. So nothing is missing where nothing was, which no rounding of all
+K would give. Of a sample, an id stands there as often as it was drawn.
 """
 
 from __future__ import annotations
@@ -29,6 +31,10 @@ from megadistill.core.types import Batch, Kept
 
 FORMAT_VERSION = 1
 INDEX = "index.json"
+UNITS = 2048
+"""Of one nat: the error of a probability is 1 / 4096 of it, where fp16 would make it 1 / 500."""
+NOTHING = 0xFFFF
+"""The code of probabilities below exp(-32)."""
 AGAIN = "run `megadistill prepare FILE`, which makes the answers again"
 
 U64 = NDArray[np.uint64]
@@ -85,7 +91,7 @@ def record(keep: Keep, vocabulary: int) -> np.dtype[Any]:
     if vocabulary > 1 << 16:
         fields.append(("high", "u1", (keep.entries,)))
     if keep.kind == "top_k":
-        fields.append(("log_probs", "<f2", (keep.entries,)))
+        fields.append(("nats", "<u2", (keep.entries,)))
     return np.dtype(fields)
 
 
@@ -107,7 +113,11 @@ def chosen(p: Tensor, keep: Keep, u: Tensor) -> NDArray[Any]:
     if keep.kind == "top_k":
         top = p.topk(keep.entries, dim=-1)
         ids = top.indices
-        records["log_probs"] = top.values.log().cpu().numpy()
+        rest = (1 - top.values.double().sum(-1, keepdim=True)).clamp(min=0)
+        if keep.entries == p.shape[1]:
+            rest.zero_()
+        told = torch.cat([rest, top.values[:, 1:].double()], dim=1)
+        records["nats"] = (-UNITS * told.log()).round().clamp(max=NOTHING).cpu().numpy()
     else:
         steps = torch.arange(keep.entries, dtype=torch.float64, device=p.device)
         places = (u.to(p.device, torch.float64).unsqueeze(1) + steps) / keep.entries
@@ -124,7 +134,10 @@ def read_back(records: NDArray[Any], index: Index) -> Kept:
     low = records["low"].astype(np.int64)
     ids = torch.from_numpy(low if index.vocabulary <= 1 << 16 else low | (records["high"].astype(np.int64) << 16))
     if index.keep.kind == "top_k":
-        log_probs = torch.from_numpy(records["log_probs"].astype(np.float32))
+        codes = torch.from_numpy(records["nats"].astype(np.float64))
+        told = torch.where(codes == NOTHING, 0.0, (codes / -UNITS).exp())
+        first = (1 - told.sum(1, keepdim=True)).clamp(min=1e-6)
+        log_probs = torch.cat([first, told[:, 1:]], dim=1).log().float()
         return Kept(ids, log_probs, ghost=True, temperature=index.temperature)
     # ids of a record ascend, so that equal ones stand together: the first gets the probability of all of them
     counts = (ids.unsqueeze(2) == ids.unsqueeze(1)).sum(2)

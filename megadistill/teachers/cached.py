@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from megadistill.core import log
 from megadistill.core.dist import best_device
 from megadistill.core.errors import UserError
 from megadistill.core.files import fsync_directory, sha256_file, sha256_json
-from megadistill.core.types import Batch, Dims, Kept, Needs, Signals
+from megadistill.core.types import Batch, Dims, HeadFunction, Kept, Needs, Signals
 from megadistill.data import index as shards
 from megadistill.data.config import DataConfig
 from megadistill.data.hashing import uniform
@@ -313,7 +313,7 @@ def _told(index: Index) -> str:
     return f"{index.tokens:,} tokens, {index.bytes / max(index.tokens, 1):.1f} bytes each"
 
 
-def _no_head(*_: Any) -> Any:
+def _no_head(fn: HeadFunction[Any], rows: Tensor, layers: Sequence[int] = (-1,)) -> Any:
     raise UserError(
         "a cached teacher has no vocabulary head", "its answers are all there is", "use teacher: online or ensemble"
     )
