@@ -45,6 +45,9 @@ class Counterfactual(Objective):
     def needs(self) -> Needs:
         return Needs(teacher=True, again=True)
 
+    def remark(self) -> str:
+        return "rows exchange states within their micro-batch, so the gradient depends on how a batch is split"
+
     def build(self, student: Dims, teacher: Dims | None) -> _CounterfactualLoss:
         assert teacher is not None
         where = f"objectives: {self.label}"

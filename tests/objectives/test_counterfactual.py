@@ -67,6 +67,22 @@ def test_it_is_the_divergence_after_the_same_exchange_in_both(name):
     torch.testing.assert_close(term.sum, kl + 0.5 * (1 - cosine).sum(), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_interchange_accuracy_is_the_share_of_targets_where_both_rank_one_token_first(name):
+    student, teacher = pair(name)
+    batch = tiny.batch(5, seed=3)
+    torch.manual_seed(7)
+    where = spans(batch.mask, 0.3)
+    torch.manual_seed(7)
+    term = ask(Counterfactual(**CF), student, teacher, batch)
+    ours, goal = by_hand(student, 1, batch, where), by_hand(teacher.model, 2, batch, where)
+    first = [
+        s.head(lambda h, w, b: torch.nn.functional.linear(h, w, b), batch.targets).argmax(-1) for s in (ours, goal)
+    ]
+    agreed = int((first[0] == first[1]).sum())
+    assert term.watch["interchange_accuracy"]().tolist() == [agreed, len(batch.targets)]
+
+
 def test_the_student_learns_through_both_rows_and_the_teacher_does_not():
     student, teacher = pair("bert")
     batch = tiny.batch(4, seed=3)

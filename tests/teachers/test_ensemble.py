@@ -37,6 +37,41 @@ def test_its_logits_are_the_weighted_mean_at_every_temperature():
     assert ensemble.dims.vocabulary == tiny.VOCABULARY
 
 
+def test_the_arithmetic_mean_is_that_of_the_distributions():
+    """soft_ce learns from sum_k w_k softmax(z_k / T), not from the product."""
+    sources, weights = members(), [0.5, 0.2, 0.3]
+    batch = tiny.batch(3)
+    model = tiny.language_model("bert", 1, seed=7, initializer_range=0.3).double()
+    student = model.signals(batch, frozenset())
+    log_q = (logits(student, batch.attended) / 2).log_softmax(-1)
+    theirs = [logits(s.signals(batch, NEEDS), batch.attended)[:, : tiny.VOCABULARY] / 2 for s in sources]
+    p = sum(w * z.softmax(-1) for w, z in zip(weights, theirs, strict=True))
+    loss = SoftCE(kind="soft_ce", temperature=2).build(model.dims, model.dims)
+    found = {
+        mean: loss(student, EnsembleSource(sources, weights, mean).signals(batch, NEEDS), batch).sum.item()
+        for mean in ("arithmetic", "geometric")
+    }
+    assert found["arithmetic"] == pytest.approx(4 * float((p * (p.log() - log_q)).sum()), rel=1e-9)
+    assert abs(found["geometric"] - found["arithmetic"]) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("mean", "needs", "why"),
+    [
+        ("arithmetic", Needs(logits=True), "no logits have the arithmetic mean"),
+        ("arithmetic", Needs(temperatures=frozenset({1.0, 2.0})), "at one temperature, not at 1, 2"),
+        ("arithmetic", Needs(temperatures=frozenset({2.0})), ""),
+        ("geometric", Needs(logits=True, temperatures=frozenset({1.0, 2.0})), ""),
+        ("geometric", Needs(again=True), "different states"),
+    ],
+)
+def test_what_a_mean_cannot_give_is_told(mean, needs, why):
+    member = {"kind": "online", "path": "x"}
+    told = EnsembleTeacher(kind="ensemble", members=[member, member], mean=mean).cannot(needs)
+    assert why in told
+    assert bool(why) == bool(told)
+
+
 def test_its_hidden_states_are_the_first_members():
     sources = members()
     batch = tiny.batch(3)
@@ -58,6 +93,7 @@ def test_its_identity_is_all_members_and_their_weights():
     sources = members()
     one, other = (EnsembleSource(sources, w).identity()["sha256"] for w in ([0.5, 0.2, 0.3], [0.2, 0.5, 0.3]))
     assert one != other
+    assert EnsembleSource(sources, [0.5, 0.2, 0.3], "arithmetic").identity()["sha256"] != one
     with torch.no_grad():
         next(sources[2].model.parameters()).view(-1)[0] += 1
     assert EnsembleSource(sources, [0.5, 0.2, 0.3]).identity()["sha256"] != one

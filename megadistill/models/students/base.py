@@ -39,3 +39,14 @@ class Student(Strict):
             special: the tokenizer's ids by role (pad, cls, sep, mask, unk); None where it has no such token.
         """
         raise NotImplementedError
+
+    def empty(
+        self,
+        teacher: LanguageModel | None,
+        vocabulary_size: int,
+        causal: bool,
+        special: Mapping[str, int | None] | None = None,
+    ) -> LanguageModel | None:
+        """What `build` would make of a teacher without weights: its sizes, found out without any weight (on torch's
+        meta device). None where that cannot be told; raises what `build` would."""
+        return None
