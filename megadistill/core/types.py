@@ -102,6 +102,8 @@ class Dims:
     full_attention: bool = True
     """Whether all attended positions of a row see one another: not in causal models, sliding windows or attention
     confined to documents."""
+    causal: bool = False
+    """Whether it predicts the next token from those before."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,9 @@ class Signals:
     """Likewise."""
     again: Callable[[Mapping[int, Tensor], Tensor], Signals] | None = None
     """`again(values, where)`: the same batch through the same model once more, with the output of layer l replaced by
-    `values[l]` [B, L, H] wherever `where` [B, L]; None where the model cannot. One more forward pass."""
+    `values[l]` [B, L, H] wherever `where` [B, L]; None where the model cannot. Of the forward pass only what lies above
+    the lowest of these layers is run, if that layer's own hidden states are there; those below it are left out of the
+    answer, and so is attention."""
     kept: Callable[[Tensor], Kept] | None = None
     """Flat positions [N] -> what was kept of the distributions there, where no head is at hand."""
     members: Sequence[tuple[float, Signals]] = ()

@@ -25,8 +25,9 @@ class Counterfactual(Objective):
     An interchange intervention (Geiger et al. 2021): in a span of each row, the states of chosen layers are replaced
     by those of another row of the micro-batch at the same positions, in student and teacher alike; both must then
     answer alike. DIITO (Wu et al. 2022), section 3. As the sources are the micro-batch itself with its rows moved on
-    by one, their states are there already and a step costs one more forward of each model. The price: which rows meet
-    depends on how a batch is split, so that, alone of all objectives, its gradient is not split-invariant.
+    by one, their states are there already, and what is run again of each model are the layers above the exchange and
+    the head. The price: which rows meet depends on how a batch is split, so that, alone of all objectives, its gradient
+    is not split-invariant.
 
     Logs `interchange_accuracy`: the share of labelled positions where both then rank the same token first (Geiger et
     al. 2021, section 3).

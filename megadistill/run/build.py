@@ -95,6 +95,10 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
     teacher_dims = teacher.dims if teacher is not None else None
     with seeded(seeds.derive(config.seed, "objectives")):
         losses = [objective.build(student.dims, teacher_dims) for objective in config.objectives]
+    for loss in losses:  # one may hold a second model that learns
+        for module in loss.modules() if isinstance(loss, torch.nn.Module) else ():
+            if isinstance(module, LanguageModel):
+                module.attends = config.data.attention
     if not distils:
         teacher = None  # it only gave the student its first weights
     return Parts(stream, teacher, student, losses, accumulation, report)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,8 +90,7 @@ class EnsembleSource:
 
     @property
     def dims(self) -> Dims:
-        first = self.members[0].dims
-        return Dims(first.layers, first.hidden, self.vocabulary, first.heads, first.full_attention)
+        return replace(self.members[0].dims, vocabulary=self.vocabulary)
 
     @torch.no_grad()
     def signals(self, batch: Batch, needs: Needs) -> Signals:
