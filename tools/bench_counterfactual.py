@@ -3,7 +3,7 @@
     python tools/bench_counterfactual.py               # writes tools/results/counterfactual/bench.json
     python tools/bench_counterfactual.py --rows 64 --length 512 --width 768 --vocabulary 30522 --device cuda
 
-Both steps are the causal_distilbert preset's (soft_ce, hard_ce and cosine, teacher's forward pass, backward pass, AdamW),
+Both steps are the causal_distilbert preset's (teacher's forward pass, soft_ce, hard_ce, cosine, backward pass, AdamW),
 in turn, with the depths of BERT-base and DistilBERT and their proportion of vocabulary to width.
 """
 

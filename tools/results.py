@@ -59,7 +59,8 @@ def _here(file: Path) -> str:
 
 def tables(results: Path = RESULTS) -> str:
     """The README's generated part."""
-    parts = [part for part in (quickstart_table(results), preset_table(results), ablation_table(results)) if part]
+    makers = (quickstart_table, preset_table, ablation_table, cache_table, counterfactual_line)
+    parts = [part for part in (maker(results) for maker in makers) if part]
     return "\n\n".join(parts) if parts else "Nothing measured yet."
 
 
@@ -163,6 +164,46 @@ def ablation_table(results: Path) -> str:
         f"{'the same order' if ours == theirs else 'not the same order'}.",
     ]
     return "\n".join(lines)
+
+
+def cache_table(results: Path) -> str:
+    """One row per way to keep a teacher's answers (tools/bench_cache.py)."""
+    file = results / "cache" / "bench.json"
+    if not file.exists():
+        return ""
+    bench = json.loads(file.read_text())
+    lines = [
+        "| teacher's answers | bytes a token | found, other seed on 2 ranks | gradient too long by | a step, of online's |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for name, row in bench.items():
+        if isinstance(row, dict):
+            bias = f"{row['bias']:+.2%}" + (f" ± {row['bias_95']:.2%}" if row["bias_95"] else "")
+            lines.append(
+                f"| {name} entries | {row['bytes_per_token']:.1f} | {row['rows_found']:,} of {row['rows_asked']:,} "
+                f"| {bias} | {row['step_seconds'] / bench['step_seconds_online']:.0%} |"
+            )
+    lines += [
+        "",
+        f"`python tools/bench_cache.py configs/quickstart.yaml`: {bench['vocabulary']:,} entries of vocabulary, steps of "
+        f"soft_ce on {bench['rows_a_step']} x {bench['row_tokens']} tokens on one CPU core; ± is a 95 % interval over "
+        "independent samples.",
+    ]
+    return "\n".join(lines)
+
+
+def counterfactual_line(results: Path) -> str:
+    """What tools/bench_counterfactual.py measured."""
+    file = results / "counterfactual" / "bench.json"
+    if not file.exists():
+        return ""
+    bench = json.loads(file.read_text())
+    return (
+        f"A step with the counterfactual objective takes {bench['ratio']:.2f} times one without "
+        f"({bench['ratio_smallest']:.2f} to {bench['ratio_largest']:.2f} in {bench['repeats']} pairs, "
+        f"{bench['rows']} x {bench['length']} tokens, width {bench['width']}, {bench['device']}; "
+        "`python tools/bench_counterfactual.py`)."
+    )
 
 
 def _by_seed(folder: Path, arm: str) -> dict[str, dict[str, Any]]:
