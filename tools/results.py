@@ -173,7 +173,7 @@ def cache_table(results: Path) -> str:
         return ""
     bench = json.loads(file.read_text())
     lines = [
-        "| teacher's answers | bytes a token | found, other seed on 2 ranks | gradient too long by | a step, of online's |",
+        "| teacher's answers | bytes a token | found, other seed, 2 ranks | gradient too long by | step, of online's |",
         "|---|--:|--:|--:|--:|",
     ]
     for name, row in bench.items():
@@ -185,9 +185,9 @@ def cache_table(results: Path) -> str:
             )
     lines += [
         "",
-        f"`python tools/bench_cache.py configs/quickstart.yaml`: {bench['vocabulary']:,} entries of vocabulary, steps of "
-        f"soft_ce on {bench['rows_a_step']} x {bench['row_tokens']} tokens on one CPU core; ± is a 95 % interval over "
-        "independent samples.",
+        f"`python tools/bench_cache.py configs/quickstart.yaml`: {bench['vocabulary']:,} entries of vocabulary, steps "
+        f"of soft_ce on {bench['rows_a_step']} x {bench['row_tokens']} tokens on one CPU core; ± is a 95 % interval "
+        "over independent samples.",
     ]
     return "\n".join(lines)
 
