@@ -87,6 +87,11 @@ class Teacher(Strict):
             UserError: it is missing or stale.
         """
 
+    @property
+    def patience(self) -> float:
+        """How many seconds its `after_step` may wait for somebody else without the run being taken for hung."""
+        return 0.0
+
     def origin(self) -> LanguageModel | None:
         """A model for the student's shapes and first weights, where the built source has none."""
         return None

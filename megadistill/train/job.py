@@ -94,6 +94,9 @@ class Job:
         if self.row_log is not None:
             self.row_log.write(step, micro_batches)
         if self.parts.teacher is not None:
+            assert self.config.teacher is not None
+            if self.config.teacher.patience:
+                self.watchdog.enter("teacher", step, self.config.teacher.patience)
             self.parts.teacher.after_step(step, self.parts.student)
 
     def mind_the_deadline(self) -> None:
