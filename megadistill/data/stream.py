@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -148,7 +148,8 @@ class Stream:
             if not num_rows:
                 folder = config.dir / corpus.name
                 raise UserError(f"corpus {corpus.name} has no training rows", f"{folder}", "give it more text")
-        self.order = _order(config, rows, seed, skips)
+        self._order = partial(_order, config, rows, seed)
+        self.order = self._order(skips)
         _check_locality(config, self.part)
         self.rows_per_epoch = int(self.order.starts[-1])
         """Rows of all corpora together, repeats counted."""
@@ -188,6 +189,11 @@ class Stream:
         cuts = np.cumsum([len(positions) for positions in mine])[:-1]
         located = self.order.locate(np.concatenate(mine))
         return [Places(*parts) for parts in zip(*(np.split(field, cuts) for field in located), strict=True)]
+
+    def leave_out(self, skips: Sequence[tuple[int, int]]) -> None:
+        """From here on, `skips` instead of those given before."""
+        self.order = self._order(skips)
+        self._located.cache_clear()
 
     def window(self, start_step: int, end_step: int) -> tuple[int, int]:
         """The draws that steps [start_step, end_step) stand on: what to add to `skips` to leave them out."""

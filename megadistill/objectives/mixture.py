@@ -158,10 +158,15 @@ def ask_heads(
         return student.head(lambda *head: ask(Projection(*head), top_k=top_k), rows)
     if teacher.members:
         weights, answers = zip(*teacher.members, strict=True)
-        heads = [Projection(*answer.head(lambda *head: head, rows)) for answer in answers]
-        mixed = {"teachers": heads, "mixing": weights, "mean": "arithmetic"}
-        return student.head(lambda *head: ask(Projection(*head), **mixed), rows)
-    # the teacher's head runs inside the student's, so that both weights are readable at once
-    return student.head(
-        lambda *ours: teacher.head(lambda *theirs: ask(Projection(*ours), teachers=[Projection(*theirs)]), rows), rows
-    )
+        mixed = {"mixing": weights, "mean": "arithmetic"}
+        return in_heads([student, *answers], rows, lambda ours, *theirs: ask(ours, teachers=theirs, **mixed))
+    return in_heads([student, teacher], rows, lambda ours, theirs: ask(ours, teachers=[theirs]))
+
+
+def in_heads(answers: Sequence[Signals], rows: Tensor, fn: Callable[..., Any], *heads: Projection) -> Any:
+    """`fn` of the heads of all models at `rows`: each runs inside the one before, so that all weights are readable at
+    once, also where they are in pieces at other times (ZeRO 3)."""
+    if not answers:
+        return fn(*heads)
+    first, *rest = answers
+    return first.head(lambda *head: in_heads(rest, rows, fn, *heads, Projection(*head)), rows)

@@ -16,6 +16,7 @@ from megadistill.core.types import Batch, Dims, Signals, Term
 from megadistill.kernels.head_losses import Hard, Projection, Soft, head_losses
 from megadistill.models.signals import LanguageModel
 from megadistill.objectives.base import Objective
+from megadistill.objectives.mixture import in_heads
 
 discover(megadistill.models.students)  # the union below needs every kind imported first
 
@@ -68,8 +69,4 @@ class _MutualLoss(nn.Module):
             return learns + teaches
 
         other = self.member.signals(batch, frozenset())
-        # one head inside the other, so that both weights are readable at once
-        total = student.head(
-            lambda *ours: other.head(lambda *theirs: both(Projection(*ours), Projection(*theirs)), rows), rows
-        )
-        return Term(total, "targets")
+        return Term(in_heads([student, other], rows, both), "targets")

@@ -268,7 +268,7 @@ class _Making:
         device = best_device()
         source = self.teacher.of.build(device)
         for model in source.models:
-            model.attends = self.data.attention
+            model.to(device).attends = self.data.attention
         if self.teacher.of.guard is not None:
             rows = np.arange(min(8, int(part.starts[1])), dtype=np.int64)
             trial = part.batch(Places(np.zeros_like(rows), np.zeros_like(rows), rows), self.seed, "targets")

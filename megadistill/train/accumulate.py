@@ -14,6 +14,7 @@ from megadistill.engine.deepspeed import Engine
 from megadistill.kernels.head_losses import linear_ce
 from megadistill.teachers.base import Source
 from megadistill.train.step import refuse_uneven_gradients
+from megadistill.train.stragglers import Stopwatch
 
 
 def accumulate(
@@ -25,6 +26,7 @@ def accumulate(
     step: int,
     seed: int,
     check_ranks: bool,
+    stopwatch: Stopwatch,
     watch: bool = False,
     share_gradients: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -34,6 +36,7 @@ def accumulate(
         engine: wraps a `DistillStep`.
         counts: [len(COUNT_KINDS)] of the whole global batch, known before any forward.
         check_ranks: refuse to go on if ranks would train different parameters.
+        stopwatch: times the forward passes.
         watch: also look at what is logged and not learnt from, on the last micro-batch: the teacher's own loss, and
             what objectives tell beside their sums.
         share_gradients: also compute how the student's gradient divides among the objectives, there too.
@@ -50,8 +53,10 @@ def accumulate(
     for index, on_cpu in enumerate(micro_batches):
         batch, last = on_cpu.to(device), index == len(micro_batches) - 1
         seeds.reseed(seed, "dropout", step, index, rank)
+        stopwatch.start()
         signals = teacher.signals(batch, module.needs) if teacher is not None else None
         loss, parts = engine.forward(batch, signals, shares, step, watch and last)
+        stopwatch.stop()
         if check_ranks:
             refuse_uneven_gradients(loss, module, step, index)
         engine.backward(loss)
