@@ -62,7 +62,7 @@ def _replacing(hf: Any, values: Mapping[int, Tensor], where: Tensor, known: Tens
     # their forward, not a hook on it: what a hook could replace has been computed already
     before = [(module, module.__dict__.get("forward")) for module in layer_modules(hf)]
     for module, _ in before:
-        module.forward = instead(module.forward)  # type: ignore[method-assign]
+        module.forward = instead(module.forward)
     try:
         yield
     finally:

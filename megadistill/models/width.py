@@ -74,10 +74,10 @@ class Narrower:
                     return roles
                 return (roles[1 if _STORED_IN_OUT.search(module) else 0],)
         width = self.teacher.hidden_size
-        roles: list[Role] = ["residual" if size == width else "entries" for size in value.shape]
+        by_size: list[Role] = ["residual" if size == width else "entries" for size in value.shape]
         if _TABLE.search(module):
-            roles[0] = "entries"  # also where there happen to be as many as the model is wide
-        return tuple(roles)
+            by_size[0] = "entries"  # also where there happen to be as many as the model is wide
+        return tuple(by_size)
 
     def _norm(self, gain: Tensor) -> Tensor:
         """A gain's diagonal matrix in the new coordinates, off-diagonal terms dropped."""

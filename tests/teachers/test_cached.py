@@ -1,10 +1,13 @@
 """Answers that were made once are found by content, are what the teacher said, and are refused when they are not."""
 
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from megadistill.core.dist import World
 from megadistill.core.errors import UserError
@@ -26,12 +29,6 @@ CPU = torch.device("cpu")
 def cached(folder, **fields):
     of = {"kind": "online", "path": str(folder / "teacher"), "guard": None}
     return CachedTeacher.model_validate({"kind": "cached", "dir": str(folder / "answers"), "of": of, **fields})
-
-
-def tree(path):
-    import yaml
-
-    return yaml.safe_load(path.read_text())
 
 
 @pytest.fixture(scope="module")
@@ -265,16 +262,20 @@ def test_a_flipped_bit_is_told_when_its_block_is_read(copy):
     ],
 )
 def test_what_it_cannot_give_is_told_when_the_config_is_read(causal, changes, message):
-    fields = tree(causal / "run.yaml")
+    fields = yaml.safe_load((causal / "run.yaml").read_text())
     fields["teacher"] = cached(causal).model_dump(mode="json")
     fields["objectives"] = [{"kind": "soft_ce"}]
     check(fields, "file")
-    import yaml
-
     path = causal / "changed.yaml"
     path.write_text(yaml.safe_dump(fields))
     with pytest.raises(UserError, match=message):
         load(path, changes)
+
+
+def test_the_readmes_example_is_a_teacher():
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    blocks = [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)]
+    assert [CachedTeacher.model_validate(block["teacher"]).keep for block in blocks] == [Keep(entries=8)]
 
 
 def test_a_run_is_built_on_it_with_a_student_of_the_teachers_layers(answered):

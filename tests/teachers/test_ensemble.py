@@ -43,7 +43,7 @@ def test_the_arithmetic_mean_is_that_of_the_distributions():
     batch = tiny.batch(3)
     model = tiny.language_model("bert", 1, seed=7, initializer_range=0.3).double()
     student = model.signals(batch, frozenset())
-    log_q = (logits(student, batch.attended) / 2).log_softmax(-1)
+    log_q = (logits(student, batch.attended).detach() / 2).log_softmax(-1)
     theirs = [logits(s.signals(batch, NEEDS), batch.attended)[:, : tiny.VOCABULARY] / 2 for s in sources]
     p = sum(w * z.softmax(-1) for w, z in zip(weights, theirs, strict=True))
     loss = SoftCE(kind="soft_ce", temperature=2).build(model.dims, model.dims)
