@@ -1,8 +1,9 @@
 """What kept answers of a teacher take, whether they are found again, and how well they teach.
 
-    megadistill prepare configs/quickstart.yaml          # or any other config with an online or ensemble teacher
-    python tools/bench_cache.py configs/quickstart.yaml  # writes tools/results/cache/bench.json
+    python tools/bench_cache.py          # writes tools/results/cache/bench.json
+    python tools/bench_cache.py --config mine.yaml data.corpora.0.max_documents=1000
 
+The text is that of the config (quickstart), of each corpus no more than --megabytes, prepared in a temporary folder.
 For each way to keep: bytes a token; how many rows are found under another seed on two ranks; the gradient that a
 student (the config's, at step 0) gets of its logits, along the one that the whole distributions would give, over
 several independent makings; seconds of a training step beside the online teacher's.
@@ -25,6 +26,7 @@ from megadistill.core.dist import World, best_device
 from megadistill.core.files import write_json
 from megadistill.core.seeds import derive
 from megadistill.core.types import Batch, Needs
+from megadistill.data.prepare import prepare
 from megadistill.data.stream import Stream
 from megadistill.kernels.head_losses import Projection, Soft, TopK, head_losses
 from megadistill.objectives.soft_ce import SoftCE
@@ -34,7 +36,8 @@ from megadistill.teachers.answers import Answers, Keep, chosen, read_back, row_k
 from megadistill.teachers.cached import CachedTeacher
 from megadistill.train.step import DistillStep
 
-RESULT = Path(__file__).resolve().parents[1] / "tools" / "results" / "cache" / "bench.json"
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "tools" / "results" / "cache" / "bench.json"
 KEEPS = (Keep(entries=8), Keep(kind="sample", entries=19))
 TEMPERATURE = 2.0
 MAKINGS = 64
@@ -99,13 +102,11 @@ def step_seconds(source: Any, batch: Batch, student: Any, repeats: int = 7) -> f
     return statistics.median(took)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path)
-    parser.add_argument("changes", nargs="*", metavar="key=value")
-    parser.add_argument("--output", type=Path, default=RESULT)
-    options = parser.parse_args()
-    config = load(options.config, options.changes)
+def measured(file: Path, changes: list[str], megabytes: float, folder: Path) -> dict[str, Any]:
+    """All that the table tells."""
+    corpora = range(len(load(file, changes).data.corpora))
+    config = load(file, [*(f"data.corpora.{number}.max_megabytes={megabytes}" for number in corpora), *changes])
+    prepare(config.data, print)
     parts = build(config, World(), torch.device("cpu"))
     assert parts.teacher is not None
     assert best_device().type == "cpu", "its times are compared on one device: set DS_ACCELERATOR=cpu"
@@ -121,23 +122,36 @@ def main() -> None:
         )
     results: dict[str, Any] = {"step_seconds_online": step_seconds(parts.teacher, batch, parts.student)}
     for keep in KEEPS:
-        with tempfile.TemporaryDirectory() as folder:
-            started = time.perf_counter()
-            teacher = made(config, keep, Path(folder))
-            source = teacher.build(torch.device("cpu"))
-            index = source.answers.index
-            results[f"{keep.kind} of {keep.entries}"] = {
-                "bytes_per_token": index.bytes / index.tokens,
-                "tokens": index.tokens,
-                "seconds_to_make": time.perf_counter() - started,
-                **found(config, teacher),
-                **bias(keep, ours, theirs[:, : ours.shape[1]]),
-                "step_seconds": step_seconds(source, batch, parts.student),
-            }
-    results |= {"vocabulary": index.vocabulary, "rows_a_step": len(batch.rows), "row_tokens": batch.ids.shape[1]}
-    print(json.dumps(results, indent=2))
+        started = time.perf_counter()
+        teacher = made(config, keep, folder)
+        source = teacher.build(torch.device("cpu"))
+        index = source.answers.index
+        results[f"{keep.kind} of {keep.entries}"] = {
+            "bytes_per_token": index.bytes / index.tokens,
+            "tokens": index.tokens,
+            "seconds_to_make": time.perf_counter() - started,
+            **found(config, teacher),
+            **bias(keep, ours, theirs[:, : ours.shape[1]]),
+            "step_seconds": step_seconds(source, batch, parts.student),
+        }
+    size, length = parts.student.dims.vocabulary, batch.ids.shape[1]
+    return results | {"vocabulary": size, "rows_a_step": len(batch.rows), "row_tokens": length}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "quickstart.yaml")
+    parser.add_argument("--megabytes", type=float, default=0.5)
+    parser.add_argument("changes", nargs="*", metavar="key=value")
+    parser.add_argument("--output", type=Path, default=RESULT)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        result = measured(
+            options.config, [f"data.dir={folder}/data", *options.changes], options.megabytes, Path(folder)
+        )
+    print(json.dumps(result, indent=2))
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(options.output, results)
+    write_json(options.output, result)
 
 
 if __name__ == "__main__":

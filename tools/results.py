@@ -185,7 +185,7 @@ def cache_table(results: Path) -> str:
             )
     lines += [
         "",
-        f"`python tools/bench_cache.py configs/quickstart.yaml`: {bench['vocabulary']:,} entries of vocabulary, steps "
+        f"`python tools/bench_cache.py`: {bench['vocabulary']:,} entries of vocabulary, steps "
         f"of soft_ce on {bench['rows_a_step']} x {bench['row_tokens']} tokens on one CPU core; ± is a 95 % interval "
         "over independent samples.",
     ]
