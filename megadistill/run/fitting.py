@@ -60,7 +60,10 @@ def _sizes(config: RunConfig, tokenizer: Tokenizer | None, teachers: Sequence[La
         model.attends = config.data.attention
     # a teacher without a model of its own comes from the student
     theirs = None if config.teacher is None else (first or student).dims
-    refuse_unfit(config, student, teachers, theirs, vocabulary)
+    found: list[UserError] = []
+    with _collected(found):
+        refuse_unfit(config, student, teachers, theirs, vocabulary)
+    yield from found
     for objective in config.objectives:
         try:
             with torch.device("meta"):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,40 +13,17 @@ from pydantic import Field
 from torch import Tensor
 
 from megadistill.core import log
-from megadistill.core.dist import best_device
 from megadistill.core.errors import UserError
-from megadistill.core.files import fsync_directory, sha256_file, sha256_json
 from megadistill.core.types import Batch, Dims, HeadFunction, Kept, Needs, Signals
 from megadistill.data import index as shards
 from megadistill.data.config import DataConfig
-from megadistill.data.hashing import uniform
-from megadistill.data.order import Places
-from megadistill.data.stream import Part
 from megadistill.data.tokenization import load_tokenizer
-from megadistill.kernels.chunks import chunks, fp32_logits
 from megadistill.models.signals import LanguageModel
-from megadistill.teachers.answers import (
-    AGAIN,
-    INDEX,
-    Answers,
-    Index,
-    Keep,
-    block_files,
-    chosen,
-    read_back,
-    read_index,
-    row_keys,
-    write_block,
-    write_index,
-)
-from megadistill.teachers.base import Source, Teacher
+from megadistill.teachers.answers import AGAIN, Answers, Keep, read_back, read_index, row_keys
+from megadistill.teachers.asking import Asking
+from megadistill.teachers.base import Teacher
 from megadistill.teachers.ensemble import EnsembleTeacher
-from megadistill.teachers.guard import guard
-from megadistill.teachers.online import OnlineTeacher
-
-BLOCK_ROWS = 1024
-BATCH_ROWS = 32
-"""Rows that the teacher is asked about at once."""
+from megadistill.teachers.online import OnlineTeacher, weights_sha256
 
 
 class CachedTeacher(Teacher):
@@ -101,7 +77,8 @@ class CachedTeacher(Teacher):
         return ""
 
     def prepare(self, data: DataConfig, seed: int, say: Callable[[str], None], share: tuple[int, int]) -> None:
-        _Making(self, data, seed, say).run(share)
+        weights = {path: weights_sha256(path) for path in self.paths()}
+        Asking(self.of, self.keep, self.temperature, self.facts(data), weights, self.dir, data, seed, say).run(share)
 
     def origin(self) -> LanguageModel | None:
         return self.of.build(torch.device("cpu")).models[0]
@@ -200,117 +177,6 @@ class CachedSource:
     def identity(self) -> dict[str, Any]:
         """The folder and the fingerprint of all answers in it."""
         return {"kind": "cached", "dir": str(self.answers.folder), "sha256": self.answers.index.fingerprint}
-
-
-class _Making:
-    """A folder of answers on its way."""
-
-    def __init__(self, teacher: CachedTeacher, data: DataConfig, seed: int, say: Callable[[str], None]) -> None:
-        self.teacher, self.data, self.seed, self.say = teacher, data, seed, say
-        self.facts = teacher.facts(data)
-        self.weights = {path: weights_sha256(path) for path in teacher.paths()}
-        self.vocabulary = load_tokenizer(data.tokenizer).vocabulary_size
-        models = [digest or path for path, digest in self.weights.items()]
-        self.key = sha256_json([self.facts, models, data.targets.seed_for(seed)])
-        self.folder = teacher.dir.with_name(f".{teacher.dir.name}.{self.key[:16]}.making")
-
-    def run(self, share: tuple[int, int]) -> None:
-        """Make the answers that are not there yet."""
-        if (index := self._there()) is not None:
-            self.say(f"answers: made already and sound, {_told(index)} in {self.teacher.dir}")
-            return
-        part = Part(self.data, "train")
-        jobs = list(self._jobs(part))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        left = [n for n in range(share[0], len(jobs), share[1]) if not block_files(self.folder, n)[1].exists()]
-        if left:
-            source = self._asked(part)
-            for done, number in enumerate(left):
-                self._block(source, part, number, jobs[number])
-                if done % 16 == 15:
-                    self.say(f"answers: {done + 1:,} of {len(left):,} blocks of {BLOCK_ROWS:,} rows")
-        missing = sum(not block_files(self.folder, n)[1].exists() for n in range(len(jobs)))
-        if missing:
-            self.say(f"answers: {missing:,} of {len(jobs):,} blocks to do; other shares have them")
-            return
-        keep, t = self.teacher.keep, self.teacher.temperature
-        facts = {**self.facts, "key": self.key}
-        index = write_index(self.folder, len(jobs), facts, self.weights, self.vocabulary, keep, t)
-        if self.teacher.dir.exists():
-            shutil.rmtree(self.teacher.dir)
-        self.folder.rename(self.teacher.dir)
-        fsync_directory(self.teacher.dir.parent)
-        self.say(f"answers: {_told(index)} in {self.teacher.dir}")
-
-    def _there(self) -> Index | None:
-        """The index of the finished folder, where it is what is asked for."""
-        folder = self.teacher.dir
-        if not folder.exists():
-            return None
-        if not (folder / INDEX).exists():
-            raise UserError(f"{folder} was not made by prepare, and would be replaced", "", "set another teacher.dir")
-        try:
-            return index if (index := Answers(folder).index).facts.get("key") == self.key else None
-        except UserError as error:
-            self.say(f"answers: making them again: {error.what}")
-            return None
-
-    def _jobs(self, part: Part) -> Iterator[Places]:
-        """The rows of each block: all rows of each corpus with every drawing of their targets."""
-        for corpus, rows in enumerate(np.diff(part.starts).tolist()):
-            for drawing in range(self.data.targets.num_drawings or 0):
-                for start in range(0, rows, BLOCK_ROWS):
-                    row = np.arange(start, min(start + BLOCK_ROWS, rows), dtype=np.int64)
-                    yield Places(np.full_like(row, corpus), np.full_like(row, drawing), row)
-
-    def _asked(self, part: Part) -> Source:
-        """The teacher, after it has proved itself."""
-        device = best_device()
-        source = self.teacher.of.build(device)
-        for model in source.models:
-            model.to(device).attends = self.data.attention
-        if self.teacher.of.guard is not None:
-            rows = np.arange(min(8, int(part.starts[1])), dtype=np.int64)
-            trial = part.batch(Places(np.zeros_like(rows), np.zeros_like(rows), rows), self.seed, "targets")
-            counts = part.vocabulary.counts
-            guard(self.teacher.of.guard, source, None, trial.to(device), self.vocabulary, counts)
-        return source
-
-    @torch.no_grad()
-    def _block(self, source: Source, part: Part, number: int, places: Places) -> None:
-        records, keys, tokens = [], [], []
-        for start in range(0, len(places.row), BATCH_ROWS):
-            here = Places(*(field[start : start + BATCH_ROWS] for field in places))
-            batch = part.batch(here, self.seed, "targets")
-            keys.append(row_keys(batch))
-            tokens += batch.mask.sum(1).tolist()
-            u = torch.from_numpy(uniform(keys[-1], 0, batch.mask.shape[1]))[batch.mask]
-            records.append(self._records(source, batch.to(best_device()), u))
-        write_block(self.folder, number, np.concatenate(records), np.concatenate(keys), tokens)
-
-    def _records(self, source: Source, batch: Batch, u: Tensor) -> NDArray[Any]:
-        signals = source.signals(batch, Needs(teacher=True))
-        answers = signals.members or ((1.0, signals),)
-        heads = [(weight, *answer.head(lambda *head: head, batch.attended)) for weight, answer in answers]
-        size, t = self.vocabulary, self.teacher.temperature
-        records = []
-        for part in chunks(len(batch.attended), size, num_buffers=6):
-            p = torch.zeros((), device=batch.ids.device)
-            for share, hidden, weight, bias in heads:
-                logits = fp32_logits(hidden[part], weight[:size], None if bias is None else bias[:size])
-                p = p + share * (logits / t).softmax(-1)
-            records.append(chosen(p, self.teacher.keep, u[part]))
-        return np.concatenate(records)
-
-
-def weights_sha256(path: str) -> str:
-    """Over the files of weights in a model's folder; empty where there is no such folder."""
-    files = sorted(file for pattern in ("*.safetensors", "*.bin") for file in Path(path).glob(pattern))
-    return sha256_json([[file.name, sha256_file(file)] for file in files]) if files else ""
-
-
-def _told(index: Index) -> str:
-    return f"{index.tokens:,} tokens, {index.bytes / max(index.tokens, 1):.1f} bytes each"
 
 
 def _no_head(fn: HeadFunction[Any], rows: Tensor, layers: Sequence[int] = (-1,)) -> Any:

@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 def cached(folder, **fields):
     of = {"kind": "online", "path": str(folder / "teacher"), "guard": None}
-    return CachedTeacher.model_validate({"kind": "cached", "dir": str(folder / "answers"), "of": of, **fields})
+    return CachedTeacher.model_validate({"kind": "cached", "dir": str(folder / "answers"), "of": of} | fields)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def files(folder):
 
 
 def test_shares_and_a_kill_end_with_the_same_bytes(causal, tmp_path, monkeypatch):
-    monkeypatch.setattr("megadistill.teachers.cached.BLOCK_ROWS", 64)
+    monkeypatch.setattr("megadistill.teachers.asking.BLOCK_ROWS", 64)
     data = load(causal / "run.yaml").data
     whole, shared = (cached(causal, dir=str(tmp_path / name)) for name in ("whole", "shared"))
     whole.prepare(data, 0, lambda line: None, (0, 1))
@@ -175,6 +175,19 @@ def test_shares_and_a_kill_end_with_the_same_bytes(causal, tmp_path, monkeypatch
     assert files(tmp_path / "whole") == files(tmp_path / "shared")
     shared.prepare(data, 0, said.append, (0, 1))
     assert "made already and sound" in said[-1]
+
+
+def test_more_entries_than_there_are_cannot_be_kept(causal):
+    with pytest.raises(UserError, match=r"teacher\.keep\.entries: 301 of a vocabulary of 300"):
+        cached(causal, keep={"entries": 301}).prepare(load(causal / "run.yaml").data, 0, print, (0, 1))
+
+
+def test_who_is_asked_proves_itself_first(causal, tmp_path):
+    """Random weights are worse than word frequencies."""
+    of = {"kind": "online", "path": str(causal / "teacher")}
+    with pytest.raises(UserError, match="the teacher must not teach"):
+        cached(causal, dir=str(tmp_path / "answers"), of=of).prepare(load(causal / "run.yaml").data, 0, print, (0, 1))
+    assert not (tmp_path / "answers").exists()
 
 
 def test_a_folder_of_something_else_is_not_replaced(causal, tmp_path):
