@@ -85,6 +85,7 @@ class Part:
             segments=torch.from_numpy(segments),
             labels=torch.from_numpy(labels),
             rows=torch.from_numpy(self.starts[places.corpus] + places.row),
+            corpora=torch.from_numpy(places.corpus),
         )
 
     def _check_range(self, tokens: I64) -> None:

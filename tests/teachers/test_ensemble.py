@@ -1,5 +1,7 @@
 """Several teachers that answer as one."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -70,6 +72,31 @@ def test_what_a_mean_cannot_give_is_told(mean, needs, why):
     told = EnsembleTeacher(kind="ensemble", members=[member, member], mean=mean).cannot(needs)
     assert why in told
     assert bool(why) == bool(told)
+
+
+def test_rows_of_each_corpus_are_routed_to_the_members_that_know_it():
+    sources, routes = members(), [[1.0, 0.0, 0.0], [0.0, 0.25, 0.75]]
+    batch = tiny.batch(4)
+    batch = replace(batch, corpora=torch.tensor([0, 1, 1, 0]))
+    ours = logits(EnsembleSource(sources, [1 / 3] * 3, routes=routes).signals(batch, NEEDS), batch.attended)
+    theirs = [logits(s.signals(batch, NEEDS), batch.attended)[:, : tiny.VOCABULARY] for s in sources]
+    second = torch.isin(batch.attended // tiny.LENGTH, torch.tensor([1, 2])).unsqueeze(1)
+    expected = torch.where(second, 0.25 * theirs[1] + 0.75 * theirs[2], theirs[0])
+    torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"routes": [[1, 0], [1]]}, "routes: .* for 2 members"),
+        ({"routes": [[1, 0]], "weights": [1, 1]}, "instead of `weights`"),
+        ({"routes": [[1, 0]], "mean": "arithmetic"}, "mean: geometric"),
+    ],
+)
+def test_routes_that_lead_nowhere_are_refused(fields, message):
+    member = {"kind": "online", "path": "x"}
+    with pytest.raises(ValidationError, match=message):
+        EnsembleTeacher(kind="ensemble", members=[member, member], **fields)
 
 
 def test_its_hidden_states_are_the_first_members():
