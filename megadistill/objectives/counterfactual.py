@@ -91,8 +91,8 @@ class _CounterfactualLoss:
         if student.again is None or teacher.again is None:
             raise UserError(
                 "the counterfactual objective runs both models again with exchanged states",
-                "this teacher has no model in the process",
-                "use teacher: online or ensemble, or leave the objective out",
+                "this teacher has no one model in the process",
+                "use teacher: online, or leave the objective out",
             )
         where = spans(batch.mask, self.config.proportion)
         mine = {layer: student.hidden[layer].roll(1, 0) for layer in self.pairs}

@@ -129,15 +129,8 @@ class EnsembleSource:
                 columns += [share for share, (_, _, b) in zip(shares, parts, strict=True) if b is not None]
             return fn(torch.cat(columns, dim=-1), *self._head)
 
-        def again(values: Any, where: Tensor) -> Signals:
-            raise UserError(
-                "an ensemble cannot have its states exchanged: its members have different ones",
-                "objectives: counterfactual with teacher: ensemble",
-                "use teacher: online",
-            )
-
         apart = tuple(zip(self.weights, answers, strict=True)) if self.mean == "arithmetic" else ()
-        return Signals(head, answers[0].hidden, answers[0].attention, again, members=apart)
+        return Signals(head, answers[0].hidden, answers[0].attention, members=apart)
 
     def _weights(self, batch: Batch, rows: Tensor) -> Sequence[Any]:
         """Of each member: one number, or [N, 1] for the flat positions `rows`."""

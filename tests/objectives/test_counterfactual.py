@@ -158,7 +158,7 @@ def test_what_cannot_be_exchanged_is_refused(fields, message):
 def test_signals_that_cannot_be_asked_again_are_refused_with_what_to_do():
     student, teacher = states.states(1), states.states(2, layers=4)
     loss = Counterfactual(**CF).build(student.dims, teacher.dims)
-    with pytest.raises(UserError, match="no model in the process"):
+    with pytest.raises(UserError, match="no one model in the process"):
         loss(student.signals(), teacher.signals(), states.batch(3))
 
 
