@@ -1,7 +1,7 @@
 """Whether the nodes of a job are fit to train together: every rank looks at its own, all are compared, bad hosts are
 named, within a minute and before the run is touched.
 
-`srun bash launch/preflight.sh FILE`, or torchrun's ranks with `megadistill doctor --ranks FILE`.
+`srun bash launch/preflight.sh FILE`; elsewhere, `megadistill doctor FILE --ranks` started as the run's ranks are.
 """
 
 from __future__ import annotations
