@@ -246,13 +246,16 @@ def doctor(
     least: Annotated[
         float, typer.Option(metavar="GB/S", help="With --ranks: what an all-reduce must move a second and rank.")
     ] = 0.0,
+    wait: Annotated[
+        float, typer.Option(metavar="SECONDS", help="With --ranks: how long to wait for the last one.")
+    ] = 45.0,
     bad_hosts: Annotated[
         Path | None, typer.Option(metavar="FILE", help="With --ranks: where to write hosts to leave out, if any.")
     ] = None,
 ) -> None:
     """Report on this machine, and whether it is fit for a run; or on all nodes of a job."""
     if ranks:
-        return _preflight(file, assignments or [], least, bad_hosts)
+        return _preflight(file, assignments or [], least, wait, bad_hosts)
     from megadistill.doctor.checks import broken, examine, table
 
     sections = examine()
@@ -260,7 +263,7 @@ def doctor(
     raise typer.Exit(int(Exit.CRASH if broken(sections) else Exit.DONE))
 
 
-def _preflight(file: Path | None, assignments: list[str], least: float, bad_hosts: Path | None) -> None:
+def _preflight(file: Path | None, assignments: list[str], least: float, wait: float, bad_hosts: Path | None) -> None:
     from megadistill.core.dist import from_environment
     from megadistill.doctor.preflight import preflight, table
     from megadistill.run.config import load
@@ -269,7 +272,7 @@ def _preflight(file: Path | None, assignments: list[str], least: float, bad_host
     if file is None:
         raise UserError("doctor --ranks looks at a job", "no config was named", "megadistill doctor FILE --ranks")
     world = from_environment()
-    verdict = preflight(load(resolve(file), assignments), world, least)
+    verdict = preflight(load(resolve(file), assignments), world, least, wait)
     if world.is_main:
         typer.echo(table(verdict))
         if bad_hosts is not None and verdict.bad_hosts:

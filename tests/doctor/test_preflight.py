@@ -108,7 +108,7 @@ def test_real_ranks_are_compared_and_missing_ones_named(tmp_path):
     assert [rank.wait() for rank in slow] == [2, 2]
     assert "all-reduce is slower than 1000.0 GB/s" in told
 
-    alone = processes.launch(command, 2)
+    alone = processes.launch([*command, "--wait", "3"], 2)
     alone[1].kill()
     told = alone[0].communicate(timeout=120)[0]
     alone[1].communicate()
