@@ -15,7 +15,7 @@ import megadistill.models.students
 import megadistill.objectives
 import megadistill.teachers
 from megadistill.core.errors import UserError
-from megadistill.core.schema import OneOf, Strict, Tree, discover, explain, override, read_yaml
+from megadistill.core.schema import OneOf, Strict, Tree, discover, explain, kinds, override, read_yaml
 from megadistill.core.types import union_of_needs
 
 for _package in (
@@ -263,8 +263,6 @@ def _import_plugins(names: Any) -> None:
             importlib.import_module(str(name))
         except ImportError as error:
             raise UserError(f"plugins: cannot import {name!r}", str(error), "put its folder on PYTHONPATH") from None
-    for section in (
-        DataConfig,
-        RunConfig,
-    ):  # the inner one first: a section keeps the schemas it was built with
+    # the inner ones first: a section keeps the schemas it was built with
+    for section in (*kinds(Objective).values(), DataConfig, RunConfig):
         section.model_rebuild(force=True)
