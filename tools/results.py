@@ -178,13 +178,15 @@ def ablation_table(results: Path) -> str:
         )
     settings = yaml.safe_load((results / "ablation" / "all-seed1" / "config.resolved.yaml").read_text())
     batch, length = settings["batch"]["global_size"], settings["data"]["sequence_length"]
+    teacher = next(iter(found["all"].values()))["teacher_num_parameters"]
     published = [arm for arm, (_, points) in ARMS.items() if points and arm in found]
     ours = sorted(published, key=lambda arm: -worse[arm])
     theirs = sorted(published, key=lambda arm: float(ARMS[arm][1]))
     lines += [
         "",
         f"{settings['train']['steps']} steps of {batch} x {length} tokens of Wikipedia and books each, from the "
-        "teacher that ships with the project (`python tools/ablation.py --data FOLDER run`); ± is the standard "
+        f"teacher that ships with the project (causal, {teacher / 1e6:.1f} million parameters, where the paper's was "
+        "BERT-base; `python tools/ablation.py --data FOLDER run`). ± is the standard "
         f"deviation over seeds. What hurts most, here: {', '.join(ours)}; in the paper: {', '.join(theirs)}: "
         f"{'the same order' if ours == theirs else 'not the same order'}.",
     ]
