@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,12 @@ def read(path: Path, special: Collection[str]) -> tokenizers.Tokenizer:
     if proto.trainer_spec.byte_fallback:
         backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
     return backend
+
+
+def fold(text: str) -> str:
+    """What `read` does to text for a unigram model without capitals; for who trains one, as ALBERT's authors did."""
+    decomposed = unicodedata.normalize("NFKD", text.replace("``", '"').replace("''", '"'))
+    return "".join(letter for letter in decomposed if not unicodedata.combining(letter)).lower()
 
 
 def is_uncased(vocabulary: Iterable[str]) -> bool:
