@@ -40,6 +40,7 @@ def accumulate(
         (sum over targets, number of targets) [2], zeros when not asked for.
     """
     module, device = engine.module, engine.device
+    engine.accumulate_over(len(micro_batches))
     rank, size = rank_and_size()
     # DeepSpeed divides by ranks and micro-batches; a count of 0 goes with a sum of 0
     shares = (size * len(micro_batches) / counts.clamp(min=1)).float().to(device)
