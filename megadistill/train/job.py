@@ -26,6 +26,7 @@ from megadistill.models.loading import save_pretrained
 from megadistill.run.build import Parts
 from megadistill.run.config import RunConfig
 from megadistill.run.directory import RunDirectory
+from megadistill.run.left_out import LeftOut
 from megadistill.run.restarts import refuse_fruitless, refuse_live, restarted_by_scheduler
 from megadistill.train import held_out, stop
 from megadistill.train.accumulate import accumulate
@@ -63,6 +64,7 @@ class Job:
         limits = (config.train.hang_seconds, config.train.timeout_seconds)
         self.watchdog = Watchdog(directory.path, self.attempt, world.rank, *limits)
         self.deadline = Deadline(slurm_end() if world.is_main else None)
+        self.left_out = LeftOut(directory, parts.stream, held_out_rows.part)
         self.row_log = RowLog(directory.path, self.attempt, world.rank) if config.log.rows else None
         self.longest_save = 0.0
         self.checked_gradients = False
@@ -161,6 +163,7 @@ class Job:
             self.last_saved = found.step
         step = 0 if found is None else found.step
         self.directory.resumed(None if found is None else (found.step, found.attempt))
+        self.left_out.recall()
         if self.world.is_main:
             checkpoint.sweep(self.directory.checkpoints, self.attempt)
         self.directory.journal(
@@ -204,6 +207,7 @@ class Job:
             return
         started = time.perf_counter()
         keep = self.config.checkpoint
+        self.left_out.agree(step)
         path = checkpoint.save(
             self.directory.checkpoints,
             step,
@@ -228,6 +232,7 @@ class Job:
             "layout": self._layout(),
             "updates": self.engine.updates(),
             "data": self.parts.stream.fingerprint,
+            "tokenizer": self.parts.stream.part.tokenizer,
             "teacher": self.teacher_identity,
         }
 
@@ -324,10 +329,11 @@ class Job:
         log.get().info(text)
 
     def _greet(self, found: checkpoint.Found | None, step: int) -> None:
-        batch, stream = self.config.batch, self.parts.stream
+        stream, micro, ranks = self.parts.stream, self.config.batch.micro_size, self.world.size
+        rows = stream.sizes.span(step)[1]
         self.say(
-            f"accumulation {self.parts.accumulation} = {batch.global_size} / ({batch.micro_size} x {self.world.size} "
-            f"ranks); {stream.tokens_per_step:,} tokens a step, {stream.rows_per_epoch:,} rows an epoch"
+            f"accumulation {rows // (micro * ranks)} = {rows} / ({micro} x {ranks} ranks); "
+            f"{rows * self.config.data.sequence_length:,} tokens a step, {stream.rows_per_epoch:,} rows an epoch"
         )
         if found is not None:
             self.say(f"continuing at step {step} from {found.path}")

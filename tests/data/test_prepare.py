@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -19,8 +17,8 @@ from megadistill.data.documents import content_hash
 from megadistill.data.index import read_index
 from megadistill.data.prepare import prepare, read_corpus_stats
 from megadistill.data.reader import Shards
-from megadistill.data.shards import ShardWriter
 from megadistill.data.tokenization import load_tokenizer
+from megadistill.testing.processes import largest_file
 
 
 @pytest.fixture
@@ -133,19 +131,14 @@ def test_an_empty_corpus_is_a_users_error_and_leaves_nothing(config, tmp_path):
 
 def test_a_full_disk_is_a_users_error_and_the_old_shards_stay(config, changed, monkeypatch):
     prepare(config, quiet)
-
-    def full(self):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ShardWriter, "_write_shard", full)
-        with pytest.raises(UserError, match=r"no space left(.|\n)*finished work wait in (\S+)") as caught:
-            prepare(changed(config, sequence_length=32), quiet)
+    other = changed(config, sequence_length=32)
+    with largest_file(25_000), pytest.raises(UserError, match=r"no space left(.|\n)*work wait in (\S+)") as caught:
+        prepare(other, quiet)
     making = config.dir / caught.value.why.rpartition(" ")[2]
     assert (making / "encoded" / "000000.npz").exists()
     assert read_index(config.dir / "text" / "train").sequence_length == 16
     monkeypatch.setattr(module, "encode", lambda *_: pytest.fail("read again"))
-    assert prepare(changed(config, sequence_length=32), quiet).fresh == ["text"]
+    assert prepare(other, quiet).fresh == ["text"]
     assert sorted(p.name for p in config.dir.iterdir()) == [".text.lock", "text"]
 
 

@@ -98,7 +98,7 @@ def test_a_flipped_byte_is_found_by_verify_and_by_reading(tmp_path, rows):
     index = written(tmp_path, rows)
     table = read_table(tmp_path, index)
     damaged = tmp_path / names(tmp_path)[1]
-    flip(damaged, Layout(100, 16, 2).tokens(0, 100) + 40)
+    flip(damaged, Layout(100, 16, 2).row(0, 0, 100)[0] + 40)
     problems = verify(tmp_path)
     assert len(problems) == 1
     assert str(damaged) in problems[0]
