@@ -160,11 +160,12 @@ def reading(folder: Path, config: DataConfig, options: argparse.Namespace) -> di
 
     def in_order() -> float:
         opened = Shards(part)
-        starts = range(0, number, 1024)
-        return timed(lambda: [opened.rows(np.arange(start, min(start + 1024, number))) for start in starts])
+        step = opened.index.rows_per_member  # as many as plain webdataset yields
+        runs = (np.arange(start, min(start + step, number)) for start in range(0, number, step))
+        return timed(lambda: drain(map(opened.rows, runs), None))
 
     def plain() -> float:
-        return timed(lambda: drain(plain_webdataset(tars), -(-number // 256)))
+        return timed(lambda: drain(plain_webdataset(tars), None))
 
     shuffled, wds, hf, sequential, plain_wds = best(options.repeats, ours, theirs, hugging_face, in_order, plain)
     far, near = best(options.repeats * 3, lambda: first_batch(config, 10**8), lambda: first_batch(config, 10))
@@ -189,7 +190,7 @@ def first_batch(config: DataConfig, row: int) -> float:
     return timed(lambda: Stream(config, World(), BATCH, BATCH, 0).take(row // BATCH))
 
 
-def drain(batches: Iterable[Any], number: int) -> None:
+def drain(batches: Iterable[Any], number: int | None) -> None:
     for _ in islice(batches, number):
         pass
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import mmap
 import os
-import resource
 import tarfile
-from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,6 +18,7 @@ from megadistill.core.files import sha256_file
 from megadistill.core.schema import Strict
 from megadistill.data.index import INDEX, PREPARE_AGAIN, Damage, Index, Table, read_index, read_table
 from megadistill.data.shards import BLOCK, NPY_HEADER, Layout, checksum, member_key, npy_header
+from megadistill.data.span import Span
 from megadistill.data.staging import Stage, Staging
 
 CHECKED_AT_ONCE = 4096
@@ -76,8 +74,12 @@ class Shards:
         self.layout = Layout(self.index.rows_per_member, self.index.sequence_length, itemsize)
         self.quarantined_rows = 0
         self._state = np.full(self.index.members, _UNKNOWN, dtype=np.uint8)
-        self._opened: OrderedDict[int, memoryview] = OrderedDict()
-        self._most_opened = max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        length = self.index.sequence_length
+        self._span = Span(self.table.bytes, blank=length * max(itemsize, 2))
+        self._tokens, self._segments = (
+            self._span.records(length * itemsize, itemsize),
+            self._span.records(length * 2, 2),
+        )
         if stage is None and self.index.shards <= CHECKED_AT_ONCE:
             for shard in range(self.index.shards):
                 if (damage := _wrong_size(self.path(shard), int(self.table.bytes[shard]))) is not None:
@@ -95,43 +97,23 @@ class Shards:
         Raises:
             UserError: a row is missing or damaged, and is not to be quarantined.
         """
-        tokens = np.empty((len(indices), self.index.sequence_length), dtype=self.index.dtype)
-        segments = np.empty(tokens.shape, dtype=np.uint16)
-        if not indices.size:
-            return tokens, segments
         shards = self.shards_of(indices)
-        member, row = np.divmod(indices - self.table.first_row[shards], self.index.rows_per_member)
+        member, row = np.divmod(indices - self.table.first_row[shards], self.layout.rows)
         numbers = self.table.first_member[shards] + member
+        for shard in self._span.absent(shards).tolist():
+            self._map(shard)
         for number in np.unique(numbers[self._state[numbers] == _UNKNOWN]).tolist():
             self._examine(number)
-
-        turn = np.argsort(numbers, kind="stable")  # so that each shard is opened once, and its rows come in runs
-        goes_on = (np.diff(numbers[turn]) == 0) & (np.diff(indices[turn]) == 1) & (np.diff(turn) == 1)
-        begins = np.concatenate([[0], np.flatnonzero(~goes_on) + 1])
-        first = turn[begins]
-        counts = np.diff(np.concatenate([begins, [len(turn)]]))
-        height = np.minimum(self.table.first_row[shards[first] + 1] - indices[first] + row[first], self.layout.rows)
-        token_at, segment_at = self.layout.row(member[first], row[first], height)
-        places = zip(
-            first.tolist(),
-            counts.tolist(),
-            shards[first].tolist(),
-            (self._state[numbers[first]] == _GIVEN_UP).tolist(),
-            token_at.tolist(),
-            segment_at.tolist(),
-            strict=True,
-        )
-        to_tokens, to_segments = memoryview(tokens).cast("B"), memoryview(segments).cast("B")
-        wide, small = tokens.strides[0], segments.strides[0]
-        current, data = -1, None
-        for place, count, shard, lost, token, segment in places:  # copying bytes costs less than numpy's indexing
-            if shard != current:
-                current, data = shard, self._data(shard)
-            if lost or data is None:
-                self._replace(tokens[place : place + count], segments[place : place + count])
-                continue
-            to_tokens[place * wide : (place + count) * wide] = data[token : token + count * wide]
-            to_segments[place * small : (place + count) * small] = data[segment : segment + count * small]
+        height = np.minimum(self.table.first_row[shards + 1] - indices + row, self.layout.rows)
+        token_at, segment_at = (at + self._span.starts[shards] for at in self.layout.row(member, row, height))
+        lost = self._state[numbers] == _GIVEN_UP
+        if lost.any():
+            token_at[lost] = segment_at[lost] = 0  # which reads as zeros, and is there
+        shape = (len(indices), self.index.sequence_length)
+        tokens = self._tokens[token_at // self.layout.itemsize].view(self.index.dtype).reshape(shape)
+        segments = self._segments[segment_at // 2].view(np.uint16).reshape(shape)
+        if lost.any():
+            tokens[lost], segments[lost] = self._replacement()
         return tokens, segments
 
     def shards_of(self, indices: I64) -> I64:
@@ -197,13 +179,14 @@ class Shards:
                 PREPARE_AGAIN,
             )
 
-    def _replace(self, tokens: NDArray[Any], segments: NDArray[Any]) -> None:
-        """Rows of one separator and padding."""
-        ids = self.index.special_ids
+    def _replacement(self) -> Rows:
+        """A row of one separator and padding."""
+        ids, length = self.index.special_ids, self.index.sequence_length
         pad = next((i for i in (ids.get("pad"), ids.get("sep")) if i is not None), 0)
-        tokens[:], segments[:] = pad, 0
-        tokens[:, 0] = next((i for i in (ids.get("cls"), ids.get("sep")) if i is not None), pad)
-        segments[:, 0] = 1
+        tokens, segments = np.full(length, pad, dtype=self.index.dtype), np.zeros(length, dtype=np.uint16)
+        tokens[0] = next((i for i in (ids.get("cls"), ids.get("sep")) if i is not None), pad)
+        segments[0] = 1
+        return tokens, segments
 
     # ------------------------------------------------------------------ where things are, and whether they are sound
 
@@ -217,28 +200,23 @@ class Shards:
         start = first + (number - int(self.table.first_member[shard])) * self.layout.rows
         return shard, start, min(start + self.layout.rows, end)
 
-    def _data(self, shard: int) -> memoryview | None:
-        """The bytes of a shard's tar, mapped; None if it is given up."""
-        if (found := self._opened.get(shard)) is not None:
-            self._opened.move_to_end(shard)
-            return found
+    def _map(self, shard: int) -> None:
+        """Have a shard's tar near and mapped, or give it up."""
+        members = self._members(shard)
+        if all(self._state[number] == _GIVEN_UP for number in members):
+            return
         try:
             self.fetch(shard)
-            data = _mapped(self.path(shard), int(self.table.bytes[shard]))
+            if (damage := _wrong_size(self.path(shard), int(self.table.bytes[shard]))) is not None:
+                raise damage
+            self._span.map(shard, self.path(shard))
         except Damage as damage:
-            self._give_up(self._members(shard), damage)
-            return None
-        self._opened[shard] = data
-        if len(self._opened) > self._most_opened:
-            self._opened.popitem(last=False)
-        return data
+            self._give_up(members, damage)
 
     def _examine(self, number: int) -> None:
         """Check a member once, as `read.verify` says."""
         shard, start, stop = self._extent(number)
-        if (data := self._data(shard)) is None:
-            return
-        problem = "" if self.read.verify == "off" else self._problem(number, shard, stop - start, data)
+        problem = "" if self.read.verify == "off" else self._problem(number, shard, stop - start)
         if problem:
             what = f"shard {self.path(shard)} is damaged"
             fix = PREPARE_AGAIN if self.stage is None else "remove this copy: it is then fetched again"
@@ -246,25 +224,28 @@ class Shards:
         else:
             self._state[number] = _SOUND
 
-    def _problem(self, number: int, shard: int, rows: int, data: memoryview) -> str:
+    def _problem(self, number: int, shard: int, rows: int) -> str:
         """What is wrong with a member of so many rows."""
+        data = self._span.bytes_of(shard)
         member = number - int(self.table.first_member[shard])
         token_at, segment_at = self.layout.row(member, 0, rows)
         shape = (rows, self.index.sequence_length)
         tokens = np.ndarray(shape, self.index.dtype, buffer=data, offset=token_at)
         segments = np.ndarray(shape, np.uint16, buffer=data, offset=segment_at)
-        key = member_key(int(self.table.task[shard]), self._row_in_task(shard) + member * self.layout.rows)
         header = data[token_at - NPY_HEADER : token_at].tobytes()
-        at = token_at - NPY_HEADER - BLOCK
+        same = header == npy_header(*shape, self.index.dtype)
+        if same and checksum(tokens, segments) == self.table.checksum[number]:
+            return ""
+        key = member_key(int(self.table.task[shard]), self._row_in_task(shard) + member * self.layout.rows)
+        wanted, at = (f"{key}.tokens.npy", NPY_HEADER + tokens.nbytes), token_at - NPY_HEADER - BLOCK
+        expected = f"the index expects {wanted[0]} of {wanted[1]:,} bytes at byte {at:,}; there is"
         try:
             entry = tarfile.TarInfo.frombuf(data[at : at + BLOCK].tobytes(), "utf-8", "strict")
-            there = f"member {entry.name} of {entry.size:,} bytes, {_described(header)}"
         except tarfile.HeaderError as error:
-            return f"the index expects {key}.tokens.npy at byte {at:,}; there is no member ({error})"
-        wanted = f"{key}.tokens.npy", NPY_HEADER + tokens.nbytes
-        if (entry.name, entry.size) != wanted or header != npy_header(*shape, self.index.dtype):
-            return f"the index expects {wanted[0]} of {wanted[1]:,} bytes at byte {at:,}; there is {there}"
-        return "" if checksum(tokens, segments) == self.table.checksum[number] else "they are not what was written"
+            return f"{expected} no member ({error})"
+        if not same or (entry.name, entry.size) != wanted:
+            return f"{expected} {entry.name} of {entry.size:,} bytes, {_described(header)}"
+        return "they are not what was written"
 
     def _row_in_task(self, shard: int) -> int:
         """Number of a shard's first row among those of its task."""
@@ -294,13 +275,6 @@ def damaged_shards(folder: Path, index: Index) -> list[tuple[int, Damage]]:
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing releases the interpreter's lock
         return [found for found in pool.map(problem, range(index.shards)) if found is not None]
-
-
-def _mapped(path: Path, size: int) -> memoryview:
-    if (damage := _wrong_size(path, size)) is not None:
-        raise damage
-    with open(path, "rb") as handle:
-        return memoryview(mmap.mmap(handle.fileno(), size, access=mmap.ACCESS_READ))
 
 
 def _wrong_size(path: Path, size: int) -> Damage | None:

@@ -14,7 +14,7 @@ from megadistill.core.types import IGNORE
 from megadistill.data import shards as module
 from megadistill.data.index import INDEX, TABLE, read_index
 from megadistill.data.prepare import prepare
-from megadistill.data.reader import ReadConfig, Shards
+from megadistill.data.reader import ReadConfig, Shards, verify
 from megadistill.data.shards import Layout, ShardWriter, write_shards
 from megadistill.data.staging import Stage, Staging
 from megadistill.data.stream import Stream
@@ -63,8 +63,19 @@ def flip(path, offset):
 EVERY = np.arange(1100)
 
 
-def test_a_bit_flipped_in_a_tar_header_is_an_index_that_disagrees(folder):
-    flip(tars(folder)[0], token_at(1) - 640 + 3)
+def test_a_bit_flipped_between_the_rows_harms_none_and_is_found(folder, rows):
+    first = tars(folder)[0]
+    flip(first, token_at(1) - 640 + 3)
+    assert np.array_equal(Shards(folder).rows(EVERY)[0], rows[0])
+    assert str(first) in verify(folder)[0]
+    with pytest.raises(UserError, match=f"{first.name} is damaged"):
+        Shards(folder, ReadConfig(verify="full"))
+
+
+def test_a_member_that_is_not_there_is_an_index_that_disagrees(folder):
+    content = bytearray(tars(folder)[0].read_bytes())
+    content[token_at(1) - 640 : token_at(2) - 640] = bytes(token_at(1) - token_at(0))
+    tars(folder)[0].write_bytes(content)
     opened = Shards(folder)
     opened.rows(np.arange(100))
     with pytest.raises(
@@ -76,7 +87,7 @@ def test_a_bit_flipped_in_a_tar_header_is_an_index_that_disagrees(folder):
 def test_a_tar_of_other_rows_is_told_from_the_one_of_the_index(folder, rows, tmp_path):
     first, second = tars(folder)[:2]
     shutil.copy(second, first)
-    with pytest.raises(UserError, match=r"expects 000000-0000000000.tokens.npy(.|\n)*there is member 000000-00000005"):
+    with pytest.raises(UserError, match=r"expects 000000-0000000000.tokens.npy(.|\n)*there is 000000-00000005"):
         Shards(folder).rows(np.array([0]))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from megadistill.core.errors import UserError
-from megadistill.data import shards
+from megadistill.data import shards, span
 from megadistill.data.index import read_index, read_table, write_index
 from megadistill.data.reader import Shards, verify
 from megadistill.data.shards import Layout, ShardWriter
@@ -62,6 +62,17 @@ def test_rows_are_read_back_in_any_order(tmp_path, rows):
     assert np.array_equal(segments, rows[1][chosen])
     assert verify(tmp_path) == []
     assert not list(tmp_path.glob(".*"))
+
+
+def test_more_tars_than_may_be_mapped_at_once(tmp_path, rows, monkeypatch):
+    written(tmp_path, rows)
+    monkeypatch.setattr(span, "MOST_MAPPED", 2)
+    opened = Shards(tmp_path)
+    assert opened.index.shards > 2
+    for chosen in np.random.default_rng(1).integers(0, 1100, (100, 2)):
+        tokens, segments = opened.rows(chosen)
+        assert np.array_equal(tokens, rows[0][chosen])
+        assert np.array_equal(segments, rows[1][chosen])
 
 
 def test_large_vocabularies_take_four_bytes(tmp_path, rows):
