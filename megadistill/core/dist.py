@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+_lane: ContextVar[dist.ProcessGroup | None] = ContextVar("lane", default=None)
+"""The group whose collectives this thread uses; None: the default one."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +70,27 @@ def disconnect() -> None:
         dist.destroy_process_group()
 
 
+def new_lane(timeout_seconds: float) -> dist.ProcessGroup | None:
+    """A second group of all ranks, for a thread beside the training loop; None where there is one rank only."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return None
+    return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
+
+
+@contextmanager
+def lane(group: dist.ProcessGroup | None) -> Iterator[None]:
+    """Inside, this thread's collectives use `group`, so that they never meet those of another thread."""
+    before = _lane.set(group)
+    try:
+        yield
+    finally:
+        _lane.reset(before)
+
+
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """The element-wise sum of a CPU tensor over all ranks (in place; float64 keeps counts exact)."""
     if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(values)
+        dist.all_reduce(values, group=_lane.get())
     return values
 
 
@@ -76,11 +99,11 @@ def gather_objects(value: Any) -> list[Any]:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [value]
     gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, value)
+    dist.all_gather_object(gathered, value, group=_lane.get())
     return gathered
 
 
 def barrier() -> None:
     """Wait until every rank is here."""
     if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.barrier()
+        dist.barrier(group=_lane.get())

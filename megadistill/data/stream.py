@@ -161,7 +161,7 @@ class Stream:
             if not len(shards):
                 folder = config.dir / corpus.name
                 raise UserError(f"corpus {corpus.name} has no training rows", f"{folder}", "give it more text")
-        self.skip(skips)
+        self.leave_out(skips)
         pairs = zip(config.corpora, self.part.shards, strict=True)
         check_locality(config, {corpus.name: shards.index for corpus, shards in pairs})
         self.rows_per_epoch = int(self.order.starts[-1])
@@ -179,11 +179,6 @@ class Stream:
             }
         )
         """Equal when every step yields equal global batches at equal global_size and skips."""
-
-    def skip(self, windows: Sequence[tuple[int, int]]) -> None:
-        """From now on train on all draws but these windows (see `window`); not while `prefetching`."""
-        self.order = _order(self.part, self.seed, windows)
-        self._located.cache_clear()
 
     def take(self, step: int) -> list[Batch]:
         """This rank's micro-batches of a 0-based step."""
@@ -203,6 +198,11 @@ class Stream:
         cuts = np.cumsum([len(positions) for positions in mine])[:-1]
         located = self.order.locate(np.concatenate(mine))
         return [Places(*parts) for parts in zip(*(np.split(field, cuts) for field in located), strict=True)]
+
+    def leave_out(self, skips: Sequence[tuple[int, int]]) -> None:
+        """From here on, `skips` instead of those given before."""
+        self.order = _order(self.part, self.seed, skips)
+        self._located.cache_clear()
 
     def window(self, start_step: int, end_step: int) -> tuple[int, int]:
         """The draws that steps [start_step, end_step) stand on: what to add to `skips` to leave them out."""

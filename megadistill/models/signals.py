@@ -37,6 +37,8 @@ class LanguageModel(nn.Module):
 
     attends: Literal["row", "document"] = "row"
     """What a position may see: its whole row, or (and then positions restart) its own document only."""
+    placement: Literal["replicated", "sharded", "offloaded"] = "replicated"
+    """Where its weights are while it trains others (see `teachers.online`)."""
 
     def __init__(self, hf: Any) -> None:
         super().__init__()
@@ -58,10 +60,14 @@ class LanguageModel(nn.Module):
         return Dims(
             config.num_hidden_layers,
             config.hidden_size,
-            self.hf.get_output_embeddings().weight.shape[0],
+            _rows(self.hf.get_output_embeddings().weight),
             config.num_attention_heads,
             full_attention=not (_is_causal(self.hf) or slides or self.attends == "document"),
         )
+
+    def forward(self, *arguments: Any) -> Signals:
+        """`signals`, as a call: a model that is spread over ranks wants to know where a pass begins and ends."""
+        return self.signals(*arguments)
 
     def signals(
         self,
@@ -167,6 +173,11 @@ class LanguageModel(nn.Module):
 
     def _last(self, ids: Tensor) -> Tensor:
         return self.signals(_trial(ids), frozenset({-1})).hidden[-1]
+
+
+def _rows(weight: Tensor) -> int:
+    """Also where the rows are elsewhere (ZeRO 3)."""
+    return int(getattr(weight, "ds_shape", weight.shape)[0])
 
 
 def _trial(ids: Tensor) -> Batch:

@@ -76,8 +76,9 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
             _check_direction(config, "teacher", model)
     report: dict[str, Any] | None = None
     if teacher is not None and distils:
-        trial = stream.part.batch(stream.order.locate(np.arange(TRIAL_ROWS)), config.seed, "targets").to(device)
-        student.to(device)
+        where = next(models[0].parameters()).device if models else device
+        trial = stream.part.batch(stream.order.locate(np.arange(TRIAL_ROWS)), config.seed, "targets").to(where)
+        student.to(where)
         assert config.teacher is not None
         if config.teacher.guard is not None:
             counts = stream.part.vocabulary.counts

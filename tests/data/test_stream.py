@@ -78,7 +78,7 @@ def test_skipping_a_window_moves_the_later_steps_up(prepared):
 def test_windows_may_be_skipped_later(prepared):
     plain, stream = Stream(prepared, World(), 24, 24, 0), Stream(prepared, World(), 24, 24, 0)
     stream.take(4)
-    stream.skip([plain.window(3, 5)])
+    stream.leave_out([plain.window(3, 5)])
     assert rows_of(stream.take(4)) == rows_of(plain.take(6))
 
 

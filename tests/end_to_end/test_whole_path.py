@@ -38,6 +38,7 @@ def test_the_run_directory_tells_what_happened(run):
     parts = sum(w * last[f"train/objective/{n}"] for n, w in (("soft_ce", 5), ("hard_ce", 2), ("cosine", 1)))
     assert last["train/loss"] == pytest.approx(parts, rel=1e-12)
     assert last["teacher/loss"] > 0
+    assert 0 < last["train/data_wait"] < 1
     assert json.loads((run / "STATUS").read_text())["state"] == "done"
 
 

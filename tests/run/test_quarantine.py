@@ -1,4 +1,4 @@
-"""What a run leaves out of its data stays left out, whoever goes on, and the journal says what it is."""
+"""Rows that were given up as damaged stay given up, whoever goes on, and the journal names them."""
 
 import shutil
 
@@ -11,7 +11,7 @@ from megadistill.data.prepare import prepare
 from megadistill.data.stream import HeldOut, Stream
 from megadistill.run.config import load
 from megadistill.run.directory import RunDirectory
-from megadistill.run.left_out import LeftOut, skipped
+from megadistill.run.quarantine import Quarantine
 from megadistill.testing import workspace
 
 
@@ -23,26 +23,14 @@ def made(tmp_path_factory):
 
 
 def started(path, name, *assignments):
-    """(directory, stream, what is left out) of an attempt at a run."""
+    """(directory, stream, quarantine) of an attempt at a run."""
     config = load(path, [f"name={name}", *assignments])
     directory = RunDirectory.open(config, False, World())
     directory.claim()
     stream = Stream(config.data, World(), 16, 16, config.seed)
-    left_out = LeftOut(directory, stream, HeldOut(config.data).part)
-    left_out.recall()
-    return directory, stream, left_out
-
-
-def rows(stream, step):
-    return stream.take(step)[0].rows.tolist()
-
-
-def test_windows_that_the_journal_skips_are_skipped_by_later_attempts(made):
-    directory, plain, _ = started(made, "skips")
-    directory.journal("skip", step=5, draws=plain.window(3, 5))
-    assert skipped(directory.events()) == [(48, 80)]
-    _, stream, _ = started(made, "skips")
-    assert [rows(stream, step) for step in (2, 3, 7)] == [rows(plain, step) for step in (2, 5, 9)]
+    quarantine = Quarantine(directory, (stream.part, HeldOut(config.data).part))
+    quarantine.recall()
+    return directory, stream, quarantine
 
 
 def test_damaged_rows_are_journaled_once_and_stay_out_when_the_shard_is_mended(made, tmp_path):
@@ -52,11 +40,11 @@ def test_damaged_rows_are_journaled_once_and_stay_out_when_the_shard_is_mended(m
     sound = tar.read_bytes()
     tar.write_bytes(sound[:700] + bytes([sound[700] ^ 1]) + sound[701:])
     options = [f"data.dir={copy}", "data.read.damaged=quarantine"]
-    directory, stream, left_out = started(made, "damaged", *options)
+    directory, stream, quarantine = started(made, "damaged", *options)
     before = [stream.take(step)[0] for step in range(8)]
     assert (before[0].labels != IGNORE).any()
-    left_out.agree(8)
-    left_out.agree(9)
+    quarantine.agree(8)
+    quarantine.agree(9)
     told = [event for event in directory.events() if event["event"] == "quarantine"]
     lost = {"corpus": "text", "part": "train", "shard": tar.name, "rows": [0, 256]}
     assert [{name: event[name] for name in ("step", *lost)} for event in told] == [{"step": 8, **lost}]
