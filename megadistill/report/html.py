@@ -23,6 +23,7 @@ _TITLES = {
     "train/learning_rate": "learning rate",
     "train/gradient_norm": "gradient norm",
     "train/tokens_per_second": "tokens per second",
+    "train/data_wait": "share of the step spent waiting for data",
 }
 
 

@@ -122,6 +122,16 @@ def test_unknown_tokens_are_counted(config, tmp_path, documents):
     assert stats.unknown_share == pytest.approx(stats.train.documents / 2 / stats.train.tokens, rel=0.2)
 
 
+def test_documents_that_say_nothing_are_none(config, changed, tmp_path, documents):
+    texts = documents(40)
+    lines = [json.dumps({"text": text}) for text in ("", *texts[:20], " \n\t", "", *texts[20:])]
+    (tmp_path / "text.jsonl").write_text("\n".join(lines))
+    corpus = {"kind": "jsonl", "name": "text", "files": [str(tmp_path / "text.jsonl")]}
+    stats = prepare(changed(config, corpora=[corpus]), quiet).corpora[0]
+    assert (stats.documents, stats.duplicates) == (40, 0)
+    assert "0" not in stats.document_lengths
+
+
 def test_an_empty_corpus_is_a_users_error_and_leaves_nothing(config, tmp_path):
     (tmp_path / "text.txt").write_text("\n \n")
     with pytest.raises(UserError, match="gives no training rows"):

@@ -186,6 +186,20 @@ def test_a_share_leaves_what_others_still_read_to_them(config):
     assert prepare(config, quiet, workers=1, share=(0, 2)).fresh == ["text"]
 
 
+def test_ids_that_are_damaged_while_they_wait_are_made_again(config, changed, tmp_path):
+    prepare(config, quiet, workers=1)
+    other = changed(config, dir=tmp_path / "damaged")
+    prepare(other, quiet, workers=1, share=(0, 2))
+    ids = next((tmp_path / "damaged").glob(".text.*.making")) / "encoded" / "000002.tokens"
+    content = bytearray(ids.read_bytes())
+    content[10] ^= 1
+    ids.write_bytes(content)
+    with pytest.raises(UserError, match=r"000002.npz is damaged(.|\n)*start `prepare` again"):
+        prepare(other, quiet, workers=1, share=(1, 2))
+    assert prepare(other, quiet, workers=1).fresh == ["text"]
+    assert tree(other.dir / "text") == tree(config.dir / "text")
+
+
 def test_near_duplicates_go_and_the_first_stays(config, changed, tmp_path, documents):
     base = documents(3, seed=50, words=200)
     close = [" ".join([*text.split()[:-1], "ban"]) for text in base]
