@@ -31,16 +31,16 @@ from typing import Any
 
 import numpy as np
 
-from megadistill.core.dist import World
 from megadistill.data.config import DataConfig
 from megadistill.data.documents import read
 from megadistill.data.index import write_index
-from megadistill.data.prepare import prepare
 from megadistill.data.reader import Shards
 from megadistill.data.shards import ShardWriter, npy
-from megadistill.data.stream import COUNTS, Stream
 from megadistill.data.tokenization import load_tokenizer
 from megadistill.data.workers import cores
+
+# What imports torch is imported where it is used: the processes that `prepare` starts read this file again, as they
+# would read the command line's, which imports next to nothing.
 
 BUFFER = 1000
 """Rows in the shuffle buffers of the others; webdataset's and datasets' documentation use as many."""
@@ -99,6 +99,8 @@ def config_of(folder: Path, megabytes: float, length: int) -> DataConfig:
 
 
 def preparing(config: DataConfig, repeats: int) -> dict[str, float]:
+    from megadistill.data.prepare import prepare
+
     corpus = config.corpora[0]
     texts = list(read(corpus, corpus.sources()))
     backend = load_tokenizer(config.tokenizer).backend
@@ -122,6 +124,8 @@ def preparing(config: DataConfig, repeats: int) -> dict[str, float]:
 
 def filled(folder: Path, config: DataConfig, rows: int, tars: int) -> DataConfig:
     """So many rows in so many tars, of those that `config` has prepared, as if each tar came from a file of its own."""
+    from megadistill.data.stream import COUNTS
+
     name = config.corpora[0].name
     prepared, target = config.dir / name, folder / "filled" / name
     shards, made = Shards(prepared / "train"), []
@@ -137,6 +141,9 @@ def filled(folder: Path, config: DataConfig, rows: int, tars: int) -> DataConfig
 
 
 def reading(folder: Path, config: DataConfig, options: argparse.Namespace) -> dict[str, float]:
+    from megadistill.core.dist import World
+    from megadistill.data.stream import Stream
+
     part = config.dir / config.corpora[0].name / "train"
     shards, number = Shards(part), options.rows
     one_row, parquet = folder / "one-row", folder / "rows.parquet"
@@ -187,6 +194,9 @@ def reading(folder: Path, config: DataConfig, options: argparse.Namespace) -> di
 
 
 def first_batch(config: DataConfig, row: int) -> float:
+    from megadistill.core.dist import World
+    from megadistill.data.stream import Stream
+
     return timed(lambda: Stream(config, World(), BATCH, BATCH, 0).take(row // BATCH))
 
 

@@ -11,7 +11,6 @@ import ctypes
 import mmap
 import os
 import weakref
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -40,10 +39,12 @@ class Span:
         ends = np.cumsum(pages * page)
         self.sizes, self.starts, self.bytes = sizes, ends[:-1], int(ends[-1])
         """`starts` [files]: where each file begins, counted from `base`."""
+        self._blank = int(ends[0])
         self.mapped = np.zeros(len(sizes), dtype=np.bool_)
         self._number = 0
         self.base = _map(None, self.bytes, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE, -1)
-        weakref.finalize(self, _unmap(), self.base, self.bytes)
+        release = weakref.finalize(self, _library().munmap, self.base, self.bytes)
+        release.atexit = False  # a thread may still read then; the system unmaps
         self._clear()
 
     def absent(self, files: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -88,7 +89,7 @@ class Span:
         """Nothing is mapped."""
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _FIXED
         _map(self.base, self.bytes, 0, flags | _NO_RESERVE, -1)
-        _map(self.base, max(1, int(self.starts[0]) if len(self.starts) else self.bytes), mmap.PROT_READ, flags, -1)
+        _map(self.base, self._blank, mmap.PROT_READ, flags, -1)
         self.mapped[:] = False
         self._number = 0
 
@@ -108,8 +109,3 @@ def _map(address: int | None, size: int, protection: int, flags: int, handle: in
         error = ctypes.get_errno()
         raise OSError(error, f"cannot map {size:,} bytes: {os.strerror(error)}")
     return found
-
-
-def _unmap() -> Callable[[int, int], int]:
-    unmap: Callable[[int, int], int] = _library().munmap
-    return unmap

@@ -64,7 +64,7 @@ def fold(text: str) -> str:
 
 def is_uncased(vocabulary: Iterable[str]) -> bool:
     """No ordinary entry has a capital."""
-    return not any("A" <= letter <= "Z" for word in vocabulary if word[:1] not in "[<" for letter in word)
+    return re.search("[A-Z]", "\n".join(word for word in vocabulary if word[:1] not in "[<")) is None
 
 
 def _first_letters(proto: Any, special: Collection[str]) -> str:
