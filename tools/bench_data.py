@@ -27,17 +27,19 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from megadistill.data.config import DataConfig
 from megadistill.data.documents import read
 from megadistill.data.index import write_index
 from megadistill.data.reader import Shards
 from megadistill.data.shards import ShardWriter, npy
 from megadistill.data.tokenization import load_tokenizer
 from megadistill.data.workers import cores
+
+if TYPE_CHECKING:
+    from megadistill.data.config import DataConfig
 
 # What imports torch is imported where it is used: the processes that `prepare` starts read this file again, as they
 # would read the command line's, which imports next to nothing.
@@ -50,8 +52,8 @@ BATCH = 64
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=float, default=40.0, help="text to prepare")
-    parser.add_argument("--rows", type=int, default=100_000, help="rows to read in each turn")
+    parser.add_argument("--megabytes", type=float, default=25.0, help="text to prepare")
+    parser.add_argument("--rows", type=int, default=40_000, help="rows to read in each turn")
     parser.add_argument("--tars", type=int, default=16, help="that the rows to read are spread over")
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=3)
@@ -87,6 +89,8 @@ def timed(work: Callable[[], Any]) -> float:
 
 
 def config_of(folder: Path, megabytes: float, length: int) -> DataConfig:
+    from megadistill.data.config import DataConfig
+
     data = os.environ.get("MEGADISTILL_DATA")
     tokenizer = "megadistill/assets/quickstart_teacher"
     corpus: dict[str, Any] = {"kind": "synthetic", "num_documents": max(1, int(megabytes * 1e6 / 1400))}
