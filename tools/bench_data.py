@@ -52,7 +52,7 @@ BATCH = 64
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=float, default=25.0, help="text to prepare")
+    parser.add_argument("--megabytes", type=float, default=40.0, help="text to prepare")
     parser.add_argument("--rows", type=int, default=40_000, help="rows to read in each turn")
     parser.add_argument("--tars", type=int, default=16, help="that the rows to read are spread over")
     parser.add_argument("--length", type=int, default=512)
@@ -97,7 +97,7 @@ def config_of(folder: Path, megabytes: float, length: int) -> DataConfig:
     if data:
         tokenizer = f"{data}/tokenizers/bert-base-uncased"
         files = sorted(map(str, (Path(data) / "wikipedia").glob("*.parquet")))
-        corpus = {"kind": "parquet", "files": files, "max_megabytes": megabytes}
+        corpus = {"kind": "parquet", "files": files[: max(1, round(megabytes / 5))]}  # which hold about 5 MB each
     values = {"dir": folder / "shards", "tokenizer": tokenizer, "sequence_length": length, "corpora": [corpus]}
     return DataConfig.model_validate(values)
 
