@@ -239,6 +239,16 @@ class Engine:
         """What was wrapped."""
         return self.engine.module
 
+    def accumulate_over(self, micro_batches: int) -> None:
+        """Tell how many micro-batches the step has that begins now."""
+        if micro_batches == self.accumulation:
+            return
+        self.engine.set_train_batch_size(self.engine.train_batch_size() // self.accumulation * micro_batches)
+        self.engine.micro_steps = 0  # it looks for the end of a step by counting from its first micro-batch
+        if self.config.offload_optimizer != "none":
+            self.engine.optimizer.gradient_accumulation_steps = micro_batches  # a copy of its own
+        self.accumulation = micro_batches
+
     def forward(self, *args: Any) -> Any:
         return self.engine(*args)
 
