@@ -40,10 +40,13 @@ def from_environment(environ: dict[str, str] | None = None) -> World:
     return World()
 
 
-def connect(world: World, timeout_seconds: float) -> torch.device:
+def connect(world: World, timeout_seconds: float, store: dist.Store | None = None) -> torch.device:
     """Join the process group (gloo on CPU; nccl beside gloo on GPU) and return this rank's device.
 
     DeepSpeed adopts the group; it is never left to guess (it would try mpi4py under srun).
+
+    Args:
+        store: where the ranks have met already; None: they meet at MASTER_ADDR:MASTER_PORT.
     """
     os.environ.update(RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(world.local_rank))
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
@@ -58,9 +61,8 @@ def connect(world: World, timeout_seconds: float) -> torch.device:
         device, backend = torch.device("cpu"), "gloo"
     timeout = timedelta(seconds=timeout_seconds)
     if world.size == 1:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-    else:
-        dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=timeout)
+        store = dist.HashStore()
+    dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
     return device
 
 

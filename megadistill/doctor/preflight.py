@@ -1,7 +1,7 @@
 """Whether the nodes of a job are fit to train together: every rank looks at its own, all are compared, bad hosts are
 named, within a minute and before the run is touched.
 
-`srun bash launch/preflight.sh FILE`, or torchrun's ranks with `megadistill doctor --ranks FILE`.
+`srun bash launch/preflight.sh FILE`; elsewhere, `megadistill doctor FILE --ranks` started as the run's ranks are.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from megadistill.core.dist import World, barrier, connect, disconnect, gather_ob
 from megadistill.doctor import links, probes
 from megadistill.run.config import RunConfig
 
-MEETING_SECONDS = 40.0
+WAIT_SECONDS = 45.0
+"""For the last rank, once rank 0 is there: imports from a cold shared disk take a while."""
+COLLECTIVE_SECONDS = 60.0
 CLOCK_SECONDS = 5.0
 LEAST_DISK_GB, LEAST_INODES = 1.0, 1000
 MOST_BUSY = 0.1
@@ -49,19 +51,23 @@ class Verdict:
             self.problems[host].append(problem)
 
 
-def preflight(config: RunConfig, world: World, least_gigabytes: float = 0.0) -> Verdict:
+def preflight(
+    config: RunConfig, world: World, least_gigabytes: float = 0.0, wait_seconds: float = WAIT_SECONDS
+) -> Verdict:
     """The verdict, on every rank alike.
 
     Args:
         least_gigabytes: what an all-reduce must move a second and rank; 0: any speed will do.
+        wait_seconds: how long rank 0 waits for the last rank.
     """
-    missing = meet(world)
+    store = _store(world, wait_seconds)
+    missing = meet(world, store, wait_seconds) if store is not None else None
     if missing is not None:
         verdict = Verdict()
         for host, problem in missing.items():
             verdict.blame(host, problem)
         return verdict
-    device = connect(world, MEETING_SECONDS)
+    device = connect(world, COLLECTIVE_SECONDS, store)
     try:
         mine = probes.probe(config, world, device)
         barrier()
@@ -79,33 +85,41 @@ def preflight(config: RunConfig, world: World, least_gigabytes: float = 0.0) -> 
         disconnect()
 
 
-def meet(world: World) -> dict[str, str] | None:
-    """Wait until every rank has come; None when all have. What is missing otherwise, by host: a dead node would keep
-    the others waiting in the process group's set-up until that times out, without a name."""
+def _store(world: World, wait_seconds: float) -> dist.Store | None:
     if world.size == 1:
         return None
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    limit = timedelta(seconds=MEETING_SECONDS)
     agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun's own process keeps the store
+    limit = timedelta(seconds=2 * wait_seconds)  # rank 0 may itself be the last one
     store = dist.TCPStore(address, port, None, world.is_main and not agents, limit, wait_for_workers=False)
-    store.set(f"preflight/here/{world.rank}", probes.host())
+    return dist.PrefixStore("preflight", store)
+
+
+def meet(world: World, store: dist.Store, wait_seconds: float) -> dict[str, str] | None:
+    """Wait until every rank has come; None when all have. What is missing otherwise, by host: a dead node would keep
+    the others waiting in the process group's set-up until that times out, without a name."""
+    store.set(f"here/{world.rank}", probes.host())
     if not world.is_main:
-        told: dict[str, str] | None = json.loads(store.get("preflight/missing"))
+        told: dict[str, str] | None = json.loads(store.get("missing"))
+        store.set(f"told/{world.rank}", "")
         return told
-    deadline = time.monotonic() + MEETING_SECONDS / 2
+    deadline = time.monotonic() + wait_seconds
     absent = list(range(world.size))
     while absent and time.monotonic() < deadline:
-        absent = [rank for rank in absent if not store.check([f"preflight/here/{rank}"])]
+        absent = [rank for rank in absent if not store.check([f"here/{rank}"])]
         time.sleep(0.05)
     missing = None
     if absent:
-        came = {store.get(f"preflight/here/{rank}").decode() for rank in range(world.size) if rank not in absent}
+        came = {store.get(f"here/{rank}").decode() for rank in range(world.size) if rank not in absent}
         hosts = [name for name in _slurm_hosts() if name not in came]
         ranks = ", ".join(map(str, absent))
-        missing = dict.fromkeys(hosts or [""], f"rank(s) {ranks} did not come within {MEETING_SECONDS / 2:.0f} s")
-    store.set("preflight/missing", json.dumps(missing))
-    if missing is not None:
-        time.sleep(1)  # the store lives in this process, and the others still ask it
+        missing = dict.fromkeys(hosts or [""], f"rank(s) {ranks} did not come within {wait_seconds:.0f} s")
+    store.set("missing", json.dumps(missing))
+    # the store lives in this process: not before the others have been told may it go
+    untold = [rank for rank in range(1, world.size) if rank not in absent]
+    while untold and time.monotonic() < deadline + wait_seconds:
+        untold = [rank for rank in untold if not store.check([f"told/{rank}"])]
+        time.sleep(0.05)
     return missing
 
 

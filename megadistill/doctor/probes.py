@@ -21,7 +21,10 @@ from megadistill.run import environment
 from megadistill.run.config import RunConfig, dump
 
 SAMPLE_ROWS = 16
+"""Read from all over the data, the same ones on every rank."""
 _SIZE = 512
+_HARDWARE = ("gpu", "cpu", "cpu capability", "threads", "world size")
+"""May differ between the nodes of one job; what computes the same is compared by its results."""
 
 
 def host() -> str:
@@ -39,7 +42,7 @@ def probe(config: RunConfig, world: World, device: torch.device) -> dict[str, An
     return {
         "rank": world.rank,
         "host": host(),
-        "device": facts["gpu"] if "gpu" in facts else _device_name(device),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else environment.processor(),
         "gpus": len(facts["gpus"]),
         "software": {name: value for name, value in facts["numerics"].items() if name not in _HARDWARE},
         "config": sha256_json(dump(config)),
@@ -48,9 +51,6 @@ def probe(config: RunConfig, world: World, device: torch.device) -> dict[str, An
         "rows": _rows(config, world),
         **_disk(config.directory),
     }
-
-
-_HARDWARE = ("gpu", "cpu", "cpu capability", "threads", "world size")
 
 
 def matmul_hash(device: torch.device) -> str:
@@ -64,10 +64,6 @@ def matmul_hash(device: torch.device) -> str:
 def clock() -> float:
     """Seconds since 1970; to be asked on all ranks at once."""
     return time.time()
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else environment.processor()
 
 
 def _busy_memory(device: torch.device) -> float:

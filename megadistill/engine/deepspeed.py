@@ -110,8 +110,8 @@ def import_deepspeed() -> Any:
     # takes a minute to compile the first time, and a process killed while loading it leaves a lock that every later
     # start waits for. (By this path: `deepspeed.comm.torch` as an attribute is the real torch.)
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
-    # DeepSpeed asks every optimizer whether it is its Muon, whose module compiles functions while it is imported: torch's
-    # compiler would be loaded at every start, a quarter of the time that takes.
+    # DeepSpeed asks every optimizer whether it is its Muon, whose module compiles functions while it is imported:
+    # torch's compiler would be loaded at every start, a fifth of the time that takes.
     compiler, torch.compile = torch.compile, lambda function, **_: function
     try:
         importlib.import_module("deepspeed.runtime.zero.muon.original_muon")

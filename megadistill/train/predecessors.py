@@ -25,8 +25,7 @@ def refuse_to_continue(directory: RunDirectory, layout: Mapping[str, Any], teach
     Raises:
         UserError: the run lives, or its newest checkpoint is of another layout or teacher.
     """
-    if not restarted_by_scheduler():  # a scheduler may restart what it has lost sight of; then the fence decides
-        refuse_live(directory.owner())
+    refuse_live(directory.owner())
     facts = _newest_facts(directory)
     if facts is not None:
         _refuse_other_layout(facts["layout"], layout)
