@@ -1,8 +1,8 @@
 """Measured results: keep a run's evidence under tools/results/, and write the README's tables from it.
 
     python tools/results.py record runs/quickstart/distilled quickstart-seed1/distilled
-    python tools/results.py tests junit.xml slow_tests   # what a test run found
     python tools/results.py measure data/bench python tools/bench_data.py --json
+    python tools/results.py tests junit.xml slow_tests   # what a test run found
     python tools/results.py table            # rewrites the README between its markers
 
 A record is the run's config, metrics, journal, environment (versions), command and evaluation; of what `measure` runs
@@ -28,13 +28,11 @@ from xml.etree import ElementTree
 
 import yaml
 
-from megadistill.run.environment import describe
-
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "tools" / "results"
 README = ROOT / "README.md"
 KEPT = ("config.resolved.yaml", "metrics.jsonl", "journal.jsonl", "environment.json", "command.txt")
-PACKAGES = ("datasets", "numpy", "sentencepiece", "tokenizers", "torch", "webdataset")
+PACKAGES = ("datasets", "sentencepiece", "webdataset")
 BEGIN, END = "<!-- tools/results.py writes from here -->", "<!-- to here -->"
 
 
@@ -54,6 +52,16 @@ def record(run: Path, name: str) -> Path:
     return target
 
 
+def measure(name: str, command: list[str]) -> Path:
+    """Run a tool and keep what it tells."""
+    output = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+    target = RESULTS / f"{name}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    kept = {"command": shlex.join(command), "environment": versions(), "result": json.loads(output.splitlines()[-1])}
+    target.write_text(_anywhere(json.dumps(kept, indent=1)) + "\n", encoding="utf-8")
+    return target
+
+
 def tests(junit: Path, name: str) -> Path:
     """Keep what a test run found: every test with its outcome and seconds."""
     cases = [
@@ -65,24 +73,17 @@ def tests(junit: Path, name: str) -> Path:
         for case in ElementTree.parse(junit).iter("testcase")
     ]
     target = RESULTS / f"{name}.json"
-    target.write_text(json.dumps({"environment": _about(), "tests": cases}, indent=1) + "\n", encoding="utf-8")
+    target.write_text(json.dumps({"environment": versions(), "tests": cases}, indent=1) + "\n", encoding="utf-8")
     return target
 
 
-def measure(name: str, command: list[str]) -> Path:
-    """Run a tool and keep what it tells."""
-    versions = {package: metadata.version(package) for package in PACKAGES}
-    output = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
-    kept = {"command": shlex.join(command), "versions": versions, "environment": _about()}
-    target = RESULTS / f"{name}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    found = json.dumps({**kept, "result": json.loads(output.splitlines()[-1])}, indent=1)
-    target.write_text(_anywhere(found) + "\n", encoding="utf-8")
-    return target
+def versions() -> dict[str, Any]:
+    """What a result that comes from no run was found with."""
+    from megadistill.run.environment import describe
 
-
-def _about() -> dict[str, Any]:
-    return {name: value for name, value in describe(1).items() if name in ("numerics", "code", "cores", "platform")}
+    facts = describe(1)
+    packages = {package: metadata.version(package) for package in PACKAGES}
+    return {"numerics": facts["numerics"], "packages": packages, "code": facts["code"], "cores": facts["cores"]}
 
 
 def _here(file: Path) -> str:
@@ -389,20 +390,20 @@ def main() -> None:
     recording = verbs.add_parser("record")
     recording.add_argument("run", type=Path)
     recording.add_argument("name")
-    testing = verbs.add_parser("tests")
-    testing.add_argument("junit", type=Path)
-    testing.add_argument("name")
     measuring = verbs.add_parser("measure")
     measuring.add_argument("name")
     measuring.add_argument("command", nargs=argparse.REMAINDER)
+    testing = verbs.add_parser("tests")
+    testing.add_argument("junit", type=Path)
+    testing.add_argument("name")
     verbs.add_parser("table")
     options = parser.parse_args()
     if options.verb == "record":
         record(options.run, options.name)
-    if options.verb == "tests":
-        tests(options.junit, options.name)
     if options.verb == "measure":
         measure(options.name, options.command)
+    if options.verb == "tests":
+        tests(options.junit, options.name)
     README.write_text(with_tables(README.read_text(encoding="utf-8"), tables()), encoding="utf-8")
 
 
