@@ -42,7 +42,7 @@ class Batch:
     """[B, L] int64."""
     rows: Tensor
     """[B] int64 identity of each row: its place in the shards, counted over all corpora."""
-    corpora: Tensor = None  # type: ignore[assignment]
+    corpora: Tensor = None  # type: ignore[assignment]  # made below, where the rows are known
     """[B] int64 number of each row's corpus in `data.corpora`; 0 unless given."""
     attended: Tensor = field(init=False)
     """[number of tokens] int64 flat positions where `mask` holds: found here, where the batch is made (on the CPU),
@@ -51,7 +51,7 @@ class Batch:
     """[number of targets] int64 flat positions that have a label; all of them attended."""
 
     def __post_init__(self) -> None:
-        if self.corpora is None:
+        if getattr(self, "corpora", None) is None:
             object.__setattr__(self, "corpora", torch.zeros_like(self.rows))
         labelled = self.labels != IGNORE
         assert not (labelled & ~self.mask).any(), "a position with a label must be attended"

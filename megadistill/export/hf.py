@@ -71,6 +71,8 @@ def _card(config: dict[str, Any], step: int) -> str:
     teacher = (config.get("teacher") or {}).get("path", "none")
     objectives = "\n".join(f"- {json.dumps(o)}" for o in config["objectives"])
     corpora = "\n".join(f"- {c['name']} ({c['kind']})" for c in config["data"]["corpora"])
+    sizes = [config["batch"]["global_size"], *(c["global_size"] for c in config["batch"].get("schedule", []))]
+    rows = ", then ".join(map(str, sizes))
     return f"""---
 library_name: transformers
 tags: [distillation, megadistill]
@@ -78,7 +80,7 @@ tags: [distillation, megadistill]
 
 # {config["name"]}
 
-Pretrained by distillation with megadistill: step {step} of {config["train"]["steps"]}, {config["batch"]["global_size"]}
+Pretrained by distillation with megadistill: step {step} of {config["train"]["steps"]}, {rows}
 rows of {config["data"]["sequence_length"]} tokens a step.
 
 - teacher: `{teacher}`

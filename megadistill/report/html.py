@@ -24,6 +24,7 @@ _TITLES = {
     "train/learning_rate": "learning rate",
     "train/gradient_norm": "gradient norm",
     "train/tokens_per_second": "tokens per second",
+    "train/data_wait": "share of the step spent waiting for data",
 }
 
 
@@ -77,7 +78,7 @@ def _facts(run: RunFacts) -> dict[str, str]:
         "teacher": _one_line(teacher) if teacher else "none" if config else "",
         "objectives": ", ".join(f"{o.get('name') or o.get('kind')} × {number(o.get('weight', 1))}" for o in objectives),
         "corpora": ", ".join(str(c.get("name") or c.get("kind")) for c in config.get("data", {}).get("corpora", [])),
-        "batch": f"{batch['global_size']} rows" if (batch := config.get("batch")) else "",
+        "batch": _batch(config["batch"]) if config.get("batch") else "",
         "machine": ", ".join(run.environment.get("gpus") or [str(numerics.get("cpu", ""))]),
         "processes": str(numerics.get("world size", "")),
         "torch, deepspeed": " · ".join(str(numerics[n]) for n in ("torch", "deepspeed") if numerics.get(n)),
@@ -86,6 +87,11 @@ def _facts(run: RunFacts) -> dict[str, str]:
         "attempts": str(len({row.get("attempt") for row in run.journal} - {None}) or ""),
     }
     return {name: text for name, text in found.items() if text}
+
+
+def _batch(batch: dict[str, Any]) -> str:
+    later = (f", {change['global_size']} from step {change['from_step']}" for change in batch.get("schedule") or [])
+    return f"{batch['global_size']} rows{''.join(later)}"
 
 
 def _corpus(stats: dict[str, Any]) -> dict[str, Any]:

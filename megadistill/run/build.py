@@ -47,7 +47,8 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
         UserError: whatever of it does not fit together.
     """
     accumulation = config.batch.accumulation(world.size)
-    stream = Stream(config.data, world, config.batch.global_size, config.batch.micro_size, config.seed)
+    batch = config.batch
+    stream = Stream(config.data, world, batch.global_size, batch.micro_size, config.seed, sizes=batch.later_sizes)
     tokenizer = load_tokenizer(config.data.tokenizer)
     vocabulary = tokenizer.vocabulary_size
     teacher, origin = _teacher(config, device)

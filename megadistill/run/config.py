@@ -35,6 +35,14 @@ from megadistill.objectives.base import Objective  # noqa: E402
 from megadistill.teachers.base import Teacher  # noqa: E402
 
 
+class BatchChange(Strict):
+    """Another global batch size from a step on."""
+
+    from_step: int = Field(ge=2)
+    """The first step of this size; steps are counted from 1."""
+    global_size: int = Field(gt=0)
+
+
 class BatchConfig(Strict):
     """How many rows a step sees, whatever the number of ranks."""
 
@@ -42,23 +50,41 @@ class BatchConfig(Strict):
     """Rows per optimizer step, over all ranks and accumulation."""
     micro_size: int = Field(gt=0)
     """Rows per rank and forward pass; accumulation follows: global_size / (micro_size x ranks)."""
+    schedule: list[BatchChange] = Field(default_factory=list)
+    """Other global sizes from later steps on (batch size warm-up), such as [{from_step: 1001, global_size: 512}]. The
+    learning rate does not follow by itself."""
+
+    @model_validator(mode="after")
+    def _changes_follow_one_another(self) -> BatchConfig:
+        steps = [change.from_step for change in self.schedule]
+        if steps != sorted(set(steps)):
+            raise ValueError(f"schedule: each from_step must be larger than the one before, not {steps}")
+        return self
+
+    @property
+    def later_sizes(self) -> list[tuple[int, int]]:
+        """(0-based step, rows per step from there on), for `Stream`."""
+        return [(change.from_step - 1, change.global_size) for change in self.schedule]
 
     def accumulation(self, world_size: int) -> int:
-        """Micro-batches per step and rank.
+        """Micro-batches per step and rank, before `schedule` changes it.
 
         Raises:
-            UserError: when the global batch does not divide; names the nearest sizes that do.
+            UserError: when a global batch does not divide; names the nearest sizes that do.
         """
         unit = self.micro_size * world_size
-        if self.global_size % unit == 0:
-            return self.global_size // unit
-        near = sorted({max(self.global_size // unit, 1) * unit, (self.global_size // unit + 1) * unit})
-        raise UserError(
-            f"batch.global_size={self.global_size} does not divide by batch.micro_size x ranks "
-            f"= {self.micro_size} x {world_size}",
-            "every rank must see the same number of micro-batches",
-            f"nearest global sizes that do: {' or '.join(map(str, near))}",
-        )
+        sizes = {"global_size": self.global_size}
+        sizes |= {f"schedule.{number}.global_size": change.global_size for number, change in enumerate(self.schedule)}
+        for name, size in sizes.items():
+            if size % unit:
+                near = sorted({max(size // unit, 1) * unit, (size // unit + 1) * unit})
+                raise UserError(
+                    f"batch.{name}={size} does not divide by batch.micro_size x ranks "
+                    f"= {self.micro_size} x {world_size}",
+                    "every rank must see the same number of micro-batches",
+                    f"nearest global sizes that do: {' or '.join(map(str, near))}",
+                )
+        return self.global_size // unit
 
 
 class TrainConfig(Strict):

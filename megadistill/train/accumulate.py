@@ -46,6 +46,7 @@ def accumulate(
         the number it is to be divided by, both to be added up over ranks.
     """
     module, device = engine.module, engine.device
+    engine.accumulate_over(len(micro_batches))
     rank, size = rank_and_size()
     # DeepSpeed divides by ranks and micro-batches; a count of 0 goes with a sum of 0
     shares = (size * len(micro_batches) / counts.clamp(min=1)).float().to(device)

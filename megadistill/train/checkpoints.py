@@ -148,6 +148,7 @@ class Checkpoints:
             "layout": self.layout(),
             "updates": self.engine.updates(),
             "data": self.parts.stream.fingerprint,
+            "tokenizer": self.parts.stream.part.tokenizer,
             "teacher": self.teacher_identity,
             "health": self.health.state(),
             "heldout_loss": heldout_loss,

@@ -21,6 +21,7 @@ from megadistill.kernels.dispatch import implementations
 from megadistill.run.build import Parts
 from megadistill.run.config import RunConfig
 from megadistill.run.directory import RunDirectory
+from megadistill.run.quarantine import Quarantine
 from megadistill.train import held_out, stop
 from megadistill.train.accumulate import accumulate
 from megadistill.train.checkpoints import Checkpoints, layout
@@ -65,6 +66,7 @@ class Job:
         limits = (config.train.hang_seconds, config.train.timeout_seconds)
         self.watchdog = Watchdog(directory.path, self.attempt, world.rank, *limits)
         self.deadline = Deadline(slurm_end() if world.is_main else None)
+        self.quarantine = Quarantine(directory, (parts.stream.part, held_out_rows.part))
         self.stopwatch, self.stragglers = Stopwatch(device), Stragglers()
         self.row_log = RowLog(directory.path, self.attempt, world.rank) if config.log.rows else None
         self.checked_gradients = False
@@ -174,6 +176,7 @@ class Job:
         found = self.checkpoints.restore()
         step = 0 if found is None else found.step
         self.directory.resumed(None if found is None else (found.step, found.attempt))
+        self.quarantine.recall()
         if self.world.is_main:
             checkpoint.sweep(self.directory.checkpoints, self.attempt)
         self.directory.journal(
@@ -198,6 +201,7 @@ class Job:
         if self.world.is_main:
             stop.done(self.directory.control, word)  # a file that asked for this save must not ask again
         scored, loss = self.scored
+        self.quarantine.agree(step)
         self.checkpoints.save(step, loss if scored == step else None)
         self.directory.status("running", step=step)
 
@@ -290,10 +294,11 @@ class Job:
         log.get().info(text)
 
     def _greet(self, found: checkpoint.Found | None, step: int) -> None:
-        batch, stream = self.config.batch, self.parts.stream
+        stream, micro, ranks = self.parts.stream, self.config.batch.micro_size, self.world.size
+        rows = stream.sizes.span(step)[1]
         self.say(
-            f"accumulation {self.parts.accumulation} = {batch.global_size} / ({batch.micro_size} x {self.world.size} "
-            f"ranks); {stream.tokens_per_step:,} tokens a step, {stream.rows_per_epoch:,} rows an epoch"
+            f"accumulation {rows // (micro * ranks)} = {rows} / ({micro} x {ranks} ranks); "
+            f"{rows * self.config.data.sequence_length:,} tokens a step, {stream.rows_per_epoch:,} rows an epoch"
         )
         if found is not None:
             self.say(f"continuing at step {step} from {found.path}")

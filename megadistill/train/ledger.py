@@ -29,6 +29,8 @@ class Done:
     """Log name -> [2], a sum on this rank and the number it is to be divided by; the same names on every rank."""
     update: Update
     seconds: float
+    waited: float
+    """Of these, for the batch."""
     forward_seconds: Callable[[], float]
     """Asked once the sums have come off the device, so that it need not wait."""
     learning_rate: float
@@ -49,6 +51,8 @@ class Report:
     tokens: int
     seconds: float
     """Mean over ranks."""
+    waited: float
+    """Of these, for the batch; mean over ranks."""
     forward_seconds: list[float]
     """Of each rank, in its forward passes."""
     learning_rate: float
@@ -66,6 +70,7 @@ class Report:
         values["train/gradient_norm"] = self.gradient_norm
         values["train/tokens_per_second"] = self.tokens / self.seconds
         values["train/step_seconds"] = self.seconds
+        values["train/data_wait"] = self.waited / self.seconds
         return values
 
 
@@ -95,11 +100,11 @@ class Ledger:
         self.pending = None
         wishes = torch.tensor([float(bool(word & bit)) for bit in BITS], dtype=torch.float64)
         sums, seen = torch.zeros(len(self.labels), dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
-        seconds, forward = torch.zeros(1, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
+        seconds, forward = torch.zeros(2, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
         if done is not None:
             sums, *pairs = (part.double().cpu() for part in (done.sums, *done.seen.values()))
             seen = torch.cat([seen, *pairs])
-            seconds[0], forward[rank] = done.seconds / size, done.forward_seconds()
+            seconds[0], seconds[1], forward[rank] = done.seconds / size, done.waited / size, done.forward_seconds()
         told = [counts, wishes, sums, seen, seconds, forward]
         total = sum_over_ranks(torch.cat(told)).split([len(part) for part in told])
         union = sum(bit for bit, wish in zip(BITS, total[1].tolist(), strict=True) if wish)
@@ -123,6 +128,7 @@ class Ledger:
             },
             tokens=int(counts["tokens"]),
             seconds=seconds[0],
+            waited=seconds[1],
             forward_seconds=forward,
             learning_rate=done.learning_rate,
             gradient_norm=done.update.gradient_norm,

@@ -89,6 +89,7 @@ def _loop(config: RunConfig, parts: Parts, directory: RunDirectory, job: Job, wo
     with Recorder(directory, config.log, job.attempt, world.is_main, total_steps=steps, start_step=first - 1) as record:
         started = time.perf_counter()
         for step, micro_batches in enumerate(parts.stream.prefetching(first - 1, steps), first):
+            waited = time.perf_counter() - started
             job.watchdog.enter("step", step)
             counts, before, word = ledger.exchange(_counts(micro_batches), job.wish())
             _conclude(before, record, job)
@@ -101,8 +102,8 @@ def _loop(config: RunConfig, parts: Parts, directory: RunDirectory, job: Job, wo
             job.after_step(step, micro_batches)
 
             rate, seconds = config.optimizer.learning_rate * factor, time.perf_counter() - started
-            forward = job.stopwatch.seconds
-            ledger.pending = Done(step, counts, sums, seen, update, seconds, forward, rate, job.parameter_hash(step))
+            forward, hashed = job.stopwatch.seconds, job.parameter_hash(step)
+            ledger.pending = Done(step, counts, sums, seen, update, seconds, waited, forward, rate, hashed)
             # the first real step is the rehearsal: what would fail at hour six fails now
             scores = job.due(step, config.evaluate.every_steps)
             saves = job.due(step, config.checkpoint.every_steps) or step == 1 or word & stop.SAVE

@@ -42,6 +42,7 @@ def test_the_run_directory_tells_what_happened(run):
     shares = [fifth[f"train/gradient_share/{n}"] for n in ("soft_ce", "hard_ce", "cosine")]
     assert min(shares) > 0
     assert sum(shares) == pytest.approx(1, rel=1e-6)
+    assert 0 < last["train/data_wait"] < 1
     assert json.loads((run / "STATUS").read_text())["state"] == "done"
 
 
