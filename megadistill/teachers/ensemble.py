@@ -138,7 +138,8 @@ class EnsembleSource:
             return self.weights
         dtype = next(self.models[0].parameters()).dtype
         routes = torch.tensor(self.routes, dtype=dtype, device=rows.device)
-        return routes[batch.corpora[rows // batch.ids.shape[1]]].split(1, dim=1)
+        shares: Sequence[Tensor] = routes[batch.corpora[rows // batch.ids.shape[1]]].split(1, dim=1)
+        return shares
 
     def _joined(self, heads: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
         size = self.vocabulary
