@@ -44,6 +44,8 @@ class EnsembleTeacher(Teacher):
                 raise ValueError(
                     f"{name}: {given} for {len(self.members)} members; give one each, at least 0, not all 0"
                 )
+        if any(member.placement != "replicated" for member in self.members):
+            raise ValueError("members: an ensemble joins their heads once, so each must be placement: replicated")
         if self.routes is not None and (self.weights is not None or self.mean == "arithmetic"):
             raise ValueError("routes: they stand instead of `weights`, and with mean: geometric")
         return self
