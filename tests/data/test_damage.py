@@ -227,6 +227,15 @@ def test_what_cannot_be_fetched_is_not_taken_for_damaged(folder, tmp_path):
 # ------------------------------------------------------------------ staging
 
 
+@pytest.mark.parametrize("spoil", [lambda path: flip(path, 5000), lambda path: path.unlink()])
+def test_what_is_damaged_or_missing_far_away_is_quarantined(folder, tmp_path, spoil):
+    spoil(tars(folder)[0])
+    stage = Stage(Staging(dir=tmp_path / "near", max_gigabytes=1), str(folder), "text")
+    opened = Shards(folder, ReadConfig(damaged="quarantine"), stage)
+    opened.rows(np.array([0]))
+    assert [lost.shard for lost in opened.lost()] == [opened.name(0)]
+
+
 def test_a_copy_that_was_damaged_near_by_is_named_and_fetched_again(folder, rows, tmp_path):
     opened, _ = staged(folder, tmp_path, 1)
     opened.rows(EVERY)

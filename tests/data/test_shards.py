@@ -73,6 +73,7 @@ def test_more_tars_than_may_be_mapped_at_once(tmp_path, rows, monkeypatch):
         tokens, segments = opened.rows(chosen)
         assert np.array_equal(tokens, rows[0][chosen])
         assert np.array_equal(segments, rows[1][chosen])
+        assert opened._span.mapped.sum() <= 2
 
 
 def test_large_vocabularies_take_four_bytes(tmp_path, rows):
