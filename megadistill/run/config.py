@@ -290,5 +290,6 @@ def _import_plugins(names: Any) -> None:
         except ImportError as error:
             raise UserError(f"plugins: cannot import {name!r}", str(error), "put its folder on PYTHONPATH") from None
     # the inner ones first: a section keeps the schemas it was built with
-    for section in (*kinds(Objective).values(), DataConfig, RunConfig):
+    sections: list[type[Strict]] = [*kinds(Objective).values(), DataConfig, RunConfig]
+    for section in sections:
         section.model_rebuild(force=True)
