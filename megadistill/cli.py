@@ -121,7 +121,10 @@ def prepare(
     for part in (config.teacher, config.student):  # first: a wrong name shows before hours of text
         if part is not None:
             located(part).fetch()
-    prepare_data(config.data, typer.echo, workers=workers, share=_share(share))
+    if config.task is not None:
+        typer.echo(f"{config.task.kind}: examples are read when training starts; nothing to prepare")
+        return
+    prepare_data(config.text, typer.echo, workers=workers, share=_share(share))
 
 
 def _share(text: str) -> tuple[int, int]:
@@ -178,14 +181,17 @@ def submit(
 @app.command()
 def evaluate(
     run: Run,
-    tasks: Annotated[str, typer.Option(help="Some of heldout, wikitext; separated by commas.")] = "heldout",
+    tasks: Annotated[
+        str | None, typer.Option(help="Some of heldout, wikitext; separated by commas. A task's run is scored on it.")
+    ] = None,
     wikitext: Annotated[Path | None, typer.Option(metavar="FOLDER", help="The raw WikiText files.")] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="At most so many held-out rows; all when not given.")] = None,
 ) -> None:
     """Score the student of a run."""
     from megadistill.evaluate.scores import evaluate as score
 
-    scores = score(_existing(run), [task.strip() for task in tasks.split(",") if task.strip()], wikitext, rows)
+    wanted = None if tasks is None else [task.strip() for task in tasks.split(",") if task.strip()]
+    scores = score(_existing(run), wanted, wikitext, rows)
     typer.echo(json.dumps(scores, indent=2))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,20 +12,22 @@ import torch
 from megadistill.core import log, seeds
 from megadistill.core.dist import World
 from megadistill.core.errors import UserError
-from megadistill.core.types import Dims
-from megadistill.data.stream import Stream
+from megadistill.data.stream import HeldOut, Stream
 from megadistill.data.tokenization import Tokenizer, load_tokenizer
+from megadistill.models.heads import TaskHead
 from megadistill.models.initialize import seeded
 from megadistill.models.likeness import likeness
 from megadistill.models.signals import LanguageModel
 from megadistill.objectives.base import Loss
 from megadistill.run.config import RunConfig
 from megadistill.run.trained import located
+from megadistill.tasks.base import Task
+from megadistill.tasks.rows import TaskRows
 from megadistill.teachers.base import Source
 from megadistill.teachers.guard import guard
 
-TRIAL_ROWS = 8
-"""Rows of the data that a teacher proves itself on, the same on every rank."""
+TRIAL_ROWS, TRIAL_EXAMPLES = 8, 64
+"""Rows of text, and examples of a task, that a teacher proves itself on, the same on every rank."""
 
 
 @dataclass(frozen=True)
@@ -47,41 +50,47 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
         UserError: whatever of it does not fit together.
     """
     accumulation = config.batch.accumulation(world.size)
-    stream = Stream(config.data, world, config.batch.global_size, config.batch.micro_size, config.seed)
-    tokenizer = load_tokenizer(config.data.tokenizer)
+    rows = config.text if config.task is None else open_rows(config.task, "train")
+    stream = Stream(rows, world, config.batch.global_size, config.batch.micro_size, config.seed)
+    tokenizer = load_tokenizer(config.rows.tokenizer)
     vocabulary = tokenizer.vocabulary_size
+    head = None if config.task is None else config.task.head
     teacher = located(config.teacher).build(device) if config.teacher is not None else None
     models = teacher.models if teacher is not None else ()
-    causal = config.data.targets.kind == "clm"
+    causal = config.task is None and config.text.targets.kind == "clm"
     student = located(config.student).build(
         models[0] if models else None,
         vocabulary,
         causal,
         seeds.derive(config.seed, "student"),
         tokenizer.special.as_dict(),
+        head,
     )
     if teacher is not None:
         teacher.attach(student)
     for model in (student, *(teacher.models if teacher is not None else ())):
-        model.attends = config.data.attention
+        model.attends = config.attention
+    distils = any(objective.needs().teacher for objective in config.objectives)
+    if head is not None:
+        check_answers(head, student, models if distils else ())
     _check_sizes(config, student, teacher, vocabulary)
     _check_tokenizer(config, tokenizer)
     for model in (student, *models):
-        model.check_head(min(8, config.data.sequence_length))
-    distils = any(objective.needs().teacher for objective in config.objectives)
-    _check_direction(config, "student", student)
-    if teacher is not None and distils:
-        for model in models:
+        model.check_head(min(8, config.rows.sequence_length))
+    if config.task is None:
+        _check_direction(config, "student", student)
+        for model in models if distils else ():
             _check_direction(config, "teacher", model)
     report: dict[str, Any] | None = None
     if teacher is not None and distils:
-        trial = stream.part.batch(stream.order.locate(np.arange(TRIAL_ROWS)), config.seed, "targets").to(device)
+        some = np.arange(TRIAL_ROWS if config.task is None else TRIAL_EXAMPLES)
+        trial = stream.part.batch(stream.order.locate(some), config.seed, "targets").to(device)
         student.to(device)
         assert config.teacher is not None
         if config.teacher.guard is not None:
-            counts = stream.part.vocabulary.counts
-            guard(config.teacher.guard, teacher, student, trial, vocabulary, counts)
-        if models:
+            entries = vocabulary if head is None else head.outputs
+            guard(config.teacher.guard, teacher, student, trial, entries, stream.part.counts)
+        if models and config.task is None:
             report = likeness(student, models[0], trial)
     if config.engine.activation_checkpointing and any(o.needs().again for o in config.objectives):
         raise UserError(
@@ -99,16 +108,46 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
     return Parts(stream, teacher, student, losses, accumulation, report)
 
 
+def held_out(config: RunConfig) -> HeldOut:
+    """What the run is measured on while it trains: held-out text, or the task's first dev part."""
+    return HeldOut(config.text if config.task is None else open_rows(config.task, config.task.dev_parts[0]))
+
+
+def open_rows(task: Task, part: str) -> TaskRows:
+    """A part of a task as rows."""
+    return TaskRows(task.open(part).encoded, task.sequence_length)
+
+
+def check_answers(head: TaskHead, student: LanguageModel, teachers: Sequence[LanguageModel]) -> None:
+    """A model that was trained on something else would answer with noise.
+
+    Raises:
+        UserError: a model whose head is not the task's.
+    """
+    for who, model in (("student", student), *(("teacher", teacher) for teacher in teachers)):
+        kind, outputs = model.answers, model.dims.vocabulary
+        if kind != head.kind or outputs != head.outputs:
+            raise UserError(
+                f"the {who} ({type(model.hf).__name__}) has no head for this task",
+                f"it answers with {_ANSWERS[kind].format(outputs)}, and the task asks for "
+                f"{_ANSWERS[head.kind].format(head.outputs)}",
+                "fine-tune it on the task first: a run with `task`, this model in student.init, and no teacher",
+            )
+
+
+_ANSWERS = {"tokens": "{:,} tokens", "label": "{} classes", "value": "a number", "span": "a span of the text"}
+
+
 def _check_sizes(config: RunConfig, student: LanguageModel, teacher: Source | None, vocabulary: int) -> None:
     ours = student.dims
     problems = [
-        _too_small("student", ours, vocabulary),
-        _too_short("student", student, config.data.sequence_length),
+        _too_small("student", student, vocabulary),
+        _too_short("student", student, config.rows.sequence_length),
     ]
     if teacher is not None:
         theirs = teacher.dims
-        problems.append(_too_small("teacher", theirs, vocabulary))
-        problems += [_too_short("teacher", model, config.data.sequence_length) for model in teacher.models]
+        problems += [_too_small("teacher", model, vocabulary) for model in teacher.models]
+        problems += [_too_short("teacher", model, config.rows.sequence_length) for model in teacher.models]
         compares = [o.label for o in config.objectives if o.needs().teacher]
         if compares and theirs.vocabulary < ours.vocabulary:
             problems.append(
@@ -126,8 +165,8 @@ def _check_sizes(config: RunConfig, student: LanguageModel, teacher: Source | No
 
 def _check_direction(config: RunConfig, who: str, model: LanguageModel) -> None:
     """A model that reads ahead finds the next token in its input; one that does not cannot use what follows a mask."""
-    name, targets = type(model.hf).__name__, config.data.targets.kind
-    ahead = model.sees_ahead(min(8, config.data.sequence_length))
+    name, targets = type(model.hf).__name__, config.text.targets.kind
+    ahead = model.sees_ahead(min(8, config.rows.sequence_length))
     if targets == "clm" and ahead:
         raise UserError(
             f"data.targets is clm, and the {who} ({name}) sees the tokens that it has to predict",
@@ -145,7 +184,7 @@ def _check_direction(config: RunConfig, who: str, model: LanguageModel) -> None:
 def _check_tokenizer(config: RunConfig, ours: Tokenizer) -> None:
     """Ids that mean other words to the teacher would be learnt as if they were right: nothing else would notice."""
     for path in config.teacher.paths() if config.teacher is not None else []:
-        if path != config.data.tokenizer:
+        if path != config.rows.tokenizer:
             _check_one_tokenizer(config, ours, path)
 
 
@@ -153,14 +192,14 @@ def _check_one_tokenizer(config: RunConfig, ours: Tokenizer, path: str) -> None:
     try:
         theirs = load_tokenizer(path)
     except UserError as error:
-        log.get().warning(f"not checked that the teacher was trained with {config.data.tokenizer}: {error.what}")
+        log.get().warning(f"not checked that the teacher was trained with {config.rows.tokenizer}: {error.what}")
         return
     difference = _difference(ours, theirs)
     if difference:
         raise UserError(
             "the teacher was trained with another tokenizer than the data's",
             difference,
-            f"set data.tokenizer to {path} and run `megadistill prepare`, or take a teacher of {config.data.tokenizer}",
+            f"set data.tokenizer to {path} and run `megadistill prepare`, or take a teacher of {config.rows.tokenizer}",
         )
 
 
@@ -179,10 +218,10 @@ def _difference(ours: Tokenizer, theirs: Tokenizer) -> str:
     return ""
 
 
-def _too_small(who: str, dims: Dims, vocabulary: int) -> str:
-    if dims.vocabulary >= vocabulary:
+def _too_small(who: str, model: LanguageModel, vocabulary: int) -> str:
+    if model.num_tokens >= vocabulary:
         return ""
-    return f"the tokenizer has {vocabulary:,} entries, and the {who}'s vocabulary only {dims.vocabulary:,}"
+    return f"the tokenizer has {vocabulary:,} entries, and the {who}'s vocabulary only {model.num_tokens:,}"
 
 
 def _too_short(who: str, model: LanguageModel, length: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from megadistill.core.schema import Strict
+from megadistill.models.heads import TaskHead
 from megadistill.models.signals import LanguageModel
 
 
@@ -23,6 +24,7 @@ class Student(Strict):
         causal: bool,
         seed: int,
         special: Mapping[str, int | None] | None = None,
+        head: TaskHead | None = None,
     ) -> LanguageModel:
         """The student at step 0.
 
@@ -32,5 +34,6 @@ class Student(Strict):
             causal: whether targets are next tokens (clm) rather than masked ones (mlm).
             seed: for random initialisation.
             special: the tokenizer's ids by role (pad, cls, sep, mask, unk); None where it has no such token.
+            head: what a task asks it for; None: tokens, and it is a language model.
         """
         raise NotImplementedError

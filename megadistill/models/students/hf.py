@@ -10,6 +10,7 @@ from pydantic import Field
 
 from megadistill.core.errors import UserError
 from megadistill.core.schema import OneOf
+from megadistill.models.heads import TaskHead
 from megadistill.models.initialize import (
     Folder,
     Initialize,
@@ -19,13 +20,14 @@ from megadistill.models.initialize import (
     copy_teacher_layers,
     seeded,
 )
-from megadistill.models.loading import first_line, load_pretrained
+from megadistill.models.loading import config_with, first_line, load_for_task, load_pretrained, task_class
 from megadistill.models.signals import LanguageModel
 from megadistill.models.students.base import Student
 
 
 class HFStudent(Student):
-    """A transformers language model: masked where `data.targets` is mlm, causal where it is clm."""
+    """A transformers language model: masked where `data.targets` is mlm, causal where it is clm. In a run with a `task`
+    the same body under the task's head."""
 
     kind: Literal["hf"]
     architecture: str | None = None
@@ -47,8 +49,9 @@ class HFStudent(Student):
         causal: bool,
         seed: int,
         special: Mapping[str, int | None] | None = None,
+        head: TaskHead | None = None,
     ) -> LanguageModel:
-        student = self._made(teacher, vocabulary_size, causal, seed, special)
+        student = self._made(teacher, vocabulary_size, causal, seed, special, head)
         names = [name for name, _ in student.hf.named_parameters()]
         for pattern in self.freeze:
             found = [name for name in names if fnmatch(name, pattern)]
@@ -71,6 +74,7 @@ class HFStudent(Student):
         causal: bool,
         seed: int,
         special: Mapping[str, int | None] | None,
+        head: TaskHead | None,
     ) -> LanguageModel:
         from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
@@ -81,12 +85,15 @@ class HFStudent(Student):
                     f"student.init: {{kind: folder, path: {self.init.path}}} without student.architecture",
                     "remove student.config, or name the student.architecture that it changes",
                 )
-            return load_pretrained(self.init.path)
+            return load_pretrained(self.init.path) if head is None else load_for_task(self.init.path, head, seed)
         config = self._config(teacher, vocabulary_size, special or {})
         auto = AutoModelForCausalLM if causal else AutoModelForMaskedLM
+        if head is not None:
+            config, auto = config_with(config, head.config_fields()), task_class(head)
         if type(config) not in auto._model_mapping:
+            what = f"model for a task's {head.kind}" if head else f"{'causal' if causal else 'masked'} language model"
             raise UserError(
-                f"{config.model_type} has no {'causal' if causal else 'masked'} language model",
+                f"{config.model_type} has no {what}",
                 fix="choose another student.architecture or data.targets",
             )
         try:
@@ -102,7 +109,8 @@ class HFStudent(Student):
             copy_teacher_layers(student.hf, teacher.hf, self.init.layers, self.init.width)
         elif isinstance(self.init, Folder):
             loaded = load_pretrained(self.init.path).hf
-            copy_teacher_layers(student.hf, loaded, list(range(loaded.config.num_hidden_layers)))
+            layers = self.init.layers or list(range(loaded.config.num_hidden_layers))
+            copy_teacher_layers(student.hf, loaded, layers)
         return student
 
     def _config(self, teacher: LanguageModel | None, vocabulary_size: int, special: Mapping[str, int | None]) -> Any:
