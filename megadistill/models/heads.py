@@ -104,6 +104,8 @@ def transform(hf: Any, hidden: Tensor) -> Tensor:
     kind = hf.config.model_type
     if answers(hf) == "tokens":
         return _of_tokens(hf, kind, hidden)
+    if hasattr(hf, "before_output"):  # a model of this package
+        return hf.before_output(hidden)
     if answers(hf) == "span":
         if kind == "modernbert":
             return hf.drop(hf.head(hidden))

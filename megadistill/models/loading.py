@@ -122,6 +122,9 @@ def load_config(path: str, revision: str | None = None) -> Any:
     """
     from transformers import AutoConfig
 
+    from megadistill.models.bilstm import register
+
+    register()
     path = _found(path)
     local = Path(path)
     if _looks_local(path) and not local.is_dir():
