@@ -65,6 +65,7 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
         seeds.derive(config.seed, "student"),
         tokenizer.special.as_dict(),
         head,
+        tokenizer.backend.get_vocab(),
     )
     if teacher is not None:
         teacher.attach(student)

@@ -56,6 +56,27 @@ def stsb(folder: Path, train: int = 64, dev: int = 32) -> Path:
     return folder
 
 
+def qqp(folder: Path, train: int = 32, dev: int = 16) -> Path:
+    """GLUE's QQP likewise: duplicates are equal."""
+    for part, count in (("train", train), ("dev", dev)):
+        draw = random.Random(count)
+        rows = ["id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate"]
+        for number in range(count):
+            first = " ".join(draw.choices(PLAIN, k=5))
+            second = first if number % 2 else " ".join(draw.choices(PLAIN, k=5))
+            rows.append(f"{number}\t{2 * number}\t{2 * number + 1}\t{first}\t{second}\t{number % 2}")
+        _write(folder / "QQP" / f"{part}.tsv", rows)
+    return folder
+
+
+def imdb(folder: Path, train: int = 32, test: int = 16) -> Path:
+    """IMDb in its original folders."""
+    for part, count in (("train", train), ("test", test)):
+        for number, (text, label) in enumerate(sentences(count, seed=count)):
+            _write(folder / part / ("pos" if label else "neg") / f"{number}_{9 if label else 2}.txt", [text])
+    return folder
+
+
 def squad(folder: Path, train: int = 48, dev: int = 16) -> dict[str, Path]:
     """SQuAD 1.1's JSON: the answer is the word of praise in the paragraph."""
     return {part: _squad(folder / f"{part}.json", count) for part, count in (("train", train), ("dev", dev))}

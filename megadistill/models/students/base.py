@@ -25,6 +25,7 @@ class Student(Strict):
         seed: int,
         special: Mapping[str, int | None] | None = None,
         head: TaskHead | None = None,
+        words: Mapping[str, int] | None = None,
     ) -> LanguageModel:
         """The student at step 0.
 
@@ -35,5 +36,6 @@ class Student(Strict):
             seed: for random initialisation.
             special: the tokenizer's ids by role (pad, cls, sep, mask, unk); None where it has no such token.
             head: what a task asks it for; None: tokens, and it is a language model.
+            words: the tokenizer's ids by their spelling.
         """
         raise NotImplementedError

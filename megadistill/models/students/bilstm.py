@@ -12,12 +12,10 @@ from torch import Tensor
 
 from megadistill.core import log
 from megadistill.core.errors import UserError
-from megadistill.data.tokenization import load_tokenizer
 from megadistill.models.heads import TaskHead
 from megadistill.models.initialize import seeded
 from megadistill.models.signals import LanguageModel
 from megadistill.models.students.base import Student
-
 
 Start = dict[int, Tensor] | Tensor | None
 """Embeddings of some ids, of all, or of none."""
@@ -43,13 +41,11 @@ class BiLSTMStudent(Student):
     vectors: Path | None = None
     """Word vectors as text, `word number number ...` a line, as GloVe's; words that are one token of the tokenizer get
     theirs, and pieces of words start at random."""
-    tokenizer: str | None = None
-    """The task's, for `vectors`."""
 
     @model_validator(mode="after")
-    def _vectors_come_with_a_tokenizer(self) -> BiLSTMStudent:
-        if self.embeddings == "vectors" and (self.vectors is None or self.tokenizer is None):
-            raise ValueError("embeddings: vectors needs `vectors`, the file, and `tokenizer`, the task's")
+    def _vectors_are_there(self) -> BiLSTMStudent:
+        if (self.embeddings == "vectors") != (self.vectors is not None):
+            raise ValueError("vectors: give the file with embeddings: vectors, and only with it")
         return self
 
     def build(
@@ -60,6 +56,7 @@ class BiLSTMStudent(Student):
         seed: int,
         special: Mapping[str, int | None] | None = None,
         head: TaskHead | None = None,
+        words: Mapping[str, int] | None = None,
     ) -> LanguageModel:
         if head is None or head.kind == "span":
             raise UserError(
@@ -67,7 +64,7 @@ class BiLSTMStudent(Student):
                 "the run asks for " + ("tokens" if head is None else "spans"),
                 "use it with a task of classes or numbers",
             )
-        start = self._start(teacher, vocabulary_size)
+        start = self._start(teacher, words or {})
         return LanguageModel(self._model(start, vocabulary_size, seed, head))
 
     def _model(self, start: Start, vocabulary_size: int, seed: int, head: TaskHead) -> object:
@@ -99,13 +96,12 @@ class BiLSTMStudent(Student):
                 model.bilstm.fixed.weight.copy_(table)
         return model
 
-    def _start(self, teacher: LanguageModel | None, vocabulary_size: int) -> Start:
+    def _start(self, teacher: LanguageModel | None, words: Mapping[str, int]) -> Start:
         if self.embeddings == "random":
             return None
         if self.embeddings == "vectors":
             assert self.vectors is not None
-            assert self.tokenizer is not None
-            return read_vectors(self.vectors, load_tokenizer(self.tokenizer).backend.get_vocab())
+            return read_vectors(self.vectors, words)
         if teacher is None:
             raise UserError("student.embeddings: teacher, and there is no teacher", "teacher: null", "use random")
         table: Tensor = teacher.hf.get_input_embeddings().weight

@@ -50,6 +50,7 @@ class HFStudent(Student):
         seed: int,
         special: Mapping[str, int | None] | None = None,
         head: TaskHead | None = None,
+        words: Mapping[str, int] | None = None,
     ) -> LanguageModel:
         student = self._made(teacher, vocabulary_size, causal, seed, special, head)
         names = [name for name, _ in student.hf.named_parameters()]
