@@ -36,7 +36,7 @@ def export(run: Path, output: Path | None = None) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(found.path / "student", temporary)
     rows = config.get("task") or config["data"]
-    _write_tokenizer(load_tokenizer(rows["tokenizer"]), rows["sequence_length"], temporary)
+    write_tokenizer(load_tokenizer(rows["tokenizer"]), rows["sequence_length"], temporary)
     shutil.copy(directory.resolved_config, temporary / "distillation.yaml")
     (temporary / "README.md").write_text(card(config, found.step, directory.evaluation), encoding="utf-8")
     shutil.rmtree(output, ignore_errors=True)
@@ -45,7 +45,7 @@ def export(run: Path, output: Path | None = None) -> Path:
     return output
 
 
-def _write_tokenizer(tokenizer: Tokenizer, length: int, folder: Path) -> None:
+def write_tokenizer(tokenizer: Tokenizer, length: int, folder: Path) -> None:
     """tokenizer.json with the document frame that training used, and the names of its special tokens."""
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast

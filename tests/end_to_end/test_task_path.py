@@ -102,6 +102,25 @@ def test_a_student_is_distilled_from_the_run_and_leaves_as_a_plain_folder(folder
 
 
 @pytest.mark.slow
+def test_it_leaves_as_onnx_once_that_answers_as_torch(folder):
+    pytest.importorskip("onnxruntime")
+    run = folder / "runs" / "teacher"
+    told = megadistill("export", run, "--to", "onnx-int8")
+    out = run / "export" / "onnx-int8"
+    assert str(out) in told
+    facts = json.loads((out / "check.json").read_text())
+    assert facts["num_rows"] == 32
+    assert {"model.onnx", "config.json", "tokenizer.json", "README.md"} <= {path.name for path in out.iterdir()}
+    (folder / "glue" / "SST-2" / "dev.tsv").rename(folder / "dev.tsv")  # nothing to check it on
+    try:
+        told = megadistill("export", run, "--to", "onnx", code=2)
+    finally:
+        (folder / "dev.tsv").rename(folder / "glue" / "SST-2" / "dev.tsv")
+    assert "has no dev set of sst2" in told
+    assert sorted(path.name for path in (run / "export").iterdir()) == ["onnx-int8"]
+
+
+@pytest.mark.slow
 def test_a_teacher_without_a_fitting_head_is_told_and_nothing_is_written(folder):
     from megadistill.models.loading import save_pretrained
     from megadistill.testing import tiny
