@@ -139,7 +139,8 @@ def _run(tree: Tree, output: Path) -> dict[str, Any]:
     with atomic_write(config) as handle:
         handle.write(text)
     log.get().info(f"{run}: {tree['train']['steps']} steps")
-    done = subprocess.run([sys.executable, "-m", "megadistill", "train", str(config)], check=False)
+    command = [sys.executable, "-m", "megadistill", "train", str(config)]
+    done = subprocess.run(command, stdout=sys.stderr, check=False)  # stdout is for the scores
     if done.returncode == Exit.STOPPED:
         raise UserError(f"{run} was stopped after a checkpoint", "", "the same command goes on")
     if done.returncode:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
+
 from megadistill.core.errors import UserError
 from megadistill.models.heads import TaskHead
 from megadistill.tasks import tables
@@ -21,7 +23,7 @@ class ImdbTask(Task):
     kind: Literal["imdb"]
     folder: Path
     """Holds train*.parquet and test*.parquet with `text` and `label`, or train/ and test/ with neg/ and pos/*.txt."""
-    sequence_length: int = 512
+    sequence_length: int = Field(512, ge=8, le=65535)
 
     @property
     def head(self) -> TaskHead:

@@ -113,6 +113,13 @@ def test_a_shallower_student_takes_layers_of_a_folder_or_of_its_teacher(folder):
     assert torch.equal(student.hf.classifier.weight, teacher.hf.classifier.weight)  # the same task's head
 
 
+def test_layers_of_a_folder_need_an_architecture_to_put_them_in(folder):
+    with pytest.raises(UserError, match="the student is the folder's model as it is"):
+        HFStudent(kind="hf", init=Folder(kind="folder", path=str(folder), layers=[0])).build(
+            None, tiny.VOCABULARY, False, 0, head=LABEL
+        )
+
+
 def test_a_folder_that_lacks_part_of_its_body_is_refused(folder):
     from safetensors.torch import load_file, save_file
 

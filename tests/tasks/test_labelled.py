@@ -8,8 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from megadistill.core.dist import World
 from megadistill.core.errors import UserError
 from megadistill.core.files import atomic_write
+from megadistill.data.stream import HeldOut, Stream
 from megadistill.data.tokenization import load_tokenizer
 from megadistill.tasks.encoding import cut, frame
 from megadistill.tasks.glue import SETS, GlueTask
@@ -197,6 +199,28 @@ def test_rows_are_framed_and_cut_as_berts_tokenizer_does(tmp_path):
             row, split = frame(a[:i], None if b is None else b[:j], ours.special)
             assert row == wanted["input_ids"], (len(a), b and len(b), length)
             assert [int(place >= split) for place in range(len(row))] == wanted["token_type_ids"]
+
+
+def test_ranks_are_views_of_one_order_and_every_example_comes_once_an_epoch(tmp_path):
+    task = GlueTask(
+        kind="glue",
+        name="sst2",
+        folder=task_files.sst2(tmp_path / "glue"),
+        tokenizer=str(task_files.tokenizer(tmp_path / "tokenizer")),
+        sequence_length=16,
+    )
+    rows = TaskRows(task.open("train").encoded, task.sequence_length)
+
+    def steps(size, micro):
+        streams = [Stream(rows, World(rank, size), 16, micro, seed=3) for rank in range(size)]
+        return [sorted(i for s in streams for b in s.take(step) for i in b.rows.tolist()) for step in range(8)]
+
+    alone = steps(1, 16)
+    assert alone == steps(2, 4) == steps(4, 2)
+    assert sorted(sum(alone[:4], [])) == sorted(sum(alone[4:], [])) == list(range(64))
+    assert alone[0] != alone[4]
+    held_out = [list(HeldOut(rows).batches(5, 0, World(rank, 2), 20)) for rank in range(2)]
+    assert [sum(len(b.ids) for b in one) for one in held_out] == [10, 10]
 
 
 def test_batches_hold_the_rows_whatever_else_is_in_them(tmp_path):

@@ -86,6 +86,12 @@ class HFStudent(Student):
                     f"student.init: {{kind: folder, path: {self.init.path}}} without student.architecture",
                     "remove student.config, or name the student.architecture that it changes",
                 )
+            if self.init.layers is not None:
+                raise UserError(
+                    "student.init.layers is set, and the student is the folder's model as it is",
+                    f"student.init: {{kind: folder, path: {self.init.path}}} without student.architecture",
+                    "name the student.architecture and its depth, or remove student.init.layers",
+                )
             return load_pretrained(self.init.path) if head is None else load_for_task(self.init.path, head, seed)
         config = self._config(teacher, vocabulary_size, special or {})
         auto = AutoModelForCausalLM if causal else AutoModelForMaskedLM
