@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from megadistill.core.errors import UserError
 from megadistill.core.files import write_json
 from megadistill.evaluate.finetune import NAMES, Plan, fine_tune
@@ -15,7 +13,7 @@ from megadistill.evaluate.scores import evaluate
 from megadistill.evaluate.speed import speed
 from megadistill.models.loading import load_pretrained
 from megadistill.run.directory import RunDirectory
-from megadistill.run.trained import student_folder
+from megadistill.run.trained import student_folder, tokenizer_of
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ def ask(model: Path, request: Request) -> dict[str, Any]:
             )
         result |= evaluate(model, as_it_is, request.wikitext, request.rows)
     output = request.output or (model / "evaluation" / "tasks" if is_run else Path("runs") / f"{model.name}-tasks")
-    tokenizer = _tokenizer(model) if is_run else str(model)
+    tokenizer = tokenizer_of(str(model))
     if "speed" in (request.tasks or []):
         assert request.data is not None
         place = Path(student_folder(str(model)))
@@ -71,8 +69,3 @@ def ask(model: Path, request: Request) -> dict[str, Any]:
         plan = Plan(request.data, request.seeds, request.epochs, request.recipe, request.assignments)
         result |= fine_tune(str(model), tokenizer, learnt, plan, output)
     return result
-
-
-def _tokenizer(run: Path) -> str:
-    config = yaml.safe_load(RunDirectory(run).resolved_config.read_text(encoding="utf-8"))
-    return str((config.get("task") or config["data"])["tokenizer"])

@@ -20,7 +20,7 @@ from megadistill.models.likeness import likeness
 from megadistill.models.signals import LanguageModel
 from megadistill.objectives.base import Loss
 from megadistill.run.config import RunConfig
-from megadistill.run.trained import located
+from megadistill.run.trained import located, tokenizer_of
 from megadistill.tasks.base import Task
 from megadistill.tasks.rows import TaskRows
 from megadistill.teachers.base import Source
@@ -184,38 +184,40 @@ def _check_direction(config: RunConfig, who: str, model: LanguageModel) -> None:
 
 def _check_tokenizer(config: RunConfig, ours: Tokenizer) -> None:
     """Ids that mean other words to the teacher would be learnt as if they were right: nothing else would notice."""
-    for path in config.teacher.paths() if config.teacher is not None else []:
-        if path != config.rows.tokenizer:
-            _check_one_tokenizer(config, ours, path)
+    for who, part in (("teacher", config.teacher), ("student", config.student)):
+        for path in map(tokenizer_of, part.paths() if part is not None else []):
+            if path != config.rows.tokenizer:
+                _check_one_tokenizer(config, ours, who, path)
 
 
-def _check_one_tokenizer(config: RunConfig, ours: Tokenizer, path: str) -> None:
+def _check_one_tokenizer(config: RunConfig, ours: Tokenizer, who: str, path: str) -> None:
     try:
         theirs = load_tokenizer(path)
     except UserError as error:
-        log.get().warning(f"not checked that the teacher was trained with {config.rows.tokenizer}: {error.what}")
+        log.get().warning(f"not checked that the {who} was trained with {config.rows.tokenizer}: {error.what}")
         return
     difference = _difference(ours, theirs)
+    section, again = ("data", " and run `megadistill prepare`") if config.task is None else ("task", "")
     if difference:
         raise UserError(
-            "the teacher was trained with another tokenizer than the data's",
+            f"the {who} was trained with another tokenizer than the data's",
             difference,
-            f"set data.tokenizer to {path} and run `megadistill prepare`, or take a teacher of {config.rows.tokenizer}",
+            f"set {section}.tokenizer to {path}{again}, or take a {who} of {config.rows.tokenizer}",
         )
 
 
 def _difference(ours: Tokenizer, theirs: Tokenizer) -> str:
     """Where two tokenizers' ids mean different things; empty where they agree, whatever files they came from."""
-    data, teacher = (tokenizer.backend.get_vocab(with_added_tokens=True) for tokenizer in (ours, theirs))
-    different = sorted(token for token in data.keys() | teacher.keys() if data.get(token) != teacher.get(token))
+    data, model = (tokenizer.backend.get_vocab(with_added_tokens=True) for tokenizer in (ours, theirs))
+    different = sorted(token for token in data.keys() | model.keys() if data.get(token) != model.get(token))
     if different:
         token = different[0]
         return (
             f"{len(different):,} tokens have another id or none, such as {token!r}: "
-            f"{data.get(token)} in the data, {teacher.get(token)} in the teacher"
+            f"{data.get(token)} in the data, {model.get(token)} in the model"
         )
     if ours.special != theirs.special:
-        return f"special tokens: {ours.special.as_dict()} in the data, {theirs.special.as_dict()} in the teacher"
+        return f"special tokens: {ours.special.as_dict()} in the data, {theirs.special.as_dict()} in the model"
     return ""
 
 

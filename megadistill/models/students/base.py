@@ -17,6 +17,10 @@ class Student(Strict):
     def fetch(self) -> None:
         """Bring here, while there is network, what `build` will read without; `prepare` calls it."""
 
+    def paths(self) -> list[str]:
+        """Folders, runs or hub names that it starts from, whose tokenizers must be the data's."""
+        return []
+
     def build(
         self,
         teacher: LanguageModel | None,

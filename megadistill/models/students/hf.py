@@ -42,6 +42,9 @@ class HFStudent(Student):
         if isinstance(self.init, Folder):
             load_pretrained(self.init.path)
 
+    def paths(self) -> list[str]:
+        return [self.init.path] if isinstance(self.init, Folder) else []
+
     def build(
         self,
         teacher: LanguageModel | None,
