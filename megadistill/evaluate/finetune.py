@@ -100,6 +100,8 @@ def _tree(task: str, model: str, tokenizer: str, plan: Plan) -> Tree:
     read = read_yaml(base)
     if task in SETS:
         place: Tree = {"kind": "glue", "name": task, "folder": str(plan.data / "glue")}
+        if task == "qqp":  # GLUE's own file has lines that lack columns
+            place["skip_short_lines"] = True
     elif task == "imdb":
         place = {"kind": "imdb", "folder": str(plan.data / "imdb")}
     else:
