@@ -29,4 +29,7 @@ export NPROC ${OMP_NUM_THREADS:+OMP_NUM_THREADS}
 # shellcheck source=launch/env.sh
 source "$here/env.sh"
 
+if [[ "$1" == --preflight ]]; then
+    exec python -m megadistill doctor --ranks "${@:2}"
+fi
 exec python -m megadistill train "$@" # exec: the signal must find Python, not a waiting shell

@@ -1,6 +1,7 @@
 """Measured results: keep a run's evidence under tools/results/, and write the README's tables from it.
 
     python tools/results.py record runs/quickstart/distilled quickstart-seed1/distilled
+    python tools/results.py tests junit.xml slow_tests   # what a test run found
     python tools/results.py table            # rewrites the README between its markers
 
 A record is the run's config, metrics, journal, environment (versions), command and evaluation; a test compares the
@@ -18,6 +19,7 @@ import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import yaml
 
@@ -42,6 +44,29 @@ def record(run: Path, name: str) -> Path:
     if summary.exists():
         shutil.copy(summary, target.parent / summary.name)
     return target
+
+
+def tests(junit: Path, name: str) -> Path:
+    """Keep what a test run found: every test with its outcome and seconds."""
+    cases = [
+        {
+            "test": f"{case.get('classname')}::{case.get('name')}",
+            "outcome": next((child.tag for child in case if child.tag in ("failure", "error", "skipped")), "passed"),
+            "seconds": round(float(case.get("time", 0)), 1),
+        }
+        for case in ElementTree.parse(junit).iter("testcase")
+    ]
+    target = RESULTS / f"{name}.json"
+    target.write_text(json.dumps({"environment": versions(), "tests": cases}, indent=1) + "\n", encoding="utf-8")
+    return target
+
+
+def versions() -> dict[str, Any]:
+    """What a result that comes from no run was found with."""
+    from megadistill.run.environment import describe
+
+    facts = describe(1)
+    return {"numerics": facts["numerics"], "cores": facts["cores"]}
 
 
 def _here(file: Path) -> str:
@@ -162,10 +187,15 @@ def main() -> None:
     recording = verbs.add_parser("record")
     recording.add_argument("run", type=Path)
     recording.add_argument("name")
+    testing = verbs.add_parser("tests")
+    testing.add_argument("junit", type=Path)
+    testing.add_argument("name")
     verbs.add_parser("table")
     options = parser.parse_args()
     if options.verb == "record":
         record(options.run, options.name)
+    if options.verb == "tests":
+        tests(options.junit, options.name)
     README.write_text(with_tables(README.read_text(encoding="utf-8"), tables()), encoding="utf-8")
 
 

@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
 # Does everything hold? `bash tools/test.sh [pytest arguments]`: style, types, layers, tests, in that order.
+# `bash tools/test.sh --slow` runs the tests that take minutes each instead, one after another: faults on a real Slurm,
+# cut networks, full disks. What it found goes to tools/results/slow_tests.json.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash launch/setup.sh
@@ -11,4 +13,11 @@ ruff check .
 ruff format --check .
 mypy
 lint-imports
-python -m pytest --numprocesses "$NPROC" --dist loadfile "$@"
+if [[ "${1:-}" != --slow ]]; then
+    exec python -m pytest -m "not soak" --numprocesses "$NPROC" --dist loadfile "$@"
+fi
+found=$(mktemp)
+python -m pytest -m soak --junitxml "$found" "${@:2}" && code=0 || code=$?
+python tools/results.py tests "$found" slow_tests
+rm -f "$found"
+exit "$code"

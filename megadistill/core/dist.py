@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+_lane: ContextVar[dist.ProcessGroup | None] = ContextVar("lane", default=None)
+"""The group whose collectives this thread uses; None: the default one."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +40,13 @@ def from_environment(environ: dict[str, str] | None = None) -> World:
     return World()
 
 
-def connect(world: World, timeout_seconds: float) -> torch.device:
+def connect(world: World, timeout_seconds: float, store: dist.Store | None = None) -> torch.device:
     """Join the process group (gloo on CPU; nccl beside gloo on GPU) and return this rank's device.
 
     DeepSpeed adopts the group; it is never left to guess (it would try mpi4py under srun).
+
+    Args:
+        store: where the ranks have met already; None: they meet at MASTER_ADDR:MASTER_PORT.
     """
     os.environ.update(RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(world.local_rank))
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
@@ -52,9 +61,8 @@ def connect(world: World, timeout_seconds: float) -> torch.device:
         device, backend = torch.device("cpu"), "gloo"
     timeout = timedelta(seconds=timeout_seconds)
     if world.size == 1:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-    else:
-        dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=timeout)
+        store = dist.HashStore()
+    dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
     return device
 
 
@@ -64,10 +72,27 @@ def disconnect() -> None:
         dist.destroy_process_group()
 
 
+def new_lane(timeout_seconds: float) -> dist.ProcessGroup | None:
+    """A second group of all ranks, for a thread beside the training loop; None where there is one rank only."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return None
+    return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
+
+
+@contextmanager
+def lane(group: dist.ProcessGroup | None) -> Iterator[None]:
+    """Inside, this thread's collectives use `group`, so that they never meet those of another thread."""
+    before = _lane.set(group)
+    try:
+        yield
+    finally:
+        _lane.reset(before)
+
+
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """The element-wise sum of a CPU tensor over all ranks (in place; float64 keeps counts exact)."""
     if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(values)
+        dist.all_reduce(values, group=_lane.get())
     return values
 
 
@@ -76,11 +101,11 @@ def gather_objects(value: Any) -> list[Any]:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [value]
     gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, value)
+    dist.all_gather_object(gathered, value, group=_lane.get())
     return gathered
 
 
 def barrier() -> None:
     """Wait until every rank is here."""
     if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.barrier()
+        dist.barrier(group=_lane.get())

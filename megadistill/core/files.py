@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,6 +63,14 @@ def fsync_directory(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def open_to_umask(path: Path) -> None:
+    """Give a file the permissions of any new one: safetensors writes for the owner alone, whatever the umask says."""
+    any_file = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    any_file.touch()
+    shutil.copymode(any_file, path)
+    any_file.unlink()
 
 
 def sha256_file(path: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -181,7 +181,8 @@ class Stream:
         self._located = lru_cache(maxsize=4)(self._locate)
         self.part: Rows = Part(config, "train") if isinstance(config, DataConfig) else config
         self.staging = self.part.staging
-        self.order = self.part.order(seed, skips)
+        self._order = partial(self.part.order, seed)
+        self.order = self._order(skips)
         self.rows_per_epoch = int(self.order.starts[-1])
         """Rows of all corpora together, repeats counted."""
         self.tokens_per_step = global_size * self.part.sequence_length
@@ -209,6 +210,11 @@ class Stream:
         cuts = np.cumsum([len(positions) for positions in mine])[:-1]
         located = self.order.locate(np.concatenate(mine))
         return [Places(*parts) for parts in zip(*(np.split(field, cuts) for field in located), strict=True)]
+
+    def leave_out(self, skips: Sequence[tuple[int, int]]) -> None:
+        """From here on, `skips` instead of those given before."""
+        self.order = self._order(skips)
+        self._located.cache_clear()
 
     def window(self, start_step: int, end_step: int) -> tuple[int, int]:
         """The draws that steps [start_step, end_step) stand on: what to add to `skips` to leave them out."""

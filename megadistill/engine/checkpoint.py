@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -26,6 +27,7 @@ from megadistill.core import faults
 from megadistill.core.errors import UserError
 from megadistill.core.files import fsync_directory, sha256_file, sha256_json, write_json
 from megadistill.core.together import RankFailed, on_main, rank_and_size, together
+from megadistill.engine.publisher import Publisher
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
@@ -39,6 +41,18 @@ History = Mapping[int, Origin | None]
 """By attempt: the checkpoint it resumed from, None if it started from nothing. Attempts that died before they
 restored anything are not in it."""
 Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints retention leaves alone."""
+
+    newest: int = 2
+    """So many."""
+    every_steps: int | None = None
+    """Multiples of it, too."""
+    best: bool = False
+    """And the one with the lowest held-out loss, of those whose manifest states one."""
 
 
 @dataclass(frozen=True)
@@ -58,25 +72,29 @@ def save(
     root: Path,
     step: int,
     attempt: int,
-    write: Callable[[Path], None],
+    snapshot: Callable[[Path], Callable[[], None]],
     facts: dict[str, Any],
     still_ours: Callable[[], None],
-    keep: int,
-    keep_every_steps: int | None,
+    keep: Keep,
     log: Log,
     history: History | None = None,
+    publisher: Publisher | None = None,
+    committed: Callable[[Path], None] = lambda path: None,
 ) -> Path:
     """Commit one checkpoint. Called on every rank; returns, or raises, on every rank alike.
 
     Args:
         root: the folder of checkpoints.
-        write: writes this rank's files into the folder it is given. It may use collectives, but a rank that
-            raises while the others wait in one leaves them there until the process group's timeout.
+        snapshot: copies this rank's state as it is now, and returns what writes that copy into the folder it was
+            given. It may use collectives, but a rank that raises while the others wait in one leaves them there
+            until the process group's timeout.
         facts: JSON values for the manifest.
         still_ours: raises StaleAttempt when a newer attempt has claimed the run; called on rank 0.
-        keep: how many of the newest stay.
-        keep_every_steps: multiples of it stay too.
+        keep: which older ones stay.
         history: what `directory.history()` tells; retention counts only checkpoints on its line.
+        publisher: does everything after the snapshot, at once or beside the training loop; None: at once. What goes
+            wrong there rises from its `wait`.
+        committed: told of the checkpoint once it exists; on every rank.
 
     Raises:
         StaleAttempt: a newer attempt has started; nothing was committed, or nothing deleted.
@@ -87,20 +105,37 @@ def save(
     temporary = root / f".tmp-{final.name}"
     if not on_main(f"begin {final.name}", partial(_begin, final, temporary, still_ours)):
         return final
+    faults.place("checkpoint.begun", rank_and_size()[0])
+    write = snapshot(temporary)
+
+    def publish() -> None:
+        _publish(temporary, final, write, {"step": step, "attempt": attempt, "facts": facts}, still_ours)
+        committed(final)
+        retain = partial(_retain, root, keep, history or {}, still_ours, log)
+        on_main("remove old checkpoints", retain)
+
+    if publisher is None:
+        publish()
+    else:
+        publisher.start(publish)
+    return final
+
+
+def _publish(
+    temporary: Path, final: Path, write: Callable[[], None], known: dict[str, Any], still_ours: Callable[[], None]
+) -> None:
+    """Write, hash, describe, rename."""
     rank, size = rank_and_size()
-    faults.place("checkpoint.begun", rank)
     try:
-        together(f"write {final.name}", partial(_write, write, temporary))
+        together(f"write {final.name}", partial(_write, write, final.name))
         faults.place("checkpoint.written", rank)
         names = on_main(f"list {final.name}", partial(_files, temporary))
         seals = together(f"hash {final.name}", lambda: {n: _seal(temporary / n) for n in names[rank::size]})
         faults.place("checkpoint.hashed", rank)
         manifest = {
             "format": FORMAT,
-            "step": step,
-            "attempt": attempt,
+            **known,
             "world_size": size,
-            "facts": facts,
             "files": dict(sorted((name, seal) for part in seals for name, seal in part.items())),
             "complete": True,
         }
@@ -108,9 +143,6 @@ def save(
     except (UserError, RankFailed):
         on_main(f"clear away {temporary.name}", partial(_abandon, temporary, still_ours))
         raise
-    retain = partial(_retain, root, keep, keep_every_steps, history or {}, still_ours, log)
-    on_main("remove old checkpoints", retain)
-    return final
 
 
 def sweep(root: Path, attempt: int | None = None) -> None:
@@ -145,12 +177,12 @@ def _begin(final: Path, temporary: Path, still_ours: Callable[[], None]) -> bool
     return True
 
 
-def _write(write: Callable[[Path], None], folder: Path) -> None:
+def _write(write: Callable[[], None], name: str) -> None:
     try:
-        write(folder)
+        write()
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            what = f"the disk filled up while {folder.name} was being written"
+            what = f"the disk filled up while checkpoint {name} was being written"
             raise UserError(what, str(error), _FREE_SPACE) from error
         raise
 
@@ -179,12 +211,15 @@ def _abandon(temporary: Path, still_ours: Callable[[], None]) -> None:
     still_ours()  # a newer attempt sweeping our folder away is why writing failed: say that instead
 
 
-def _retain(
-    root: Path, keep: int, every: int | None, history: History, still_ours: Callable[[], None], log: Log
-) -> None:
+def _retain(root: Path, keep: Keep, history: History, still_ours: Callable[[], None], log: Log) -> None:
     still_ours()  # a newer attempt may be reading what would be deleted
     ours = [(step, path) for step, attempt, path in committed(root) if on_line(history, step, attempt)]
-    stay = {path for _, path in ours[:keep]} | {path for step, path in ours if every and step % every == 0}
+    stay = {path for _, path in ours[: keep.newest]}
+    stay |= {path for step, path in ours if keep.every_steps and step % keep.every_steps == 0}
+    if keep.best:
+        losses = {path: _read_manifest(path)[0].get("facts", {}).get("heldout_loss") for _, path in ours}
+        measured = {path: loss for path, loss in losses.items() if loss is not None}
+        stay |= set(sorted(measured, key=measured.__getitem__)[:1])
     for _, _, victim in committed(root):
         if victim in stay:
             continue
@@ -200,8 +235,11 @@ def _retain(
 # ---------------------------------------------------------------------------------- finding
 
 
-def newest(root: Path, history: History, log: Log) -> Found | None:
+def newest(root: Path, history: History, log: Log, before: float = math.inf) -> Found | None:
     """The newest checkpoint on the line of history that verifies; None when the line has none. On every rank.
+
+    Args:
+        before: only checkpoints of earlier steps count.
 
     Each rank hashes its share of the files. A damaged checkpoint is named through `log` and the one before it
     tried; of two of the same step the later attempt's is taken.
@@ -212,6 +250,9 @@ def newest(root: Path, history: History, log: Log) -> Found | None:
     rank, size = rank_and_size()
     problems: list[str] = []
     for step, attempt, path in on_main("list the checkpoints", partial(committed, root)):
+        if step >= before:
+            log(f"checkpoint {path.name} is undone: the run goes back to before step {before:.0f}")
+            continue
         if not on_line(history, step, attempt):
             log(f"checkpoint {path.name} is ignored: a later attempt had already resumed from an earlier step")
             continue

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import importlib
 import logging
 import math
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -107,6 +110,13 @@ def import_deepspeed() -> Any:
     # takes a minute to compile the first time, and a process killed while loading it leaves a lock that every later
     # start waits for. (By this path: `deepspeed.comm.torch` as an attribute is the real torch.)
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
+    # DeepSpeed asks every optimizer whether it is its Muon, whose module compiles functions while it is imported:
+    # torch's compiler would be loaded at every start, a fifth of the time that takes.
+    compiler, torch.compile = torch.compile, lambda function, **_: function
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    finally:
+        torch.compile = compiler
     return deepspeed
 
 
@@ -218,6 +228,11 @@ class Engine:
         self.engine, *_ = deepspeed.initialize(
             model=module.to(device), optimizer=build_optimizer(optimizer, module), config=self.deepspeed_config
         )
+        self._states: list[tuple[Any, str]] = []
+        # DeepSpeed hands its states to us instead of writing them, and leaves the copying to us too
+        store = self.engine.checkpoint_engine
+        store.save = lambda state_dict, path: self._states.append((on_host(state_dict), path))
+        store.preserves_storage_sharing = lambda: False
 
     @property
     def module(self) -> Any:
@@ -256,15 +271,30 @@ class Engine:
         self.engine.step()
         return Update(True, norm)
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's part of the training state into `folder`, shared by all ranks."""
+    def snapshot(self, folder: Path) -> Callable[[], None]:
+        """Copy this rank's part of the training state to host memory; a collective.
+
+        Returns:
+            what writes the copy into `folder`, which all ranks share; it may run in a thread.
+        """
         assert self.engine.micro_steps % self.accumulation == 0, "checkpoints are taken between steps"
         self.engine.save_checkpoint(str(folder), tag="deepspeed", save_latest=False)
+        states, self._states = self._states, []
+
+        def write() -> None:
+            for state, path in states:
+                torch.save(state, path)
+
+        return write
 
     def load(self, folder: Path) -> None:
-        """Read back what `save` wrote, at the same number of ranks and ZeRO stage."""
+        """Read back what a `snapshot` wrote, at the same number of ranks and ZeRO stage."""
         path, _ = self.engine.load_checkpoint(str(folder), tag="deepspeed", load_lr_scheduler_states=False)
         assert path is not None, f"DeepSpeed found nothing in {folder}"
+
+    def close(self) -> None:
+        """Let go of what DeepSpeed has hooked into torch; the engine is not used again."""
+        self.engine.destroy()
 
     def adopt(self, universal: Path, updates: int) -> None:
         """Take the state that another number of ranks or another ZeRO stage has saved (see `engine.elastic`)."""
@@ -290,6 +320,17 @@ class Engine:
             sharded = self.config.zero_stage > 0 or self.config.precision != "fp32"
             value = safe_get_full_fp32_param(parameter) if sharded and parameter.requires_grad else None
             yield name, (parameter if value is None else value).detach().float().cpu().clone()
+
+
+def on_host(value: Any) -> Any:
+    """A copy of nested containers that shares nothing with them; tensors are in host memory."""
+    if isinstance(value, Tensor):
+        return value.detach().clone() if value.device.type == "cpu" else value.detach().cpu()
+    if type(value) in (dict, OrderedDict):
+        return type(value)((key, on_host(item)) for key, item in value.items())
+    if type(value) in (list, tuple):
+        return type(value)(on_host(item) for item in value)
+    return copy.deepcopy(value)
 
 
 def _bytes(value: Tensor) -> bytes:

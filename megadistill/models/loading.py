@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from megadistill.core.errors import UserError
-from megadistill.core.files import shipped
+from megadistill.core.files import open_to_umask, shipped
 from megadistill.models.heads import TaskHead, is_of_head
 from megadistill.models.initialize import seeded
 from megadistill.models.signals import LanguageModel
@@ -162,6 +162,8 @@ def save_pretrained(model: LanguageModel, folder: Path, weights: dict[str, torch
     config = copy.deepcopy(model.hf.config)
     config.dtype = next((value.dtype for value in plain.values() if value.is_floating_point()), config.dtype)
     config.save_pretrained(folder)
+    for file in folder.glob("*.safetensors"):
+        open_to_umask(file)
 
 
 def first_line(error: Exception) -> str:

@@ -38,6 +38,8 @@ class LanguageModel(nn.Module):
 
     attends: Literal["row", "document"] = "row"
     """What a position may see: its whole row, or (and then positions restart) its own document only."""
+    placement: Literal["replicated", "sharded", "offloaded"] = "replicated"
+    """Where its weights are while it trains others (see `teachers.online`)."""
 
     def __init__(self, hf: Any) -> None:
         super().__init__()
@@ -53,7 +55,7 @@ class LanguageModel(nn.Module):
     @property
     def num_tokens(self) -> int:
         """Token ids that it knows."""
-        return int(self.hf.get_input_embeddings().weight.shape[0])
+        return _rows(self.hf.get_input_embeddings().weight)
 
     @property
     def dims(self) -> Dims:
@@ -62,10 +64,14 @@ class LanguageModel(nn.Module):
         return Dims(
             config.num_hidden_layers,
             config.hidden_size,
-            output_layer(self.hf).weight.shape[0],
+            _rows(output_layer(self.hf).weight),
             config.num_attention_heads,
             full_attention=not (is_causal(self.hf) or slides or self.attends == "document"),
         )
+
+    def forward(self, *arguments: Any) -> Signals:
+        """`signals`, as a call: a model that is spread over ranks wants to know where a pass begins and ends."""
+        return self.signals(*arguments)
 
     def signals(
         self,
@@ -178,6 +184,11 @@ class LanguageModel(nn.Module):
 
     def _last(self, ids: Tensor) -> Tensor:
         return self.signals(_trial(ids), frozenset({-1})).hidden[-1]
+
+
+def _rows(weight: Tensor) -> int:
+    """Also where the rows are elsewhere (ZeRO 3)."""
+    return int(getattr(weight, "ds_shape", weight.shape)[0])
 
 
 def _trial(ids: Tensor) -> Batch:

@@ -21,8 +21,10 @@ Points = list[tuple[int, float]]
 
 _TROUBLE = {
     "nonfinite": "skipped update(s): the loss or its gradient was not finite",
-    "skip": "skipped data window(s)",
-    "rollback": "return(s) to an earlier checkpoint",
+    "spike": "step(s) with a loss far above those before",
+    "rollback": "return(s) to an earlier checkpoint, the data of the undone steps being left out",
+    "hang": "attempt(s) that hung",
+    "straggler": "slow rank(s)",
     "fallback": "fallback(s) to something else than was asked for",
 }
 """Journal events that a reader must not miss."""

@@ -12,6 +12,7 @@ import yaml
 from megadistill.core.files import atomic_write
 from megadistill.report.chart import Line, chart, number
 from megadistill.report.collect import RunFacts, collect, scores, warnings
+from megadistill.report.timeline import timeline
 
 COLORS = 6
 """How many line colours the page defines; more runs than that share them."""
@@ -59,6 +60,7 @@ def _run(run: RunFacts, index: int) -> dict[str, Any]:
         "facts": _facts(run),
         "warnings": warnings(run),
         "corpora": [_corpus(stats) for stats in run.corpora],
+        "timeline": timeline(run.journal, run.metrics),
         "events": [_event(row) for row in run.journal],
         "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
     }

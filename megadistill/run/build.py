@@ -12,6 +12,7 @@ import torch
 from megadistill.core import log, seeds
 from megadistill.core.dist import World
 from megadistill.core.errors import UserError
+from megadistill.data.config import DataConfig
 from megadistill.data.stream import HeldOut, Stream
 from megadistill.data.tokenization import Tokenizer, load_tokenizer
 from megadistill.models.heads import TaskHead
@@ -50,8 +51,7 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
         UserError: whatever of it does not fit together.
     """
     accumulation = config.batch.accumulation(world.size)
-    rows = config.text if config.task is None else open_rows(config.task, "train")
-    stream = Stream(rows, world, config.batch.global_size, config.batch.micro_size, config.seed)
+    stream = Stream(train_rows(config), world, config.batch.global_size, config.batch.micro_size, config.seed)
     tokenizer = load_tokenizer(config.rows.tokenizer)
     vocabulary = tokenizer.vocabulary_size
     head = None if config.task is None else config.task.head
@@ -84,9 +84,10 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
             _check_direction(config, "teacher", model)
     report: dict[str, Any] | None = None
     if teacher is not None and distils:
+        where = next(models[0].parameters()).device if models else device
         some = np.arange(TRIAL_ROWS if config.task is None else TRIAL_EXAMPLES)
-        trial = stream.part.batch(stream.order.locate(some), config.seed, "targets").to(device)
-        student.to(device)
+        trial = stream.part.batch(stream.order.locate(some), config.seed, "targets").to(where)
+        student.to(where)
         assert config.teacher is not None
         if config.teacher.guard is not None:
             entries = vocabulary if head is None else head.outputs
@@ -107,6 +108,11 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
     if not distils:
         teacher = None  # it only gave the student its first weights
     return Parts(stream, teacher, student, losses, accumulation, report)
+
+
+def train_rows(config: RunConfig) -> DataConfig | TaskRows:
+    """What a `Stream` of the run is drawn from: prepared text, or the task's examples."""
+    return config.text if config.task is None else open_rows(config.task, "train")
 
 
 def held_out(config: RunConfig) -> HeldOut:

@@ -72,7 +72,14 @@ class TrainConfig(Strict):
     deterministic: bool = False
     """Deterministic GPU algorithms, so that a resumed run is bitwise equal there too (slower). CPU runs always are."""
     max_nonfinite_steps: int = Field(10, ge=1)
-    """Give up (exit code 93) after this many skipped steps in a row."""
+    """So many skipped steps in a row are undone: the run goes back and leaves their data out."""
+    spike_sigmas: float | None = Field(None, gt=0)
+    """A loss so many standard deviations above the mean of the last 100 steps is a spike; None: nobody looks. Not for
+    runs whose objectives come and go (`ramp`)."""
+    spike_steps: int = Field(10, ge=1)
+    """So many spikes in a row are undone."""
+    max_rollbacks: int = Field(3, ge=0)
+    """Give up (exit code 93) when the run has gone back so often by itself and would have to again."""
     timeout_seconds: float = Field(1800, gt=0)
     """How long a collective may wait for a rank, and how long anything but a step may take."""
     hang_seconds: float = Field(120, gt=0)
@@ -89,6 +96,11 @@ class CheckpointConfig(Strict):
     """The newest so many; at least 2, since the newest may be the one that fails to verify."""
     keep_every_steps: int | None = Field(None, gt=0)
     """Checkpoints at multiples of this are never deleted."""
+    keep_best: bool = False
+    """Keep the one with the lowest held-out loss too, of those whose step was evaluated (`evaluate.every_steps`)."""
+    asynchronous: bool = False
+    """Write while training goes on, which then stops only to copy the state to host memory (which must have room for
+    it). A kill may cost the steps made during the writing on top of one interval."""
 
 
 class EvaluateConfig(Strict):

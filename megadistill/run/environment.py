@@ -29,7 +29,7 @@ def describe(world_size: int) -> dict[str, Any]:
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version() if gpus else None,
             "gpu": gpus[0] if gpus else None,
-            "cpu": _cpu(),
+            "cpu": processor(),
             "cpu capability": torch.backends.cpu.get_cpu_capability(),
             "threads": torch.get_num_threads(),
             "megadistill sources": source_hash(),
@@ -68,7 +68,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu() -> str:
+def processor() -> str:
+    """What this machine's CPU calls itself."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

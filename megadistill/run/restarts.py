@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,18 +27,24 @@ def restarted_by_scheduler(environ: Mapping[str, str] | None = None) -> bool:
     return env.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
-def refuse_live(owner: Mapping[str, Any]) -> None:
+def refuse_live(owner: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> None:
     """
     Args:
         owner: what the newest claim of the run says.
 
     Raises:
-        UserError: its process lives on this host. (On another host nobody can tell; the newer claim fences it off.)
+        UserError: its process lives on this host, or Slurm runs its job. (Elsewhere nobody can tell; the newer claim
+            then fences the older one off, as it does where Slurm has restarted a job that it had lost sight of.)
     """
-    if owner.get("host") == socket.gethostname() and _trains(owner.get("pid")):
+    env = os.environ if environ is None else environ
+    job = owner.get("slurm_job")
+    if job is not None and job == env.get("SLURM_JOB_ID") and restarted_by_scheduler(env):
+        return
+    here = owner.get("host") == socket.gethostname() and _trains(owner.get("pid"))
+    if here or (job is not None and job != env.get("SLURM_JOB_ID") and _runs(job)):
         raise UserError(
             f"attempt {owner['attempt']} of this run is training it",
-            f"host {owner['host']}, pid {owner['pid']}, since {owner['started']}",
+            f"host {owner['host']}, pid {owner['pid']}, Slurm job {job}, since {owner['started']}",
             "let it run, or stop it first: `touch RUN/control/STOP`",
         )
 
@@ -46,6 +53,15 @@ def _trains(pid: object) -> bool:
     try:
         return pid != os.getpid() and b"megadistill" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
+        return False
+
+
+def _runs(job: str) -> bool:
+    """Whether Slurm says so; not where it cannot be asked."""
+    command = ["squeue", "--noheader", "--job", job, "--states", "RUNNING,COMPLETING", "--format", "%i"]
+    try:
+        return bool(subprocess.run(command, capture_output=True, text=True, timeout=30, check=False).stdout.strip())
+    except (OSError, subprocess.SubprocessError):
         return False
 
 

@@ -18,7 +18,7 @@ from megadistill.teachers.base import Teacher
 
 
 class OnlineTeacher(Teacher):
-    """A pretrained model, replicated on every rank: evaluation mode, no gradients, never changed."""
+    """A pretrained model: evaluation mode, no gradients, never changed."""
 
     kind: Literal["online"]
     path: str
@@ -27,6 +27,10 @@ class OnlineTeacher(Teacher):
     """Hub branch, tag or commit."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of its weights; `auto` is bfloat16 on a GPU (float16 on one that lacks it) and float32 on a CPU."""
+
+    placement: Literal["replicated", "sharded", "offloaded"] = "replicated"
+    """Where its weights are: whole on every rank; each rank's share on its device, whole layers gathered for their use
+    (ZeRO 3); or each rank's share in host memory. The losses are the same, to the last bit in float32."""
 
     def fetch(self) -> None:
         load_pretrained(self.path, self.revision)  # the hub's cache keeps it
@@ -37,7 +41,10 @@ class OnlineTeacher(Teacher):
         return [self.path]
 
     def build(self, device: torch.device) -> OnlineSource:
-        return OnlineSource(self.path, load_pretrained(self.path, self.revision, self.torch_dtype(device)).to(device))
+        model = load_pretrained(self.path, self.revision, self.torch_dtype(device))
+        model.placement = self.placement
+        # what shall not be whole on a device is not put there even once
+        return OnlineSource(self.path, model.to(device) if self.placement == "replicated" else model)
 
     def torch_dtype(self, device: torch.device) -> torch.dtype:
         """The dtype that the weights have on `device`."""
@@ -63,7 +70,8 @@ class OnlineSource:
 
     @torch.no_grad()
     def signals(self, batch: Batch, needs: Needs) -> Signals:
-        return self.model.signals(batch, needs.teacher_hidden, needs.teacher_attention)
+        signals: Signals = self.model(batch, needs.teacher_hidden, needs.teacher_attention)
+        return signals
 
     def attach(self, student: LanguageModel) -> None:
         """It has a model of its own."""

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 
 from megadistill.core.errors import UserError
+from megadistill.core.files import open_to_umask
 from megadistill.core.types import Batch, Dims, Needs, Signals
 from megadistill.models.signals import LanguageModel
 from megadistill.teachers.base import Teacher
@@ -90,6 +91,7 @@ class SelfEMASource:
         folder.mkdir(parents=True)
         values = {name: value.cpu().contiguous() for name, value in self.model.named_parameters()}
         save_file(values, folder / "ema.safetensors", metadata={"sha256": sha256_of(self.model)})
+        open_to_umask(folder / "ema.safetensors")
 
     def load(self, folder: Path) -> None:
         """What `save` wrote."""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from megadistill.core.files import read_lines
 from megadistill.testing.processes import free_port
 
 PROGRAMS = ("slurmctld", "slurmd", "srun", "sbatch", "scancel", "scontrol", "squeue", "sinfo")
@@ -50,6 +51,12 @@ JobCompLoc={folder}/completed.txt
 PartitionName=batch Nodes=ALL Default=YES PriorityTier=1 GraceTime=30 State=UP
 PartitionName=urgent Nodes=ALL PriorityTier=10 State=UP
 """
+
+
+def trace(run: Path) -> dict[int, tuple[str, str]]:
+    """Step -> (loss, parameter hash), bit for bit, as the last attempt at it left them."""
+    rows = [row for row in read_lines(run / "metrics.jsonl") if "loss_hex" in row]
+    return {row["step"]: (row["loss_hex"], row["parameter_hash"]) for row in rows}
 
 
 def missing() -> str:
@@ -132,6 +139,12 @@ class Cluster:
         """Wait until the job is in one of `states`; returns what is known of it then."""
         self.wait(lambda: self.job(job)["JobState"] in states, timeout)
         return self.job(job)
+
+    def hurry(self, job: str) -> None:
+        """Start a requeued job now: Slurm holds it for two minutes."""
+        self.wait(lambda: self.job(job)["JobState"] == "PENDING", 90)
+        time.sleep(2)  # until the controller has set the time that this overrides
+        self.command("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     def wait(self, condition: Callable[[], bool], timeout: float) -> None:
         """Wait until `condition` holds; an AssertionError shows the controller's log when it does not in time."""

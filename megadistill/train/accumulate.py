@@ -15,6 +15,7 @@ from megadistill.kernels.head_losses import linear_ce
 from megadistill.models.scoring import score_rows
 from megadistill.teachers.base import Source
 from megadistill.train.step import refuse_uneven_gradients
+from megadistill.train.stragglers import Stopwatch
 
 
 def accumulate(
@@ -27,6 +28,7 @@ def accumulate(
     seed: int,
     check_ranks: bool,
     ask_teacher: bool,
+    stopwatch: Stopwatch,
 ) -> tuple[Tensor, Tensor]:
     """Forward and backward of this rank's micro-batches.
 
@@ -35,6 +37,7 @@ def accumulate(
         counts: [len(COUNT_KINDS)] of the whole global batch, known before any forward.
         check_ranks: refuse to go on if ranks would train different parameters.
         ask_teacher: also compute the teacher's own loss, on the last micro-batch.
+        stopwatch: times the forward passes.
 
     Returns:
         the sums of every objective on this rank [num objectives], and the teacher's loss as
@@ -48,8 +51,10 @@ def accumulate(
     for index, on_cpu in enumerate(micro_batches):
         batch = on_cpu.to(device)
         seeds.reseed(seed, "dropout", step, index, rank)
+        stopwatch.start()
         signals = teacher.signals(batch, module.needs) if teacher is not None else None
         loss, parts = engine.forward(batch, signals, shares, step)
+        stopwatch.stop()
         if check_ranks:
             refuse_uneven_gradients(loss, module, step, index)
         engine.backward(loss)

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import time
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,21 +14,24 @@ from megadistill.core.files import write_json
 from megadistill.core.together import on_main
 from megadistill.core.types import Batch
 from megadistill.data.stream import HeldOut
-from megadistill.engine import checkpoint, elastic
+from megadistill.engine import checkpoint
 from megadistill.engine.deepspeed import BatchShape, Engine
+from megadistill.engine.frozen import spread
 from megadistill.kernels.dispatch import implementations
-from megadistill.models.loading import save_pretrained
 from megadistill.run.build import Parts
 from megadistill.run.config import RunConfig
 from megadistill.run.directory import RunDirectory
-from megadistill.run.restarts import refuse_fruitless, refuse_live, restarted_by_scheduler
 from megadistill.train import held_out, stop
 from megadistill.train.accumulate import accumulate
+from megadistill.train.checkpoints import Checkpoints, layout
 from megadistill.train.deadline import Deadline, slurm_end
+from megadistill.train.health import Health, RollBack, give_up
 from megadistill.train.ledger import Report
+from megadistill.train.predecessors import look_back, refuse_to_continue
 from megadistill.train.rows import RowLog
 from megadistill.train.step import DistillStep
-from megadistill.train.watchdog import Watchdog, hung_file, hung_ranks
+from megadistill.train.stragglers import Stopwatch, Stragglers
+from megadistill.train.watchdog import Watchdog
 
 
 class Job:
@@ -55,19 +53,23 @@ class Job:
         self.num_parameters = sum(p.numel() for p in parts.student.parameters())  # ZeRO-3 leaves empty ones
         shape = BatchShape(config.batch.global_size, config.batch.micro_size, parts.accumulation)
         self.engine = Engine(config.engine, config.optimizer, self.step, shape, device)
-        self.teacher_identity = parts.teacher.identity() if parts.teacher is not None else None
-        self._refuse_other_layout(on_main("read the newest checkpoint", self._newest_facts))
-        on_main("look for a live attempt", self._refuse_live)
+        teacher = parts.teacher.identity() if parts.teacher is not None else None
+        on_main("look at the run", partial(refuse_to_continue, directory, layout(config, world), teacher))
         self.attempt = directory.claim()
-        on_main("look at the attempts before", self._look_back)
+        on_main("look at the attempts before", partial(look_back, directory, self.attempt, config))
+        for model in parts.teacher.models if parts.teacher is not None else ():
+            if model.placement != "replicated":
+                spread(model, model.placement == "offloaded", device, world)
+        self.health = Health(config.train)
+        self.checkpoints = Checkpoints(config, parts, self.engine, self.health, directory, self.attempt, world, teacher)
         limits = (config.train.hang_seconds, config.train.timeout_seconds)
         self.watchdog = Watchdog(directory.path, self.attempt, world.rank, *limits)
         self.deadline = Deadline(slurm_end() if world.is_main else None)
+        self.stopwatch, self.stragglers = Stopwatch(device), Stragglers()
         self.row_log = RowLog(directory.path, self.attempt, world.rank) if config.log.rows else None
-        self.longest_save = 0.0
         self.checked_gradients = False
-        self.nonfinite_in_a_row = 0
-        self.last_saved = 0
+        self.scored: tuple[int, float | None] = (0, None)
+        """The newest step that was held out, and the student's loss there."""
         if world.is_main:
             write_json(directory.deepspeed, self.engine.deepspeed_config)
 
@@ -84,6 +86,7 @@ class Job:
             seed=self.config.seed,
             check_ranks=not self.checked_gradients,
             ask_teacher=self.due(step, self.config.log.every_steps),
+            stopwatch=self.stopwatch,
         )
         self.checked_gradients = True
         return result
@@ -95,10 +98,25 @@ class Job:
         if self.parts.teacher is not None:
             self.parts.teacher.after_step(step, self.parts.student)
 
-    def mind_the_deadline(self) -> None:
-        """Ask for a stop while there is still time to save."""
-        if why := self.deadline.reason(self.watchdog.longest_step, self.longest_save):
-            stop.request(why)
+    def wish(self) -> int:
+        """What this rank wants before the next step: bits of `stop.BITS`."""
+        if why := self.deadline.reason(self.watchdog.longest_step, self.checkpoints.longest_save):
+            stop.request(why)  # while there is still time to save
+        unsaved = stop.UNSAVED if self.checkpoints.publisher.failed else 0
+        return stop.word(self.directory.control, self.world.is_main) | unsaved
+
+    def obey(self, word: int, step: int) -> Exit | None:
+        """Do what any rank has wished before `step`; an exit code ends the attempt.
+
+        Raises:
+            RollBack: somebody asked for it.
+            whatever kept a checkpoint from being written.
+        """
+        if word & stop.UNSAVED:
+            self.checkpoints.wait()
+        if word & stop.ROLLBACK:
+            self._roll_back_as_asked(step - 1)
+        return self._leave(step - 1) if word & stop.STOP else None
 
     def due(self, step: int, every: int | None) -> bool:
         return every is not None and step % every == 0
@@ -107,26 +125,30 @@ class Job:
         return self.engine.parameter_hash() if self.due(step, self.config.log.hash_every_steps) else None
 
     def judge(self, report: Report) -> None:
-        """Count non-finite steps in a row.
+        """Whether a step went well, and whether a rank is slow.
 
         Raises:
-            Diverged: too many of them, or one whose update was applied: the parameters are lost.
+            RollBack: too many steps in a row did not.
+            Diverged: and the run has gone back often enough.
         """
-        if report.finite and report.applied:
-            self.nonfinite_in_a_row = 0
-            return
-        self.nonfinite_in_a_row += 1
-        self.directory.journal("nonfinite", step=report.step, applied=report.applied, loss=repr(report.loss))
-        if self.nonfinite_in_a_row >= self.config.train.max_nonfinite_steps or report.applied:
-            raise Diverged(
-                f"step {report.step}: the loss is {report.loss}",
-                f"{self.nonfinite_in_a_row} non-finite step(s) in a row; the checkpoints before it are intact",
-                "lower optimizer.learning_rate or optimizer.gradient_clipping, or look at the data of that step",
-            )
+        for rank, times in self.stragglers.look(report.forward_seconds):
+            self.say(f"rank {rank} is slow: its forward passes take {times:.1f} times the median")
+            self.directory.journal("straggler", step=report.step, rank=rank, times_median=round(times, 2))
+        try:
+            wrong = self.health.judge(report)
+        except RollBack as rollback:
+            self._journal_bad(report, "spike" if report.finite and report.applied else "nonfinite")
+            self._roll_back(rollback, asked_for=False)
+            raise
+        if wrong:
+            self._journal_bad(report, wrong)
+
+    def _journal_bad(self, report: Report, wrong: str) -> None:
+        self.directory.journal(wrong, step=report.step, applied=report.applied, loss=repr(report.loss))
 
     # ------------------------------------------------------------------ scores
 
-    def hold_out(self, rehearsal: bool = False) -> dict[str, float]:
+    def hold_out(self, step: int, rehearsal: bool = False) -> dict[str, float]:
         """Held-out scores of the student; a rehearsal takes two micro-batches per rank."""
         size = self.config.batch.micro_size
         faults.place("evaluate", self.world.rank)
@@ -135,30 +157,14 @@ class Job:
         scores = held_out.evaluate(self.engine, self.parts.teacher, batches, self.device)
         if rehearsal:
             return {f"rehearsal/{name.removeprefix('heldout/')}": value for name, value in scores.items()}
+        self.scored = (step, scores["heldout/loss"])
         return scores
 
     # ------------------------------------------------------------------ checkpoints
 
     def restore(self) -> int:
         """Load the newest checkpoint that verifies; returns its step, 0 when there is none."""
-        passed_over: list[str] = []
-        history = on_main("read the attempts", self.directory.history)  # one view of a shared disk, for all ranks
-        found = checkpoint.newest(self.directory.checkpoints, history, passed_over.append)
-        for reason in passed_over:
-            log.get().warning(reason)
-            self.directory.journal("fallback", reason=reason)
-        faults.place("restore.verified", self.world.rank)
-        if found is not None:
-            if found.step > self.config.train.steps:
-                raise UserError(
-                    f"the run is at step {found.step} already, and train.steps is {self.config.train.steps}",
-                    f"{found.path}",
-                    "give a larger train.steps, or this run another `name`",
-                )
-            self._load(found)
-            if self.parts.teacher is not None:
-                self.parts.teacher.load(found.path / "teacher")
-            self.last_saved = found.step
+        found = self.checkpoints.restore()
         step = 0 if found is None else found.step
         self.directory.resumed(None if found is None else (found.step, found.attempt))
         if self.world.is_main:
@@ -170,7 +176,7 @@ class Job:
             world_size=self.world.size,
             accumulation=self.parts.accumulation,
             ops=implementations(self.device),
-            teacher=self.teacher_identity,
+            teacher=self.checkpoints.teacher_identity,
             likeness=self.parts.likeness if found is None else None,
             num_parameters=self.num_parameters,
             changed=self.directory.changed,
@@ -180,119 +186,21 @@ class Job:
         self._greet(found, step)
         return step
 
-    def _load(self, found: checkpoint.Found) -> None:
-        there, here = found.manifest["facts"]["layout"], self._layout()
-        if there == here:
-            self.engine.load(found.path)
-            return
-        if self.config.engine.zero_stage == 0:  # not sharded, so it does not matter how many ranks there are
-            self.engine.load(found.path)
-        else:
-            universal = self.directory.checkpoints / f".tmp-universal-{found.path.name}"
-            self.say(f"converting {found.path.name} from {there} to {here}")
-            on_main("convert the checkpoint", partial(elastic.convert, found.path / "deepspeed", universal))
-            try:
-                self.engine.adopt(universal, found.manifest["facts"]["updates"])
-            finally:
-                on_main("clear away the converted checkpoint", partial(shutil.rmtree, universal, ignore_errors=True))
-
     def save(self, step: int, word: int = 0) -> None:
-        """Commit a checkpoint of `step`, unless this attempt stands on it already."""
+        """Commit a checkpoint of `step`, or begin to."""
         if self.world.is_main:
             stop.done(self.directory.control, word)  # a file that asked for this save must not ask again
-        if step == self.last_saved:
-            return
-        started = time.perf_counter()
-        keep = self.config.checkpoint
-        path = checkpoint.save(
-            self.directory.checkpoints,
-            step,
-            self.attempt,
-            self._write,
-            self._facts(),
-            self.directory.still_ours,
-            keep.keep,
-            keep.keep_every_steps,
-            self.say,
-            on_main("read the attempts", self.directory.history),
-        )
-        self.last_saved = step
-        seconds = time.perf_counter() - started
-        self.longest_save = max(self.longest_save, seconds)
-        self.directory.journal("save", step=step, path=path.name, seconds=round(seconds, 3))
-        self.directory.status("running", step=step, checkpoint=path.name)
+        scored, loss = self.scored
+        self.checkpoints.save(step, loss if scored == step else None)
+        self.directory.status("running", step=step)
 
-    def _facts(self) -> dict[str, Any]:
-        """What a checkpoint's manifest says of the run that wrote it."""
-        return {
-            "layout": self._layout(),
-            "updates": self.engine.updates(),
-            "data": self.parts.stream.fingerprint,
-            "teacher": self.teacher_identity,
-        }
+    # ------------------------------------------------------------------ endings
 
-    def _layout(self) -> dict[str, Any]:
-        engine = self.config.engine
-        return {"ranks": self.world.size, "zero_stage": engine.zero_stage, "precision": engine.precision}
-
-    def _newest_facts(self) -> dict[str, Any] | None:
-        """What the newest checkpoint says it was written with; not verified yet."""
-        for _, _, path in checkpoint.committed(self.directory.checkpoints):
-            try:
-                return json.loads((path / checkpoint.MANIFEST).read_text(encoding="utf-8"))["facts"]
-            except (OSError, ValueError, KeyError):
-                continue
-        return None
-
-    def _refuse_live(self) -> None:
-        if not restarted_by_scheduler():  # a scheduler may restart what it has lost sight of; then the fence decides
-            refuse_live(self.directory.owner())
-
-    def _look_back(self) -> None:
-        """Say which attempt hung; refuse a restart that would be one too many (`run/restarts.py`)."""
-        hung = hung_ranks(self.directory.path, self.attempt - 1)
-        if hung:
-            stacks = hung_file(self.directory.path, self.attempt - 1, hung[0])
-            self.say(f"attempt {self.attempt - 1} hung on rank(s) {', '.join(map(str, hung))}; stacks in {stacks}")
-            self.directory.journal("hang", hung_attempt=self.attempt - 1, ranks=hung, stacks=stacks.name)
-        if restarted_by_scheduler():
-            refuse_fruitless(self.directory.events(), self.attempt, self.config.train.max_fruitless_restarts)
-
-    def _refuse_other_layout(self, facts: dict[str, Any] | None) -> None:
-        """Before the run is claimed: a start that cannot continue it must not fence off one that does."""
-        if facts is None:
-            return
-        there, here = facts["layout"], self._layout()
-        if there["zero_stage"] != here["zero_stage"] and 0 in (there["zero_stage"], here["zero_stage"]):
-            raise UserError(
-                "a checkpoint of ZeRO stage 0 cannot be continued at another stage, nor one of another at stage 0",
-                f"{there} in the checkpoint / {here} here",
-                f"set engine.zero_stage to {there['zero_stage']}",
-            )
-        theirs, ours = facts["teacher"], self.teacher_identity
-        if theirs != ours and theirs and ours and theirs.get("sha256") != ours.get("sha256"):
-            raise UserError(
-                "the teacher is not the one this run has learnt from so far",
-                f"{theirs} in the checkpoint / {ours} here",
-                "bring back the old teacher, or give this run another `name`",
-            )
-
-    def _write(self, folder: Path) -> None:
-        self.engine.save(folder)
-        weights = {
-            name.removeprefix("student."): value
-            for name, value in self.engine.full_weights()
-            if name.startswith("student.") and self.world.is_main
-        }
-        if self.world.is_main:
-            save_pretrained(self.parts.student, folder / "student", weights)
-            if self.parts.teacher is not None:
-                self.parts.teacher.save(folder / "teacher")
-
-    def leave(self, step: int) -> Exit:
+    def _leave(self, step: int) -> Exit:
         """Stop early, after a checkpoint."""
         why = stop.reason() or "control/STOP"
         self.save(step, stop.STOP)
+        self.checkpoints.wait()
         self.directory.journal("signal", step=step, signals=why)
         self.directory.status("stopped", step=step, reason=why)
         self.say(f"stopped at step {step} ({why}); the same command continues it")
@@ -302,6 +210,7 @@ class Job:
         """The last checkpoint, and the end."""
         steps = self.config.train.steps
         self.save(steps)
+        self.checkpoints.wait()
         self.directory.journal("end", step=steps)
         self.directory.status("done", step=steps)
         run = self.directory.path
@@ -311,6 +220,8 @@ class Job:
 
     def fail(self, error: BaseException) -> None:
         """Leave word of how the attempt ended; the exception goes on."""
+        if isinstance(error, UserError):  # on every rank, so all can see the last save through
+            self._save_through()
         text = f"{type(error).__name__}: {error}"
         log.get().error(text, exc_info=None if isinstance(error, UserError) else error)
         state = "diverged" if isinstance(error, Diverged) else "stale" if isinstance(error, StaleAttempt) else "failed"
@@ -318,6 +229,54 @@ class Job:
             return  # the run is another attempt's now
         self.directory.journal("end", state=state, error=text)
         self.directory.status(state, error=text)
+
+    def close(self) -> None:
+        """Let go of what DeepSpeed holds, so that another attempt can be made in this process."""
+        self.engine.close()
+
+    def _roll_back(self, rollback: RollBack, asked_for: bool) -> None:
+        """Journal what is undone and left out; the next attempt reads it there.
+
+        Raises:
+            Diverged: the run has gone back by itself often enough, or cannot go back so far.
+        """
+        self._save_through()
+        if not asked_for:
+            events = on_main("read the journal", self.directory.events)
+            give_up(rollback, events, self.config.train.max_rollbacks, self.checkpoints.oldest())
+        skips = self.parts.stream.window(rollback.first - 1, rollback.last)
+        self.directory.journal(
+            "rollback",
+            step=rollback.last,
+            first=rollback.first,
+            skips=skips,
+            why=rollback.why,
+            asked_for=asked_for,
+        )
+        self.say(f"{rollback}; rows {skips[0]} to {skips[1] - 1} of the order are left out from here on")
+
+    def _roll_back_as_asked(self, step: int) -> None:
+        control = self.directory.control
+        since = self.checkpoints.last_saved + 1
+        first = on_main("read control/ROLLBACK", partial(stop.first_to_undo, control, since))
+        oldest = self.checkpoints.oldest()
+        rollback = RollBack(int(first), step, "control/ROLLBACK") if oldest < first <= step else None
+        if rollback is not None:
+            self._roll_back(rollback, asked_for=True)
+        on_main("obey control/ROLLBACK", partial(stop.done, control, stop.ROLLBACK))
+        if rollback is not None:
+            raise rollback
+        self.say(
+            f"control/ROLLBACK is ignored: steps {oldest + 1} to {step} can be undone, the oldest checkpoint being of "
+            f"step {oldest}"
+        )
+
+    def _save_through(self) -> None:
+        """See the last save through, whatever comes of it."""
+        try:
+            self.checkpoints.wait()
+        except Exception as error:
+            log.get().error(f"the last save failed: {error}")
 
     def say(self, text: str) -> None:
         """Log on this rank; the console shows rank 0's."""

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from megadistill.core.dist import sum_over_ranks
+from megadistill.core.together import rank_and_size
 from megadistill.core.types import COUNT_KINDS
 from megadistill.engine.deepspeed import Update
-from megadistill.train.stop import SAVE, STOP
+from megadistill.train.stop import BITS
 
 
 @dataclass
@@ -28,6 +29,8 @@ class Done:
     """[2] the teacher's -log p(label) summed over some targets, and how many; zeros when not asked for."""
     update: Update
     seconds: float
+    forward_seconds: Callable[[], float]
+    """Asked once the sums have come off the device, so that it need not wait."""
     learning_rate: float
     parameter_hash: str | None = None
 
@@ -45,6 +48,8 @@ class Report:
     tokens: int
     seconds: float
     """Mean over ranks."""
+    forward_seconds: list[float]
+    """Of each rank, in its forward passes."""
     learning_rate: float
     gradient_norm: float
     applied: bool
@@ -81,28 +86,27 @@ class Ledger:
 
         Args:
             counts: [len(COUNT_KINDS)] float64 of this rank's micro-batches.
-            word: what this rank wants: STOP, SAVE, both or 0.
+            word: what this rank wants: bits of `stop.BITS`.
 
         Returns:
             the counts of the global batch, the previous step's report, and the union of all ranks' words.
         """
-        done, n = self.pending, len(self.labels)
-        told = torch.zeros(len(COUNT_KINDS) + n + 6, dtype=torch.float64)
-        told[: len(COUNT_KINDS)] = counts
+        done, (rank, size) = self.pending, rank_and_size()
+        self.pending = None
+        wishes = torch.tensor([float(bool(word & bit)) for bit in BITS], dtype=torch.float64)
+        sums, teacher = torch.zeros(len(self.labels), dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+        seconds, forward = torch.zeros(1, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
         if done is not None:
-            told[len(COUNT_KINDS) : -6] = done.sums.double().cpu()
-            told[-6:-4] = done.teacher.double().cpu()
-            told[-4] = done.seconds
-        told[-3], told[-2], told[-1] = bool(word & STOP), bool(word & SAVE), 1.0
-        total = sum_over_ranks(told)
-        report = self._report(total[len(COUNT_KINDS) :].tolist())
-        return total[: len(COUNT_KINDS)], report, STOP * bool(total[-3]) | SAVE * bool(total[-2])
+            sums, teacher = done.sums.double().cpu(), done.teacher.double().cpu()
+            seconds[0], forward[rank] = done.seconds / size, done.forward_seconds()
+        told = [counts, wishes, sums, teacher, seconds, forward]
+        total = sum_over_ranks(torch.cat(told)).split([len(part) for part in told])
+        union = sum(bit for bit, wish in zip(BITS, total[1].tolist(), strict=True) if wish)
+        return total[0], None if done is None else self._report(done, *(part.tolist() for part in total[2:])), union
 
-    def _report(self, total: list[float]) -> Report | None:
-        done, self.pending = self.pending, None
-        if done is None:
-            return None
-        *sums, teacher_nll, teacher_targets, seconds, _, _, ranks = total
+    def _report(
+        self, done: Done, sums: list[float], teacher: list[float], seconds: list[float], forward: list[float]
+    ) -> Report:
         counts: dict[str, float] = dict(zip(COUNT_KINDS, done.counts.tolist(), strict=True))
         losses = {
             label: value / max(counts[self.count_of[label]], 1.0)
@@ -113,9 +117,10 @@ class Ledger:
             step=done.step,
             losses=losses,
             loss=loss,
-            teacher_loss=teacher_nll / teacher_targets if teacher_targets else None,
+            teacher_loss=teacher[0] / teacher[1] if teacher[1] else None,
             tokens=int(counts["tokens"]),
-            seconds=seconds / ranks,
+            seconds=seconds[0],
+            forward_seconds=forward,
             learning_rate=done.learning_rate,
             gradient_norm=done.update.gradient_norm,
             applied=done.update.applied,

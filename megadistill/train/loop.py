@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from megadistill.core import dist, log
 from megadistill.core.dist import World
 from megadistill.core.errors import Exit
+from megadistill.core.together import on_main
 from megadistill.core.types import COUNT_KINDS, Batch
 from megadistill.engine import schedule
 from megadistill.engine.deepspeed import engine_fits
@@ -18,6 +20,7 @@ from megadistill.run.build import Parts, build, held_out
 from megadistill.run.config import RunConfig, load
 from megadistill.run.directory import RunDirectory
 from megadistill.train import stop
+from megadistill.train.health import RollBack, skipped
 from megadistill.train.job import Job
 from megadistill.train.ledger import Done, Ledger, Report
 from megadistill.train.record import Recorder
@@ -37,7 +40,7 @@ def run(path: Path, assignments: list[str], fresh: bool) -> int:
 
 
 def train(config: RunConfig, world: World, device: torch.device, fresh: bool = False) -> Exit:
-    """Build, restore, loop, export.
+    """Attempts at the run, until one comes to its end: a rollback begins another one.
 
     Returns:
         DONE, or STOPPED: a checkpoint was written because somebody asked to stop.
@@ -46,6 +49,16 @@ def train(config: RunConfig, world: World, device: torch.device, fresh: bool = F
         UserError: a mistake in what was given; nothing was written if it shows before the first step.
         Diverged: the loss stayed non-finite.
     """
+    while True:
+        try:
+            return _attempt(config, world, device, fresh)
+        except RollBack:
+            fresh = False
+        gc.collect()  # the exception held on to the old engine
+
+
+def _attempt(config: RunConfig, world: World, device: torch.device, fresh: bool) -> Exit:
+    """Build, restore, loop."""
     log.setup(world.rank)
     engine_fits(config.engine, device)
     parts = build(config, world, device)  # most of a user's mistakes come out here, before anything is written
@@ -53,11 +66,15 @@ def train(config: RunConfig, world: World, device: torch.device, fresh: bool = F
     held_out_rows.batches(config.batch.micro_size, config.seed, world)  # refuses to be too few
     directory = RunDirectory.open(config, fresh, world)
     directory.data_is(parts.stream.fingerprint)
+    parts.stream.leave_out(on_main("read the journal", lambda: skipped(directory.events())))
     log.setup(world.rank, directory.log_file(world.rank))
     job = Job(config, parts, held_out_rows, directory, world, device)
     try:
         with job.watchdog:
             return _loop(config, parts, directory, job, world)
+    except RollBack:
+        job.close()
+        raise
     except BaseException as error:
         job.fail(error)
         raise
@@ -72,12 +89,10 @@ def _loop(config: RunConfig, parts: Parts, directory: RunDirectory, job: Job, wo
         started = time.perf_counter()
         for step, micro_batches in enumerate(parts.stream.prefetching(first - 1, steps), first):
             job.watchdog.enter("step", step)
-            job.mind_the_deadline()
-            word = stop.word(directory.control, world.is_main)
-            counts, before, word = ledger.exchange(_counts(micro_batches), word)
+            counts, before, word = ledger.exchange(_counts(micro_batches), job.wish())
             _conclude(before, record, job)
-            if word & stop.STOP:
-                return job.leave(step - 1)
+            if (ending := job.obey(word, step)) is not None:
+                return ending
 
             sums, teacher = job.accumulate(step, micro_batches, counts)
             factor = schedule.factor(config.schedule, step, config.total_steps)
@@ -85,7 +100,8 @@ def _loop(config: RunConfig, parts: Parts, directory: RunDirectory, job: Job, wo
             job.after_step(step, micro_batches)
 
             rate, seconds = config.optimizer.learning_rate * factor, time.perf_counter() - started
-            ledger.pending = Done(step, counts, sums, teacher, update, seconds, rate, job.parameter_hash(step))
+            forward = job.stopwatch.seconds
+            ledger.pending = Done(step, counts, sums, teacher, update, seconds, forward, rate, job.parameter_hash(step))
             # the first real step is the rehearsal: what would fail at hour six fails now
             scores = job.due(step, config.evaluate.every_steps)
             saves = job.due(step, config.checkpoint.every_steps) or step == 1 or word & stop.SAVE
@@ -93,9 +109,9 @@ def _loop(config: RunConfig, parts: Parts, directory: RunDirectory, job: Job, wo
                 _conclude(ledger.exchange(_counts([]), 0)[1], record, job)
                 job.watchdog.enter("evaluate and save", step)
             if step == 1:
-                record.scores(step, job.hold_out(rehearsal=True))
+                record.scores(step, job.hold_out(step, rehearsal=True))
             if scores or step == steps:
-                record.scores(step, job.hold_out())
+                record.scores(step, job.hold_out(step))
             if saves:
                 job.save(step, word)
             started = time.perf_counter()  # waiting for the next batch belongs to the next step

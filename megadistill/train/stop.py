@@ -5,14 +5,18 @@ Installed before torch is imported, since a scheduler's warning may come during 
 
 from __future__ import annotations
 
+import math
 import signal
 from pathlib import Path
 from types import FrameType
 
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
-STOP, SAVE = 1, 2
-"""Bits of the stop word, which the loop unites over all ranks; to stop is to save first."""
+STOP, SAVE, ROLLBACK, UNSAVED = BITS = 1, 2, 4, 8
+"""Bits of the stop word, which the loop unites over all ranks: to stop (which saves first), to save, to go back as
+control/ROLLBACK says, and that a checkpoint could not be written."""
+
+_FILES = {"STOP": STOP, "SAVE": SAVE, "ROLLBACK": ROLLBACK}
 
 _received: list[str] = []
 
@@ -44,22 +48,29 @@ def reason() -> str:
 
 
 def word(control: Path, is_main: bool) -> int:
-    """What this rank wants now: STOP, SAVE, both or 0.
+    """What this rank wants now: bits of STOP, SAVE and ROLLBACK.
 
     Args:
         control: the run's `control/` folder; only rank 0 looks into it, so the disk is asked once a step.
     """
     wish = STOP if requested() else 0
     if is_main:
-        wish |= STOP * (control / "STOP").exists() | SAVE * (control / "SAVE").exists()
+        wish |= sum(bit for name, bit in _FILES.items() if (control / name).exists())
     return wish
 
 
 def done(control: Path, word: int) -> None:
-    """Take away the control files that a save has answered, on rank 0; a stop saves, so it answers both."""
-    names = ("SAVE", "STOP") if word & STOP else ("SAVE",)
-    for name in names:
-        (control / name).unlink(missing_ok=True)
+    """Take away the control files that were obeyed, on rank 0; a stop saves, so it answers both."""
+    for name, bit in _FILES.items():
+        if word & bit or (word & STOP and bit == SAVE):
+            (control / name).unlink(missing_ok=True)
+
+
+def first_to_undo(control: Path, since: int) -> float:
+    """The first step to undo, by control/ROLLBACK: the number it holds, or `since` if it is empty; infinite when it
+    holds something else."""
+    said = (control / "ROLLBACK").read_text(encoding="utf-8").strip() or str(since)
+    return max(int(said), 1) if said.isdigit() else math.inf
 
 
 def _note(number: int, frame: FrameType | None) -> None:

@@ -15,6 +15,7 @@ from megadistill.teachers.online import OnlineSource
 from megadistill.testing import tiny
 from megadistill.train.accumulate import accumulate
 from megadistill.train.step import DistillStep
+from megadistill.train.stragglers import Stopwatch
 
 OBJECTIVES = [
     SoftCE(kind="soft_ce", temperature=2, weight=5),
@@ -37,7 +38,9 @@ def gradient(world, device, rows, seed, micro, stage, precision, architecture):
     engine = Engine(config, OptimizerConfig(gradient_clipping=0.0), step, shape, device)
     mine = whole.split(micro)[world.rank :: world.size]
     counts = dist.sum_over_ranks(torch.stack([b.counts() for b in mine]).sum(0))
-    accumulate(engine, teacher, mine, counts, step=1, seed=0, check_ranks=True, ask_teacher=False)
+    accumulate(
+        engine, teacher, mine, counts, step=1, seed=0, check_ranks=True, ask_teacher=False, stopwatch=Stopwatch(device)
+    )
 
     from deepspeed.utils import safe_get_full_grad
 

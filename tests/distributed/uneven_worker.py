@@ -14,6 +14,7 @@ from megadistill.objectives.base import Objective
 from megadistill.testing import tiny
 from megadistill.train.accumulate import accumulate
 from megadistill.train.step import DistillStep
+from megadistill.train.stragglers import Stopwatch
 
 world = dist.from_environment()
 
@@ -35,7 +36,9 @@ engine = Engine(EngineConfig(zero_stage=2), OptimizerConfig(), step, BatchShape(
 batch = tiny.batch(4, seed=world.rank)
 counts = dist.sum_over_ranks(batch.counts())
 try:
-    accumulate(engine, None, [batch], counts, step=1, seed=0, check_ranks=True, ask_teacher=False)
+    accumulate(
+        engine, None, [batch], counts, step=1, seed=0, check_ranks=True, ask_teacher=False, stopwatch=Stopwatch(device)
+    )
     verdict = "trained"
 except UserError as error:
     verdict = f"refused: {error.what} ({error.why})"

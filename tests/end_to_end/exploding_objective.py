@@ -1,4 +1,4 @@
-"""An objective that is infinite in some steps: a plugin for test_nonfinite."""
+"""An objective that is infinite in some steps, or on some rows: a plugin for test_nonfinite."""
 
 from typing import Literal
 
@@ -7,10 +7,11 @@ from megadistill.objectives.base import Objective
 
 
 class Exploding(Objective):
-    """The student's last hidden states, times infinity in the given micro-batches."""
+    """The student's last hidden states, times infinity in the given micro-batches, and those with given rows."""
 
     kind: Literal["exploding"]
-    at: list[int]
+    at: tuple[int, ...] = ()
+    rows: tuple[int, ...] = ()
 
     def needs(self):
         return Needs(student_hidden=frozenset({-1}))
@@ -21,6 +22,7 @@ class Exploding(Objective):
         def loss(signals, teacher_signals, batch):
             calls.append(1)
             total = signals.hidden[-1].float().square().sum()
-            return Term(total * (float("inf") if len(calls) in self.at else 1e-6), "tokens")
+            bad = len(calls) in self.at or not set(self.rows).isdisjoint(batch.rows.tolist())
+            return Term(total * (float("inf") if bad else 1e-6), "tokens")
 
         return loss

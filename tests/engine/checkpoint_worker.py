@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 from megadistill.core import dist
 from megadistill.core.errors import StaleAttempt
 from megadistill.core.together import RankFailed
 from megadistill.engine import checkpoint
+from megadistill.engine.publisher import Publisher
 
 root = Path(sys.argv[1])
 world = dist.from_environment()
 dist.connect(world, 30)
+publisher = Publisher(sys.argv[2] == "asynchronous", 30)
 answer: dict[str, object] = {}
 log: list[str] = []
 
@@ -32,12 +35,20 @@ def broken(folder: Path) -> None:
         raise ValueError("no such tensor")
 
 
-path = checkpoint.save(root, 10, 1, write, {}, ours, 2, None, log.append)
+def save(step, write, still_ours=ours):
+    keep = checkpoint.Keep(2)
+    path = checkpoint.save(root, step, 1, partial(partial, write), {}, still_ours, keep, log.append, None, publisher)
+    dist.gather_objects("the training loop's own collectives go on meanwhile")
+    publisher.wait()
+    return path
+
+
+path = save(10, write)
 answer["saved"] = path.name
 answer["files"] = sorted(json.loads((path / "MANIFEST.json").read_text())["files"])
 
 try:
-    checkpoint.save(root, 20, 1, broken, {}, ours, 2, None, log.append)
+    save(20, broken)
 except RankFailed as error:
     answer["failure"] = [type(error).__name__, "rank 1: ValueError: no such tensor" in str(error)]
     answer["cause"] = type(error.__cause__).__name__
@@ -48,11 +59,11 @@ def stale() -> None:
 
 
 try:
-    checkpoint.save(root, 30, 1, write, {}, stale, 2, None, log.append)
+    save(30, write, stale)
 except StaleAttempt as error:
     answer["stale"] = type(error).__name__
 
-path = checkpoint.save(root, 40, 1, write, {}, ours, 2, None, log.append)
+path = save(40, write)
 if world.is_main:
     (path / "rank-1.bin").write_bytes(b"x" * 500)
 dist.barrier()

@@ -12,6 +12,7 @@ from megadistill.run.build import build
 from megadistill.run.config import load
 from megadistill.train.accumulate import accumulate
 from megadistill.train.step import DistillStep
+from megadistill.train.stragglers import Stopwatch
 
 STEPS = 3
 
@@ -27,7 +28,15 @@ def trained(path, assignments, world, device):
         batches = parts.stream.take(number)
         counts = dist.sum_over_ranks(torch.stack([batch.counts() for batch in batches]).sum(0))
         accumulate(
-            engine, parts.teacher, batches, counts, step=number, seed=config.seed, check_ranks=True, ask_teacher=False
+            engine,
+            parts.teacher,
+            batches,
+            counts,
+            step=number,
+            seed=config.seed,
+            check_ranks=True,
+            ask_teacher=False,
+            stopwatch=Stopwatch(device),
         )
         assert engine.step(1.0).applied
     weights = dict(engine.full_weights())

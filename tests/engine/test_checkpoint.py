@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections import namedtuple
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from megadistill.engine import checkpoint
 from megadistill.testing import processes
 
 WORKER = str(Path(__file__).with_name("checkpoint_worker.py"))
+KEEP = checkpoint.Keep()
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -32,9 +34,17 @@ def ours() -> None:
     pass
 
 
-def save(root: Path, step: int, attempt: int = 1, write: Callable[[Path], None] = write, **options) -> Path:
-    settings = {"still_ours": ours, "keep": 2, "keep_every_steps": None, "log": lambda text: None, **options}
-    return checkpoint.save(root, step, attempt, write, {"rows": step * 8}, **settings)
+def save(
+    root: Path,
+    step: int,
+    attempt: int = 1,
+    write: Callable[[Path], None] = write,
+    keep=KEEP,
+    facts=None,
+    **options,
+) -> Path:
+    settings = {"still_ours": ours, "log": lambda text: None, "keep": keep, **options}
+    return checkpoint.save(root, step, attempt, partial(partial, write), facts or {"rows": step * 8}, **settings)
 
 
 def newest(root: Path, history: checkpoint.History | None = None) -> tuple[str | None, list[str]]:
@@ -264,7 +274,7 @@ def test_a_stale_attempt_deletes_nothing(tmp_path):
 
 def test_what_a_stale_attempt_committed_is_never_loaded_nor_counted_by_retention(tmp_path):
     for step in (10, 20, 30, 40):
-        save(tmp_path, step, attempt=1, keep=9)
+        save(tmp_path, step, attempt=1, keep=checkpoint.Keep(9))
     history = {1: None, 2: (20, 1)}  # attempt 2 resumed from 20 before attempt 1 committed 30 and 40
     name, lines = newest(tmp_path, history)
     assert name == "step-00000020-a0001"
@@ -307,8 +317,22 @@ def test_of_two_commits_of_one_step_the_later_attempt_wins(tmp_path):
 
 def test_retention_keeps_the_newest_and_the_multiples(tmp_path):
     for step in range(10, 100, 10):
-        save(tmp_path, step, keep=2, keep_every_steps=40)
+        save(tmp_path, step, keep=checkpoint.Keep(2, every_steps=40))
     assert names(tmp_path) == [f"step-{step:08d}-a0001" for step in (40, 80, 90)]
+
+
+def test_retention_keeps_the_best_of_those_that_were_scored(tmp_path):
+    for step, loss in enumerate([3.0, 1.5, None, 2.0, 1.7], 1):
+        save(tmp_path, step, keep=checkpoint.Keep(2, best=True), facts={"heldout_loss": loss})
+    assert names(tmp_path) == [f"step-{step:08d}-a0001" for step in (2, 4, 5)]
+
+
+def test_only_what_was_before_a_rollback_is_found(tmp_path):
+    for step in (10, 20, 30):
+        save(tmp_path, step, keep=checkpoint.Keep(9))
+    found = checkpoint.newest(tmp_path, {}, lambda text: None, before=20)
+    assert found is not None
+    assert found.step == 10
 
 
 def test_a_victim_that_cannot_be_deleted_does_not_fail_the_save(tmp_path, monkeypatch):
@@ -351,7 +375,7 @@ def test_a_disk_that_fills_up_midway_leaves_no_trace(tmp_path):
 
 def test_facts_that_are_not_json_fail_before_the_commit(tmp_path):
     with pytest.raises(RankFailed):
-        checkpoint.save(tmp_path, 1, 1, write, {"path": Path("x")}, ours, 2, None, print)
+        save(tmp_path, 1, facts={"path": Path("x")})
     assert names(tmp_path) == []
 
 
@@ -359,8 +383,9 @@ def test_facts_that_are_not_json_fail_before_the_commit(tmp_path):
 
 
 @pytest.mark.distributed
-def test_two_ranks_save_together_fail_together_and_find_damage_together(tmp_path):
-    outputs = processes.run([WORKER, str(tmp_path)], 2, timeout=60)
+@pytest.mark.parametrize("when", ["at once", "asynchronous"])
+def test_two_ranks_save_together_fail_together_and_find_damage_together(tmp_path, when):
+    outputs = processes.run([WORKER, str(tmp_path), when], 2, timeout=60)
     told = [json.loads(output.splitlines()[-1]) for output in outputs]
     for answer in told:
         assert answer["saved"] == "step-00000010-a0001"

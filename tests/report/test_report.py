@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from megadistill.report.chart import Line, chart, number
 from megadistill.report.collect import collect, scores, warnings
 from megadistill.report.html import report
 from megadistill.report.status import describe
+from megadistill.report.timeline import timeline
 from megadistill.testing.synthetic_run import write_run
 
 
@@ -121,6 +123,21 @@ def test_any_points_make_a_chart_inside_its_frame(points: list[tuple[float, floa
     for _, cx, cy in re.findall(r'<circle class="(dot[^"]*)" cx="([^"]*)" cy="([^"]*)"', svg):
         assert 0 <= float(cx) <= 520
         assert 0 <= float(cy) <= 240
+
+
+def test_the_timeline_shows_attempts_events_and_losses_by_time() -> None:
+    def row(minute: int, attempt: int, **more: object) -> dict[str, object]:
+        return {"time": f"2026-01-01T10:{minute:02d}:00+00:00", "attempt": attempt, **more}
+
+    journal = [row(0, 1, event="start"), row(4, 1, event="save", step=10), row(6, 1, event="rollback", step=12)]
+    journal += [row(7, 2, event="resume", step=10), row(20, 2, event="signal", step=40)]
+    metrics = [row(2, 1, step=5, **{"train/loss": 3.0}), row(10, 2, step=20, **{"train/loss": math.nan})]
+    svg = timeline(journal, metrics)
+    assert svg.count('class="attempt"') == 2
+    assert [svg.count(f'class="{kind}"') for kind in ("saved", "bad", "stop")] == [1, 1, 1]
+    assert "<title>rollback at step 12, 6 min</title>" in svg
+    assert "nan" not in svg
+    assert timeline([], metrics) == ""
 
 
 def test_no_points_make_no_chart() -> None:

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -57,11 +58,10 @@ def attempt(root: Path, told: Path) -> None:
             run.checkpoints,
             len(state),
             me,
-            write,
+            partial(partial, write),
             {},
             run.still_ours,
-            2,
-            None,
+            checkpoint.Keep(2),
             lambda text: None,
             run.history(),
         )

@@ -1,9 +1,14 @@
 """A scheduler does not restart for ever what gets nowhere."""
 
+import os
+import socket
+import subprocess
+import sys
+
 import pytest
 
-from megadistill.core.errors import Exit
-from megadistill.run.restarts import NoProgress, refuse_fruitless, restarted_by_scheduler
+from megadistill.core.errors import Exit, UserError
+from megadistill.run.restarts import NoProgress, refuse_fruitless, refuse_live, restarted_by_scheduler
 
 
 def event(attempt, name, **facts):
@@ -37,3 +42,41 @@ def test_only_a_schedulers_restart_is_one():
     assert not restarted_by_scheduler({})
     assert not restarted_by_scheduler({"SLURM_RESTART_COUNT": "0"})
     assert restarted_by_scheduler({"SLURM_RESTART_COUNT": "1"})
+
+
+@pytest.fixture
+def squeue(tmp_path, monkeypatch):
+    """A Slurm that knows one running job, 7, as its `squeue` answers (tests/slurm asks a real one)."""
+    program = tmp_path / "squeue"
+    program.write_text('#!/bin/bash\n[[ "$*" != *"--job 7 "* ]] || echo 7\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+
+def owner(**changes):
+    return {"attempt": 3, "host": "elsewhere", "pid": 1, "slurm_job": "7", "started": "now", **changes}
+
+
+def test_a_run_that_another_job_trains_is_left_alone(squeue):
+    with pytest.raises(UserError, match="attempt 3 of this run is training it"):
+        refuse_live(owner(), {})
+    with pytest.raises(UserError, match="Slurm job 7"):
+        refuse_live(owner(), {"SLURM_JOB_ID": "8", "SLURM_RESTART_COUNT": "1"})
+    refuse_live(owner(slurm_job="6"), {})
+    refuse_live(owner(), {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"})  # lost sight of, and restarted
+    refuse_live({}, {})
+
+
+def test_a_run_that_lives_on_this_host_is_left_alone():
+    code = "import time; print('here', flush=True); time.sleep(60)"
+    sleeper = subprocess.Popen([sys.executable, "-c", code, "megadistill"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert sleeper.stdout is not None
+        sleeper.stdout.readline()
+        here = owner(host=socket.gethostname(), pid=sleeper.pid, slurm_job=None)
+        with pytest.raises(UserError, match=f"pid {sleeper.pid}"):
+            refuse_live(here, {})
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+    refuse_live(here, {})

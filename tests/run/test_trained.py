@@ -1,5 +1,7 @@
 """The checkpoint that evaluation and export read."""
 
+from functools import partial
+
 import pytest
 
 from megadistill.core.errors import UserError
@@ -12,7 +14,9 @@ def save(directory, step):
     def write(folder):
         (folder / "state").write_text(str(step))
 
-    checkpoint.save(directory.checkpoints, step, 1, write, {}, lambda: None, 2, None, print)
+    checkpoint.save(
+        directory.checkpoints, step, 1, partial(partial, write), {}, lambda: None, checkpoint.Keep(2), print
+    )
 
 
 def test_the_newest_that_verifies_or_what_to_do(tmp_path):

@@ -1,43 +1,20 @@
 """Ranks that a real Slurm starts: one command, stopped by a signal, requeued, and the same numbers bit for bit."""
 
 import json
-import time
 from pathlib import Path
 
 import pytest
 
 from megadistill.core.files import read_lines
-from megadistill.data.prepare import prepare
-from megadistill.run.config import load
-from megadistill.testing import processes, workspace
+from megadistill.testing.slurm import trace
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = [pytest.mark.slow, pytest.mark.distributed]
-STEPS = "train.steps=30"
-
-
-@pytest.fixture(scope="module")
-def config(cluster, tmp_path_factory):
-    path = workspace.make(tmp_path_factory.mktemp("workspace"))
-    prepare(load(path).data, lambda line: None)
-    return path
-
-
-@pytest.fixture(scope="module")
-def whole(config):
-    """The losses of an uninterrupted run of two processes."""
-    processes.run(["-m", "megadistill", "train", str(config), "name=whole", STEPS], 2)
-    return trace(config.parent / "runs" / "whole")
-
-
-def trace(run):
-    rows = [row for row in read_lines(run / "metrics.jsonl") if "loss_hex" in row]
-    return {row["step"]: (row["loss_hex"], row["parameter_hash"]) for row in rows}
+pytestmark = pytest.mark.distributed
 
 
 def test_srun_starts_the_ranks_and_gives_their_exit_code(cluster, config, whole):
     command = ["srun", "--ntasks", "2", "--chdir", str(ROOT), "bash", "launch/node.sh", str(config)]
-    cluster.command(*command, "name=srun", STEPS)
+    cluster.command(*command, "name=srun")
     assert trace(config.parent / "runs" / "srun") == whole
     refused = cluster.command(*command, "name=srun", "batch.global_size=3", check=False)
     assert "batch.global_size=3 does not divide" in refused
@@ -47,7 +24,7 @@ def test_srun_starts_the_ranks_and_gives_their_exit_code(cluster, config, whole)
 def test_a_job_is_stopped_by_a_signal_requeued_and_goes_on_bit_for_bit(cluster, config, whole, tmp_path):
     run = config.parent / "runs" / "requeued"
     options = ["--nodes", "2", "--ntasks-per-node", "1", "--output", str(tmp_path / "log"), "--chdir", str(ROOT)]
-    job = cluster.submit(ROOT / "slurm" / "train.sbatch", str(config), "name=requeued", STEPS, options=options)
+    job = cluster.submit(ROOT / "slurm" / "train.sbatch", str(config), "name=requeued", options=options)
     cluster.wait(lambda: len(trace(run)) >= 8, 120)
     cluster.command("scancel", "--signal=USR1", "--batch", job)
     found = cluster.wait_for(job, "PENDING", timeout=90)
@@ -55,8 +32,7 @@ def test_a_job_is_stopped_by_a_signal_requeued_and_goes_on_bit_for_bit(cluster, 
     stopped = json.loads((run / "STATUS").read_text())
     assert (stopped["state"], stopped["reason"]) == ("stopped", "SIGUSR1")
 
-    time.sleep(2)
-    cluster.command("scontrol", "update", f"JobId={job}", "StartTime=now")  # else Slurm holds it for two minutes
+    cluster.hurry(job)
     cluster.wait_for(job, "COMPLETED", timeout=240)
     events = [(row["event"], row["step"]) for row in read_lines(run / "journal.jsonl")]
     assert ("resume", stopped["step"]) in events

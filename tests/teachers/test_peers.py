@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,8 @@ def peer_at(run: Path, step: int, seed: int, **sizes):
         save_pretrained(model, folder / "student", {name: p.detach() for name, p in model.named_parameters()})
 
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
-    return checkpoint.save(run / "checkpoints", step, 1, write, {}, lambda: None, 9, None, print, {1: None}), model
+    snapshot, keep = partial(partial, write), checkpoint.Keep(9)
+    return checkpoint.save(run / "checkpoints", step, 1, snapshot, {}, lambda: None, keep, print, {1: None}), model
 
 
 def attached(run, wait=0.0):

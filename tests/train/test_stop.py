@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from megadistill.train import stop
-from megadistill.train.stop import SAVE, STOP
+from megadistill.train.stop import ROLLBACK, SAVE, STOP
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +67,15 @@ def test_a_save_does_not_swallow_a_stop_that_came_meanwhile(tmp_path):
     (tmp_path / "STOP").touch()
     stop.done(tmp_path, SAVE)
     assert stop.word(tmp_path, True) == STOP
+
+
+@pytest.mark.parametrize(("text", "first"), [("", 7), ("3\n", 3), ("0", 1), ("-4", math.inf), ("soon", math.inf)])
+def test_a_rollback_says_from_where(tmp_path, text, first):
+    (tmp_path / "ROLLBACK").write_text(text)
+    assert stop.word(tmp_path, True) == ROLLBACK
+    assert stop.first_to_undo(tmp_path, since=7) == first
+    stop.done(tmp_path, ROLLBACK)
+    assert stop.word(tmp_path, True) == 0
 
 
 def test_installed_before_torch_a_signal_during_imports_is_kept():

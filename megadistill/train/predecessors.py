@@ -1,0 +1,75 @@
+"""What the attempts before this one have left, and whether it may go on from there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from megadistill.core import log
+from megadistill.core.errors import UserError
+from megadistill.engine import checkpoint
+from megadistill.run.config import RunConfig
+from megadistill.run.directory import RunDirectory
+from megadistill.run.restarts import refuse_fruitless, refuse_live, restarted_by_scheduler
+from megadistill.train.watchdog import hung_file, hung_ranks
+
+
+def refuse_to_continue(directory: RunDirectory, layout: Mapping[str, Any], teacher: Mapping[str, Any] | None) -> None:
+    """Before the run is claimed, for one process: a start that cannot continue it must not fence off one that does.
+
+    Args:
+        layout: what the checkpoint of this attempt will call so.
+        teacher: its identity.
+
+    Raises:
+        UserError: the run lives, or its newest checkpoint is of another layout or teacher.
+    """
+    refuse_live(directory.owner())
+    facts = _newest_facts(directory)
+    if facts is not None:
+        _refuse_other_layout(facts["layout"], layout)
+        _refuse_other_teacher(facts["teacher"], teacher)
+
+
+def look_back(directory: RunDirectory, attempt: int, config: RunConfig) -> None:
+    """After the claim, for one process: say which attempt hung.
+
+    Raises:
+        NoProgress: this restart would be one too many (`run/restarts.py`).
+    """
+    hung = hung_ranks(directory.path, attempt - 1)
+    if hung:
+        stacks = hung_file(directory.path, attempt - 1, hung[0])
+        log.get().info(f"attempt {attempt - 1} hung on rank(s) {', '.join(map(str, hung))}; stacks in {stacks}")
+        directory.journal("hang", hung_attempt=attempt - 1, ranks=hung, stacks=stacks.name)
+    if restarted_by_scheduler():
+        refuse_fruitless(directory.events(), attempt, config.train.max_fruitless_restarts)
+
+
+def _newest_facts(directory: RunDirectory) -> dict[str, Any] | None:
+    """What the newest checkpoint says it was written with; not verified yet."""
+    for _, _, path in checkpoint.committed(directory.checkpoints):
+        try:
+            return json.loads((path / checkpoint.MANIFEST).read_text(encoding="utf-8"))["facts"]
+        except (OSError, ValueError, KeyError):
+            continue
+    return None
+
+
+def _refuse_other_layout(there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    if there["zero_stage"] != here["zero_stage"] and 0 in (there["zero_stage"], here["zero_stage"]):
+        raise UserError(
+            "a checkpoint of ZeRO stage 0 cannot be continued at another stage, nor one of another at stage 0",
+            f"{there} in the checkpoint / {here} here",
+            f"set engine.zero_stage to {there['zero_stage']}",
+        )
+
+
+def _refuse_other_teacher(theirs: Mapping[str, Any] | None, ours: Mapping[str, Any] | None) -> None:
+    if theirs != ours and theirs and ours and theirs.get("sha256") != ours.get("sha256"):
+        raise UserError(
+            "the teacher is not the one this run has learnt from so far",
+            f"{theirs} in the checkpoint / {ours} here",
+            "bring back the old teacher, or give this run another `name`",
+        )
