@@ -7,40 +7,86 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
 
 
-class BiLstmConfig(PretrainedConfig):
-    """Sizes; `hidden_size` is of one direction."""
+@cache
+def register() -> tuple[Any, Any]:
+    """Let transformers' Auto classes know it; a folder of it needs this package to be read.
 
-    model_type = "megadistill-bilstm"
+    Returns:
+        its config class and its model class, made here since transformers is slow to import.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+    from transformers.modeling_outputs import SequenceClassifierOutput
 
-    def __init__(
-        self,
-        vocab_size: int = 30522,
-        embedding_size: int = 300,
-        hidden_size: int = 150,
-        inner_size: int = 200,
-        dropout: float = 0.1,
-        multichannel: bool = True,
-        siamese: bool = False,
-        initializer_range: float = 0.1,
-        **others: Any,
-    ) -> None:
-        self.vocab_size, self.embedding_size = vocab_size, embedding_size
-        self.hidden_size, self.inner_size, self.dropout = hidden_size, inner_size, dropout
-        self.multichannel, self.siamese = multichannel, siamese
-        self.initializer_range = initializer_range
-        self.num_hidden_layers = self.num_attention_heads = 1
-        self.type_vocab_size = 2
-        super().__init__(**others)
+    class BiLstmConfig(PretrainedConfig):
+        """Sizes; `hidden_size` is of one direction."""
+
+        model_type = "megadistill-bilstm"
+
+        def __init__(
+            self,
+            vocab_size: int = 30522,
+            embedding_size: int = 300,
+            hidden_size: int = 150,
+            inner_size: int = 200,
+            dropout: float = 0.1,
+            multichannel: bool = True,
+            siamese: bool = False,
+            initializer_range: float = 0.1,
+            **others: Any,
+        ) -> None:
+            self.vocab_size, self.embedding_size = vocab_size, embedding_size
+            self.hidden_size, self.inner_size, self.dropout = hidden_size, inner_size, dropout
+            self.multichannel, self.siamese = multichannel, siamese
+            self.initializer_range = initializer_range
+            self.num_hidden_layers = self.num_attention_heads = 1
+            self.type_vocab_size = 2
+            super().__init__(**others)
+
+    class BiLstmForSequenceClassification(PreTrainedModel):
+        """The body, a layer with ReLU, and the classes."""
+
+        config_class = BiLstmConfig
+        base_model_prefix = "bilstm"
+
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.bilstm = Body(config)
+            features = 2 * config.hidden_size * (4 if config.siamese else 1)
+            self.inner = nn.Linear(features, config.inner_size)
+            self.dropout = nn.Dropout(config.dropout)
+            self.classifier = nn.Linear(config.inner_size, config.num_labels)
+            self.post_init()
+
+        def _init_weights(self, module: nn.Module) -> None:
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=self.config.initializer_range)
+            elif isinstance(module, nn.Linear | nn.LSTM):
+                module.reset_parameters()
+
+        def get_input_embeddings(self) -> nn.Embedding:
+            return self.bilstm.words
+
+        def before_output(self, hidden: Tensor) -> Tensor:
+            """What lies between the features and the output layer (see `models.heads`)."""
+            return self.dropout(torch.relu(self.inner(hidden)))
+
+        def forward(
+            self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None, **_: Any
+        ) -> Any:
+            row = self.bilstm(input_ids, attention_mask, token_type_ids).last_hidden_state[:, 0]
+            return SequenceClassifierOutput(logits=self.classifier(self.before_output(row)))
+
+    AutoConfig.register(BiLstmConfig.model_type, BiLstmConfig)
+    AutoModelForSequenceClassification.register(BiLstmConfig, BiLstmForSequenceClassification)
+    return BiLstmConfig, BiLstmForSequenceClassification
 
 
-class _Body(nn.Module):
+class Body(nn.Module):
     """From ids to one vector a row."""
 
-    def __init__(self, config: BiLstmConfig) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
         self.words = nn.Embedding(config.vocab_size, config.embedding_size)
@@ -52,10 +98,10 @@ class _Body(nn.Module):
         self.ahead = nn.LSTM(width, config.hidden_size, batch_first=True)
         self.back = nn.LSTM(width, config.hidden_size, batch_first=True)
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None, **_: Any
-    ) -> BaseModelOutput:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None, **_: Any) -> Any:
         """Every position of `last_hidden_state` [B, L, F] holds its row's features."""
+        from transformers.modeling_outputs import BaseModelOutput
+
         words = self.words(input_ids)
         if self.config.multichannel:
             words = torch.cat([words, self.fixed(input_ids)], dim=-1)
@@ -81,45 +127,3 @@ class _Body(nn.Module):
             states, _ = lstm(words.gather(1, index.unsqueeze(-1).expand_as(words)))
             ends.append(states.gather(1, last.unsqueeze(-1).expand(-1, 1, states.shape[-1])).squeeze(1))
         return torch.cat(ends, dim=-1) * (length > 0).unsqueeze(1)
-
-
-class BiLstmForSequenceClassification(PreTrainedModel):
-    """The body, a layer with ReLU, and the classes."""
-
-    config_class = BiLstmConfig
-    base_model_prefix = "bilstm"
-
-    def __init__(self, config: BiLstmConfig) -> None:
-        super().__init__(config)
-        self.bilstm = _Body(config)
-        features = 2 * config.hidden_size * (4 if config.siamese else 1)
-        self.inner = nn.Linear(features, config.inner_size)
-        self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Linear(config.inner_size, config.num_labels)
-        self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=self.config.initializer_range)
-        elif isinstance(module, nn.Linear | nn.LSTM):
-            module.reset_parameters()
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.bilstm.words
-
-    def before_output(self, hidden: Tensor) -> Tensor:
-        """What lies between the features and the output layer (see `models.heads`)."""
-        return self.dropout(torch.relu(self.inner(hidden)))
-
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None, **_: Any
-    ) -> SequenceClassifierOutput:
-        row = self.bilstm(input_ids, attention_mask, token_type_ids).last_hidden_state[:, 0]
-        return SequenceClassifierOutput(logits=self.classifier(self.before_output(row)))
-
-
-@cache
-def register() -> None:
-    """Let transformers' Auto classes know it; a folder of it needs this package to be read."""
-    AutoConfig.register(BiLstmConfig.model_type, BiLstmConfig)
-    AutoModelForSequenceClassification.register(BiLstmConfig, BiLstmForSequenceClassification)

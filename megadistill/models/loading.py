@@ -10,6 +10,7 @@ import torch
 
 from megadistill.core.errors import UserError
 from megadistill.core.files import open_to_umask, shipped
+from megadistill.models.bilstm import register
 from megadistill.models.heads import TaskHead, is_of_head
 from megadistill.models.initialize import seeded
 from megadistill.models.signals import LanguageModel
@@ -121,8 +122,6 @@ def load_config(path: str, revision: str | None = None) -> Any:
         UserError: it is not there, or is no model config.
     """
     from transformers import AutoConfig
-
-    from megadistill.models.bilstm import register
 
     register()
     path = _found(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from megadistill.core import log
 from megadistill.core.errors import UserError
+from megadistill.models.bilstm import register
 from megadistill.models.heads import TaskHead
 from megadistill.models.initialize import seeded
 from megadistill.models.signals import LanguageModel
@@ -67,14 +68,12 @@ class BiLSTMStudent(Student):
         start = self._start(teacher, words or {})
         return LanguageModel(self._model(start, vocabulary_size, seed, head))
 
-    def _model(self, start: Start, vocabulary_size: int, seed: int, head: TaskHead) -> object:
-        from megadistill.models.bilstm import BiLstmConfig, BiLstmForSequenceClassification, register
-
-        register()
+    def _model(self, start: Start, vocabulary_size: int, seed: int, head: TaskHead) -> Any:
+        config_class, model_class = register()
         width = self.embedding_size
         if start is not None:
             width = start.shape[1] if isinstance(start, Tensor) else next(iter(start.values())).shape[0]
-        config = BiLstmConfig(
+        config = config_class(
             vocab_size=vocabulary_size,
             embedding_size=width,
             hidden_size=self.hidden_size,
@@ -85,7 +84,7 @@ class BiLSTMStudent(Student):
             **head.config_fields(),
         )
         with seeded(seed):
-            model = BiLstmForSequenceClassification(config)
+            model = model_class(config)
         with torch.no_grad():
             table = model.bilstm.words.weight
             if isinstance(start, Tensor):
