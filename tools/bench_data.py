@@ -11,31 +11,38 @@
 - sequential_vs_webdataset: rows/s in order over plain webdataset on the same shards, both decoding to arrays.
 - resume_far_vs_near: seconds to the first batch of a reader that starts at row 10^8 over one that starts at row 10.
 
+Rows are read from --tars files that the prepared ones fill over and over, since start-up would decide over fewer.
+
 Every figure is the best of `--repeats` turns, the contestants taking turns, so that a busy machine slows them alike.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from megadistill.core.dist import World
-from megadistill.data.config import DataConfig
-from megadistill.data.prepare import prepare
+from megadistill.data.documents import read
+from megadistill.data.index import write_index
 from megadistill.data.reader import Shards
-from megadistill.data.stream import Stream
+from megadistill.data.shards import ShardWriter, npy
 from megadistill.data.tokenization import load_tokenizer
 from megadistill.data.workers import cores
+
+if TYPE_CHECKING:
+    from megadistill.data.config import DataConfig
+
+# What imports torch is imported where it is used: the processes that `prepare` starts read this file again, as they
+# would read the command line's, which imports next to nothing.
 
 BUFFER = 1000
 """Rows in the shuffle buffers of the others; webdataset's and datasets' documentation use as many."""
@@ -46,7 +53,8 @@ BATCH = 64
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=float, default=40.0, help="text to prepare")
-    parser.add_argument("--rows", type=int, default=100_000, help="rows to read in each turn")
+    parser.add_argument("--rows", type=int, default=40_000, help="rows to read in each turn")
+    parser.add_argument("--tars", type=int, default=16, help="that the rows to read are spread over")
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2, help="of the others' DataLoader")
@@ -54,10 +62,9 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        found: dict[str, float] = {}
-        found |= preparing(folder, options.megabytes, options.length, options.repeats)
         config = config_of(folder, options.megabytes, options.length)
-        found |= reading(folder, config, options)
+        found = preparing(config, options.repeats)
+        found |= reading(folder, filled(folder, config, options.rows, options.tars), options)
     for name, value in found.items():
         print(f"{name:>28}: {value:,.4g}")
     names = ("prepare_vs_encode_batch", "read_vs_webdataset", "read_vs_datasets", "sequential_vs_webdataset")
@@ -82,21 +89,24 @@ def timed(work: Callable[[], Any]) -> float:
 
 
 def config_of(folder: Path, megabytes: float, length: int) -> DataConfig:
+    from megadistill.data.config import DataConfig
+
     data = os.environ.get("MEGADISTILL_DATA")
     tokenizer = "megadistill/assets/quickstart_teacher"
     corpus: dict[str, Any] = {"kind": "synthetic", "num_documents": max(1, int(megabytes * 1e6 / 1400))}
     if data:
         tokenizer = f"{data}/tokenizers/bert-base-uncased"
         files = sorted(map(str, (Path(data) / "wikipedia").glob("*.parquet")))
-        corpus = {"kind": "parquet", "files": files[: max(1, round(megabytes / 10))]}
+        corpus = {"kind": "parquet", "files": files[: max(1, round(megabytes / 5))]}  # which hold about 5 MB each
     values = {"dir": folder / "shards", "tokenizer": tokenizer, "sequence_length": length, "corpora": [corpus]}
     return DataConfig.model_validate(values)
 
 
-def preparing(folder: Path, megabytes: float, length: int, repeats: int) -> dict[str, float]:
-    config = config_of(folder, megabytes, length)
+def preparing(config: DataConfig, repeats: int) -> dict[str, float]:
+    from megadistill.data.prepare import prepare
+
     corpus = config.corpora[0]
-    texts = [text for source in corpus.sources() for text in corpus.read(source)]
+    texts = list(read(corpus, corpus.sources()))
     backend = load_tokenizer(config.tokenizer).backend
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
 
@@ -116,10 +126,30 @@ def preparing(folder: Path, megabytes: float, length: int, repeats: int) -> dict
 # ------------------------------------------------------------------------------------------ read
 
 
+def filled(folder: Path, config: DataConfig, rows: int, tars: int) -> DataConfig:
+    """So many rows in so many tars, of those that `config` has prepared, as if each tar came from a file of its own."""
+    from megadistill.data.stream import COUNTS
+
+    name = config.corpora[0].name
+    prepared, target = config.dir / name, folder / "filled" / name
+    shards, made = Shards(prepared / "train"), []
+    (target / "train").mkdir(parents=True)
+    for task, numbers in enumerate(np.array_split(np.arange(rows) % len(shards), tars)):
+        writer = ShardWriter(target / "train", name, task, shards.index.vocabulary_size)
+        writer.add(*shards.rows(numbers))
+        made += writer.finish()
+    about = shards.index.model_dump(include={"sequence_length", "dtype", "tokenizer", "vocabulary_size", "special_ids"})
+    write_index(target / "train", name, about, made, shards.index.rows_per_member)
+    shutil.copy(prepared / COUNTS, target / COUNTS)
+    return config.model_copy(update={"dir": folder / "filled"})
+
+
 def reading(folder: Path, config: DataConfig, options: argparse.Namespace) -> dict[str, float]:
+    from megadistill.core.dist import World
+    from megadistill.data.stream import Stream
+
     part = config.dir / config.corpora[0].name / "train"
-    shards = Shards(part)
-    number = min(options.rows, len(shards))
+    shards, number = Shards(part), options.rows
     one_row, parquet = folder / "one-row", folder / "rows.parquet"
     write_one_row_members(shards, number, one_row)
     write_parquet(shards, number, parquet)
@@ -129,8 +159,7 @@ def reading(folder: Path, config: DataConfig, options: argparse.Namespace) -> di
     def ours() -> float:
         def read() -> None:
             for step in range(number // BATCH):
-                places = stream.places(step)
-                shards_of(stream).rows(places.row)
+                stream.part.shards[0].rows(stream.places(step).row)
 
         return timed(read)
 
@@ -142,11 +171,12 @@ def reading(folder: Path, config: DataConfig, options: argparse.Namespace) -> di
 
     def in_order() -> float:
         opened = Shards(part)
-        starts = range(0, number, 1024)
-        return timed(lambda: [opened.rows(np.arange(start, min(start + 1024, number))) for start in starts])
+        step = opened.index.rows_per_member  # as many as plain webdataset yields
+        runs = (np.arange(start, min(start + step, number)) for start in range(0, number, step))
+        return timed(lambda: drain(map(opened.rows, runs), None))
 
     def plain() -> float:
-        return timed(lambda: drain(plain_webdataset(tars), -(-number // 256)))
+        return timed(lambda: drain(plain_webdataset(tars), None))
 
     shuffled, wds, hf, sequential, plain_wds = best(options.repeats, ours, theirs, hugging_face, in_order, plain)
     far, near = best(options.repeats * 3, lambda: first_batch(config, 10**8), lambda: first_batch(config, 10))
@@ -167,15 +197,14 @@ def reading(folder: Path, config: DataConfig, options: argparse.Namespace) -> di
     }
 
 
-def shards_of(stream: Stream) -> Shards:
-    return stream.part.shards[0]
-
-
 def first_batch(config: DataConfig, row: int) -> float:
+    from megadistill.core.dist import World
+    from megadistill.data.stream import Stream
+
     return timed(lambda: Stream(config, World(), BATCH, BATCH, 0).take(row // BATCH))
 
 
-def drain(batches: Iterable[Any], number: int) -> None:
+def drain(batches: Iterable[Any], number: int | None) -> None:
     for _ in islice(batches, number):
         pass
 
@@ -191,12 +220,6 @@ def write_one_row_members(shards: Shards, number: int, folder: Path) -> None:
             for row, tokens, segments in zip(chosen, *shards.rows(chosen), strict=True):
                 members = {"tokens.npy": npy(tokens.astype(np.uint16)), "segments.npy": npy(segments.astype(np.uint16))}
                 writer.write({"__key__": f"{row:010d}", **members})
-
-
-def npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
 
 
 def write_parquet(shards: Shards, number: int, path: Path) -> None:

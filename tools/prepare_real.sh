@@ -5,7 +5,8 @@
 #   bash tools/prepare_real.sh FOLDER [key=value ...]
 #
 # FOLDER holds wikipedia/*.parquet, books/*.parquet and tokenizers/{bert-base-uncased,gpt2}/. With "" for FOLDER made-up
-# text and the shipped tokenizer take their places, to see that the commands work.
+# text and the shipped tokenizer take their places, to see that the commands work. The last line is one JSON object: the
+# seconds that each took, and what came of it.
 set -euo pipefail
 
 if (($# == 0)); then
@@ -27,8 +28,23 @@ else
     bert=megadistill/assets/quickstart_teacher gpt2=$bert
 fi
 common=("data.corpora=$corpora" data.sequence_length=128 "data.held_out={fraction: 0.01}" "$@")
+made=()
 
-megadistill prepare quickstart "data.tokenizer=$bert" data.dir=prepared/real/bert data.packing=split "${common[@]}"
-megadistill prepare quickstart "data.tokenizer=$gpt2" data.dir=prepared/real/gpt2 data.packing=concat "${common[@]}"
-megadistill prepare quickstart data.tokenizer=prepared/real/unigram-16000 data.dir=prepared/real/unigram \
-    "data.train_tokenizer={kind: unigram, vocabulary: 16000, megabytes: 20}" data.packing=best_fit "${common[@]}"
+one() { # NAME TOKENIZER PACKING [key=value ...]
+    local began=$SECONDS
+    megadistill prepare quickstart "data.tokenizer=$2" "data.dir=prepared/real/$1" "data.packing=$3" "${common[@]}" "${@:4}"
+    made+=("$1" "$3" $((SECONDS - began)))
+}
+
+one bert "$bert" split
+one gpt2 "$gpt2" concat
+one unigram prepared/real/unigram-16000 best_fit "data.train_tokenizer={kind: unigram, vocabulary: 16000, megabytes: 20}"
+
+python - "${made[@]}" <<'END'
+import json, pathlib, sys
+
+made = zip(*[iter(sys.argv[1:])] * 3)
+files = {name: sorted(pathlib.Path("prepared/real", name).glob("*/stats.json")) for name in sys.argv[1::3]}
+stats = {name: [json.loads(file.read_text()) for file in found] for name, found in files.items()}
+print(json.dumps({n: {"packing": p, "seconds": int(s), "corpora": stats[n]} for n, p, s in made}))
+END

@@ -1,11 +1,13 @@
 """Measured results: keep a run's evidence under tools/results/, and write the README's tables from it.
 
     python tools/results.py record runs/quickstart/distilled quickstart-seed1/distilled
+    python tools/results.py measure data/bench python tools/bench_data.py --json
     python tools/results.py tests junit.xml slow_tests   # what a test run found
     python tools/results.py table            # rewrites the README between its markers
 
-A record is the run's config, metrics, journal, environment (versions), command and evaluation; a test compares the
-README with what `table` would write.
+A record is the run's config, metrics, journal, environment (versions), command and evaluation; of what `measure` runs
+it is the last line of output, a JSON object, with command and versions. A test compares the README with what `table`
+would write.
 """
 
 from __future__ import annotations
@@ -13,10 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import socket
 import statistics
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -27,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "tools" / "results"
 README = ROOT / "README.md"
 KEPT = ("config.resolved.yaml", "metrics.jsonl", "journal.jsonl", "environment.json", "command.txt")
+PACKAGES = ("datasets", "sentencepiece", "webdataset")
 BEGIN, END = "<!-- tools/results.py writes from here -->", "<!-- to here -->"
 
 
@@ -43,6 +49,16 @@ def record(run: Path, name: str) -> Path:
     summary = run.parent / "summary.json"
     if summary.exists():
         shutil.copy(summary, target.parent / summary.name)
+    return target
+
+
+def measure(name: str, command: list[str]) -> Path:
+    """Run a tool and keep what it tells."""
+    output = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+    target = RESULTS / f"{name}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    kept = {"command": shlex.join(command), "environment": versions(), "result": json.loads(output.splitlines()[-1])}
+    target.write_text(_anywhere(json.dumps(kept, indent=1)) + "\n", encoding="utf-8")
     return target
 
 
@@ -66,12 +82,16 @@ def versions() -> dict[str, Any]:
     from megadistill.run.environment import describe
 
     facts = describe(1)
-    return {"numerics": facts["numerics"], "cores": facts["cores"]}
+    packages = {package: metadata.version(package) for package in PACKAGES}
+    return {"numerics": facts["numerics"], "packages": packages, "code": facts["code"], "cores": facts["cores"]}
 
 
 def _here(file: Path) -> str:
-    """A file's text, with this machine's folders and name replaced by what they are."""
-    text = file.read_text(encoding="utf-8")
+    return _anywhere(file.read_text(encoding="utf-8"))
+
+
+def _anywhere(text: str) -> str:
+    """A text with this machine's folders and name replaced by what they are."""
     folders = {
         os.environ.get("MEGADISTILL_DATA", ""): "$MEGADISTILL_DATA",
         f"{ROOT}/": "",
@@ -84,7 +104,16 @@ def _here(file: Path) -> str:
 
 def tables(results: Path = RESULTS) -> str:
     """The README's generated part."""
-    parts = [part for part in (quickstart_table(results), preset_table(results)) if part]
+    makers = (
+        quickstart_table,
+        preset_table,
+        ablation_table,
+        cache_table,
+        counterfactual_line,
+        data_table,
+        corpora_table,
+    )
+    parts = [part for part in (make(results) for make in makers) if part]
     return "\n\n".join(parts) if parts else "Nothing measured yet."
 
 
@@ -140,6 +169,180 @@ def preset_table(results: Path) -> str:
     return "\n".join(lines)
 
 
+ARMS = {
+    "all": ("all three losses", ""),
+    "no_lm": ("without hard_ce", "-0.31"),
+    "no_cosine": ("without cosine", "-1.46"),
+    "no_kd": ("without soft_ce", "-2.96"),
+    "random_init": ("all, random start", "-3.69"),
+    "counterfactual": ("all, and counterfactual", ""),
+    "plain": ("hard_ce alone", ""),
+    "self_distillation": ("soft_ce and hard_ce from `hard_ce alone`", ""),
+    "ensemble": ("the same from an ensemble of all its seeds", ""),
+}
+"""Arm of tools/ablation.py -> what it is called, and what Sanh et al. (2019, table 4) lost by it."""
+
+
+def ablation_table(results: Path) -> str:
+    """One row per arm: means over seeds, differences to `all` seed by seed; and whether the order is the paper's."""
+    found = {arm: _by_seed(results / "ablation", arm) for arm in ARMS}
+    found = {arm: seeds for arm, seeds in found.items() if seeds}
+    if "all" not in found:
+        return ""
+    lines = [
+        "| ablation | seeds | held-out loss | worse than `all` by | agrees with teacher | published, GLUE points |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    worse: dict[str, float] = {}
+    for arm, seeds in found.items():
+        title, published = ARMS[arm]
+        losses = [scores["loss"] for scores in seeds.values()]
+        pairs = [scores["loss"] - found["all"][seed]["loss"] for seed, scores in seeds.items() if seed in found["all"]]
+        worse[arm] = statistics.fmean(pairs)
+        agrees = statistics.fmean(scores["agreement_top1"] for scores in seeds.values())
+        lines.append(
+            f"| {title} | {len(seeds)} | {_spread(losses)} | {_spread(pairs, '+') if arm != 'all' else ''} "
+            f"| {f'{agrees:.1%}' if arm not in ('self_distillation', 'ensemble') else ''} | {published} |"
+        )
+    settings = yaml.safe_load((results / "ablation" / "all-seed1" / "config.resolved.yaml").read_text())
+    batch, length = settings["batch"]["global_size"], settings["data"]["sequence_length"]
+    published = [arm for arm, (_, points) in ARMS.items() if points and arm in found]
+    ours = sorted(published, key=lambda arm: -worse[arm])
+    theirs = sorted(published, key=lambda arm: float(ARMS[arm][1]))
+    lines += [
+        "",
+        f"{settings['train']['steps']} steps of {batch} x {length} tokens of Wikipedia and books each, from the "
+        "teacher that ships with the project (`python tools/ablation.py --data FOLDER run`); ± is the standard "
+        f"deviation over seeds. What hurts most, here: {', '.join(ours)}; in the paper: {', '.join(theirs)}: "
+        f"{'the same order' if ours == theirs else 'not the same order'}.",
+    ]
+    return "\n".join(lines)
+
+
+def cache_table(results: Path) -> str:
+    """One row per way to keep a teacher's answers (tools/bench_cache.py)."""
+    file = results / "cache" / "bench.json"
+    if not file.exists():
+        return ""
+    bench = json.loads(file.read_text())
+    lines = [
+        "| teacher's answers | bytes a token | found, other seed, 2 ranks | gradient too long by | step, of online's |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for name, row in bench.items():
+        if isinstance(row, dict):
+            bias = f"{row['bias']:+.2%}" + (f" ± {row['bias_95']:.2%}" if row["bias_95"] else "")
+            lines.append(
+                f"| {name} entries | {row['bytes_per_token']:.1f} | {row['rows_found']:,} of {row['rows_asked']:,} "
+                f"| {bias} | {row['step_seconds'] / bench['step_seconds_online']:.0%} |"
+            )
+    lines += [
+        "",
+        f"`python tools/bench_cache.py`: {bench['vocabulary']:,} entries of vocabulary, steps "
+        f"of soft_ce on {bench['rows_a_step']} x {bench['row_tokens']} tokens on one CPU core; ± is a 95 % interval "
+        "over independent samples.",
+    ]
+    return "\n".join(lines)
+
+
+def counterfactual_line(results: Path) -> str:
+    """What tools/bench_counterfactual.py measured."""
+    file = results / "counterfactual" / "bench.json"
+    if not file.exists():
+        return ""
+    bench = json.loads(file.read_text())
+    return (
+        f"A step with the counterfactual objective takes {bench['ratio']:.2f} times one without "
+        f"({bench['ratio_smallest']:.2f} to {bench['ratio_largest']:.2f} in {bench['repeats']} pairs, "
+        f"{bench['rows']} x {bench['length']} tokens, width {bench['width']}, {bench['device']}; "
+        "`python tools/bench_counterfactual.py`)."
+    )
+
+
+def _by_seed(folder: Path, arm: str) -> dict[str, dict[str, Any]]:
+    """Seed -> held-out scores of an arm's recorded runs."""
+    found = {path.name.removeprefix(f"{arm}-seed"): _scores(path, "heldout") for path in folder.glob(f"{arm}-seed*")}
+    return {seed: scores for seed, scores in sorted(found.items()) if scores}
+
+
+def _spread(values: Sequence[float], sign: str = "") -> str:
+    error = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):{sign}.4f}{error}"
+
+
+def data_table(results: Path) -> str:
+    """What the data's goals are, and what was measured."""
+    bench, simulation = (_measured(results, name) for name in ("data/bench", "simulate_order/simulation"))
+    lines = ["| data | goal | measured |", "|---|--:|--:|"]
+    if bench:
+        ratios, found = bench["ratios"], bench["figures"]
+        speeds = {
+            "shuffled reading, rows/s over webdataset's": ("read_vs_webdataset", "20", "read", "webdataset"),
+            "shuffled reading, rows/s over `datasets`'": ("read_vs_datasets", "5", "read", "datasets"),
+            "reading in order, rows/s over plain webdataset's": (
+                "sequential_vs_webdataset",
+                "1",
+                "sequential",
+                "plain_webdataset",
+            ),
+        }
+        lines.append(
+            f"| `prepare`, seconds over `encode_batch`'s | at most 1.3 | {ratios['prepare_vs_encode_batch']:.2f} "
+            f"({found['prepare_mb_per_s']:.2f} MB/s) |"
+        )
+        for what, (ratio, goal, ours, theirs) in speeds.items():
+            rates = f"{found[f'{ours}_rows_per_s']:,.0f} over {found[f'{theirs}_rows_per_s']:,.0f}"
+            lines.append(f"| {what} | at least {goal} | {ratios[ratio]:.1f} ({rates}) |")
+        times = f"{found['resume_far_seconds']:.2f} s over {found['resume_near_seconds']:.2f} s"
+        lines.append(f"| first batch from row 10^8 over row 10 | 1 | {ratios['resume_far_vs_near']:.2f} ({times}) |")
+    if simulation:
+        size = f"{simulation['tokens']:.1e} tokens in {simulation['shards']:,} shards"
+        lines += [
+            f"| restart of a rank, {size} | under 2 s | {simulation['restart_seconds']:.2f} s |",
+            f"| its memory | under 200 MB | {simulation['rank_memory_mb']:.0f} MB |",
+            f"| rows taken twice or never, of {simulation['rows_audited']:,} audited over {simulation['kills']} kills "
+            f"| 0 | {simulation['rows_twice'] + simulation['rows_missing']} |",
+        ]
+    return "\n".join(lines) if bench or simulation else ""
+
+
+def corpora_table(results: Path) -> str:
+    """What the real corpora became with each tokenizer."""
+    prepared = _measured(results, "data/prepare_real")
+    head = [
+        "tokenizer",
+        "packing",
+        "corpus",
+        "documents",
+        "duplicates",
+        "tokens",
+        "rows",
+        "padding",
+        "unknown",
+        "seconds",
+    ]
+    lines = ["| " + " | ".join(head) + " |", "|---|---|---|" + "--:|" * (len(head) - 3)]
+    for name, made in prepared.items():
+        for number, stats in enumerate(made["corpora"]):
+            train = stats["train"]
+            cells = [
+                f"{stats['documents']:,}",
+                f"{stats['duplicates']:,}",
+                f"{train['tokens']:,}",
+                f"{train['rows']:,}",
+            ]
+            cells += [f"{train['padding_share']:.1%}", f"{stats['unknown_share']:.3%}"]
+            both = f"{made['seconds']}" if number == 0 else ""
+            lines.append("| " + " | ".join([name, made["packing"], stats["name"], *cells, both]) + " |")
+    return "\n".join(lines) if prepared else ""
+
+
+def _measured(results: Path, name: str) -> dict[str, Any]:
+    file = results / f"{name}.json"
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["result"] if file.exists() else {}
+    return found
+
+
 def _runs(results: Path) -> Iterator[list[str]]:
     for path in sorted(results.glob("*/config.resolved.yaml")):
         run = path.parent
@@ -187,6 +390,9 @@ def main() -> None:
     recording = verbs.add_parser("record")
     recording.add_argument("run", type=Path)
     recording.add_argument("name")
+    measuring = verbs.add_parser("measure")
+    measuring.add_argument("name")
+    measuring.add_argument("command", nargs=argparse.REMAINDER)
     testing = verbs.add_parser("tests")
     testing.add_argument("junit", type=Path)
     testing.add_argument("name")
@@ -194,6 +400,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.verb == "record":
         record(options.run, options.name)
+    if options.verb == "measure":
+        measure(options.name, options.command)
     if options.verb == "tests":
         tests(options.junit, options.name)
     README.write_text(with_tables(README.read_text(encoding="utf-8"), tables()), encoding="utf-8")

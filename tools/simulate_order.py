@@ -32,7 +32,6 @@ GLOBAL = 8192
 """Rows of a step: 4.2 million tokens."""
 
 WORLDS = (1024, 512, 1024, 256, 1024, 128, 1024)
-CHECKPOINT_EVERY = 1000
 
 
 def main() -> None:
@@ -88,9 +87,8 @@ def restart(folder: Path, seed: int) -> None:
     index = read_index(folder)
     table = read_table(folder, index)
     order = Order([index.rows], None, seed, skips=[(10**6, 10**6 + GLOBAL)], blocks=blocks())
-    start, size = BatchSizes(GLOBAL // 2, [(1000, GLOBAL)]).span(150_000)
-    mine = (start + np.arange(size)).reshape(-1, 1024, size // 1024)[:, 7].reshape(-1)
-    places = order.locate(mine)
+    sizes = BatchSizes(GLOBAL // 2, [(1000, GLOBAL)])
+    places = order.locate(sizes.positions(150_000, rank=7, ranks=1024, micro_size=GLOBAL // 1024))
     shards = np.searchsorted(table.first_row, places.row, side="right") - 1
     names = [index.name(int(table.task[shard]), int(table.part[shard])) for shard in shards]
     seconds = time.perf_counter() - began
@@ -170,12 +168,11 @@ def stretches(draw: random.Random) -> Iterator[int]:
 
 
 def ranks_logs(order: Order, sizes: BatchSizes, step: int, world: int) -> np.ndarray:
-    """[ranks, rows] the row ids that each rank takes at a step: the views that `Stream.take` has."""
-    start, size = sizes.span(step)
+    """[ranks, rows] the row ids that each rank takes at a step, as `Stream.take` does."""
+    size = sizes.span(step)[1]
     micro = size // world if step % 2 else max(1, size // world // 2)
-    positions = (start + np.arange(size, dtype=np.int64)).reshape(-1, world, micro)
-    mine = positions.transpose(1, 0, 2).reshape(world, -1)  # rank r has [:, r]
-    return order.locate(mine.reshape(-1)).row.reshape(world, -1)
+    positions = [sizes.positions(step, rank, world, micro) for rank in range(world)]
+    return order.locate(np.concatenate(positions)).row.reshape(world, -1)
 
 
 if __name__ == "__main__":

@@ -2,29 +2,24 @@
 
     python tools/train_tokenizer.py configs/quickstart_teacher.yaml --vocabulary 4096 --output FOLDER
 
-The shipped quickstart tokenizer was made by this command. Its normalisation (uncased, as ALBERT's) lies
+The shipped quickstart tokenizer was made by this command, which draws lines from whole corpora; `prepare` trains
+one too (`data.train_tokenizer`), from the beginnings of their files. Its normalisation (uncased, as ALBERT's) lies
 outside the sentencepiece model; letters unseen in training become [UNK].
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
-import tempfile
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
-import sentencepiece
-
 from megadistill.core.schema import override, read_yaml
 from megadistill.data.corpora.base import Corpus
-from megadistill.data.tokenization import load_tokenizer
+from megadistill.data.spiece import fold
+from megadistill.data.tokenizer_training import SPECIAL, train_pieces, write_huggingface
 from megadistill.run.config import check
-
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def sentences(corpora: list[Corpus], megabytes: float, seed: int) -> Iterator[str]:
@@ -38,14 +33,7 @@ def sentences(corpora: list[Corpus], megabytes: float, seed: int) -> Iterator[st
             for line in document.splitlines():
                 if line.strip() and budget > 0:
                     budget -= len(line)
-                    yield uncased(line[:4000])
-
-
-def uncased(line: str) -> str:
-    """What `load_tokenizer` does to text for a model without capitals (and ALBERT does), done before training."""
-    line = line.replace("``", '"').replace("''", '"')
-    decomposed = unicodedata.normalize("NFKD", line)
-    return "".join(letter for letter in decomposed if not unicodedata.combining(letter)).lower()
+                    yield fold(line[:4000])
 
 
 def main() -> None:
@@ -58,48 +46,17 @@ def main() -> None:
     options = parser.parse_args()
     config = check(override(read_yaml(options.config), options.overrides), str(options.config))
     options.output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        prefix = Path(folder) / "spiece"
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=sentences(config.data.corpora, options.megabytes, config.seed),
-            model_prefix=str(prefix),
-            vocab_size=options.vocabulary,
-            model_type="unigram",
-            normalization_rule_name="identity",
-            character_coverage=0.9995,
-            pad_id=0,
-            unk_id=1,
-            bos_id=2,
-            eos_id=3,
-            pad_piece=SPECIAL[0],
-            unk_piece=SPECIAL[1],
-            bos_piece=SPECIAL[2],
-            eos_piece=SPECIAL[3],
-            user_defined_symbols=SPECIAL[4:],
-            num_threads=2,
-            shuffle_input_sentence=False,
-            minloglevel=1,
-        )
-        (options.output / "spiece.model").write_bytes(prefix.with_suffix(".model").read_bytes())
-    write_huggingface(options.output)
-    sys.stdout.write(f"{options.output}: {load_tokenizer(str(options.output)).vocabulary_size} entries\n")
-
-
-def write_huggingface(folder: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json beside spiece.model, for `AutoTokenizer.from_pretrained`."""
-    from tokenizers import processors
-
-    tokenizer = load_tokenizer(str(folder / "spiece.model"))
-    backend = tokenizer.backend
-    backend.add_special_tokens(SPECIAL)
-    cls, sep = ("[CLS]", tokenizer.special.cls), ("[SEP]", tokenizer.special.sep)
-    backend.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[cls, sep]
+    tokenizer = train_pieces(
+        options.output,
+        sentences(config.data.corpora, options.megabytes, config.seed),
+        "unigram",
+        options.vocabulary,
+        normalization_rule_name="identity",
+        user_defined_symbols=[SPECIAL[4]],
+        num_threads=2,
     )
-    backend.save(str(folder / "tokenizer.json"), pretty=False)
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 128}
-    roles = zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True)
-    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, **dict(roles)}, indent=2) + "\n")
+    write_huggingface(options.output, tokenizer.backend, model_max_length=128)
+    sys.stdout.write(f"{options.output}: {tokenizer.vocabulary_size} entries\n")
 
 
 if __name__ == "__main__":

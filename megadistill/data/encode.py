@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
-from multiprocessing import parent_process
 from pathlib import Path
 
 import numpy as np
@@ -60,10 +59,12 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What is known of the documents [n] of one task, and where their ids are."""
+    """What is known of the documents [n] of one task."""
 
-    tokens: NDArray[np.integer]
-    """[sum of lengths]"""
+    file: Path
+    """Holds their ids, one after another."""
+    dtype: np.dtype[np.unsignedinteger]
+    """Of the ids."""
     lengths: NDArray[np.int64]
     """Ids of each; a document that its own file had before has none."""
     hashes: NDArray[np.uint64]
@@ -71,6 +72,10 @@ class Encoded:
     contaminated: NDArray[np.bool_]
     sketches: NDArray[np.uint32]
     """[n, permutations]; no columns without `near_duplicates`."""
+
+    def tokens(self) -> NDArray[np.unsignedinteger]:
+        """[sum of lengths] the ids, mapped. Not kept: a map holds an open file, and there may be many tasks."""
+        return np.memmap(self.file, self.dtype, "r") if self.lengths.sum() else np.empty(0, self.dtype)
 
 
 def tasks(sources: Iterable[Source]) -> list[Task]:
@@ -111,7 +116,6 @@ def encode(task: Task, recipe: Recipe, folder: Path, tell: Callable[[int], None]
     with atomic_write(folder / f"{task.number:06d}.tokens", "wb") as handle:
         digest = xxhash.xxh3_64()
         for texts in batches(read(recipe.corpus, task.sources), BATCH_CHARACTERS):
-            _stop_if_orphaned()
             fresh = []
             for text in texts:
                 hashes.append(content_hash(text))
@@ -158,13 +162,14 @@ def encoded(folder: Path, number: int, dtype: np.dtype[np.unsignedinteger], *, c
         with np.load(facts) as found:
             values = {name: found[name] for name in found.files}
         expected = int(values.pop("checksum"))
-        ids = np.memmap(tokens, dtype=dtype, mode="r") if tokens.stat().st_size else np.empty(0, dtype)
-        if len(ids) != values["lengths"].sum() or (check and xxhash.xxh3_64_intdigest(ids.data) != expected):
+        result = Encoded(tokens, dtype, **values)
+        size = int(result.lengths.sum()) * dtype.itemsize
+        if tokens.stat().st_size != size or (check and xxhash.xxh3_64_intdigest(result.tokens().data) != expected):
             raise ValueError("the ids are not those that were written")
-    except (OSError, ValueError, KeyError) as error:
+        return result
+    except (OSError, ValueError, KeyError, TypeError) as error:
         facts.unlink(missing_ok=True)
         raise UserError(f"{facts} is damaged", str(error), "start `prepare` again: it makes it again") from None
-    return Encoded(tokens=ids, **values)
 
 
 @lru_cache(maxsize=2)
@@ -182,10 +187,3 @@ def _contamination(recipe: Recipe) -> Contamination:
         _contaminations.clear()
         _contaminations[recipe.settings] = Contamination(recipe.decontaminate)
     return _contaminations[recipe.settings]
-
-
-def _stop_if_orphaned() -> None:
-    """Who started this process was killed: nobody wants what it makes, and a successor may be making it too."""
-    parent = parent_process()
-    if parent is not None and not parent.is_alive():
-        os._exit(1)

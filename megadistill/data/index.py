@@ -24,6 +24,10 @@ TABLE = "index.bin"
 PREPARE_AGAIN = "run `megadistill prepare FILE`: it checks every byte and makes again what is damaged"
 
 
+class Damage(UserError):
+    """Rows are missing, or not what was written."""
+
+
 @dataclass(frozen=True)
 class Shard:
     """One tar."""

@@ -173,6 +173,13 @@ class BatchSizes:
         size = int(self.sizes[segment])
         return int(self.starts[segment]) + (step - int(self.steps[segment])) * size, size
 
+    def positions(self, step: int, rank: int, ranks: int, micro_size: int) -> I64:
+        """Those of one rank at a step, its part [:, rank] of [accumulation, ranks, micro], one after another."""
+        start, size = self.span(step)
+        turn = ranks * micro_size
+        first = start + rank * micro_size + np.arange(size // turn, dtype=np.int64) * turn
+        return (first[:, None] + np.arange(micro_size, dtype=np.int64)).reshape(-1)
+
 
 def permute(index: I64, size: int, keys: U64) -> I64:
     """The images of `index` [n] under a keyed permutation of range(size).

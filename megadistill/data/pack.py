@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from megadistill.data.encode import Encoded, encoded
 from megadistill.data.index import Shard
 from megadistill.data.packing import PACKERS, Frame, Packing
 from megadistill.data.shards import ShardWriter, token_dtype
-from megadistill.data.statistics import length_histogram
+from megadistill.data.statistics import LENGTH_BINS, length_histogram
 
 Tokens = NDArray[np.integer]
 
@@ -44,9 +44,9 @@ class Packed:
 
 def documents(file: Encoded, fates: Fates, fate: Fate) -> Iterator[Tokens]:
     """The ids of the documents with a fate, in order."""
-    ends = np.cumsum(file.lengths)
+    ends, tokens = np.cumsum(file.lengths), file.tokens()
     for number in np.flatnonzero(fates == fate).tolist():
-        yield np.asarray(file.tokens[ends[number] - file.lengths[number] : ends[number]])
+        yield np.asarray(tokens[ends[number] - file.lengths[number] : ends[number]])
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,19 @@ def packed(folders: Folders, number: int) -> Packed:
             shards.append(Shard(number, part, rows, size, digest.tobytes(), checksums))
             cut += members
         return Packed(shards, int(found["documents"]), found["counts"], found["lengths"])
+
+
+def merged(parts: Iterable[Packed], vocabulary_size: int) -> Packed:
+    """All tasks together."""
+    shards: list[Shard] = []
+    documents = 0
+    counts, lengths = np.zeros(vocabulary_size, dtype=np.int64), np.zeros(LENGTH_BINS, dtype=np.int64)
+    for part in parts:
+        shards += part.shards
+        documents += part.documents
+        counts += part.counts
+        lengths += part.lengths
+    return Packed(shards, documents, counts, lengths)
 
 
 def pack(

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,13 +24,13 @@ from megadistill.data.contamination import sources as evaluation_sources
 from megadistill.data.corpora.base import Corpus, Source
 from megadistill.data.decide import Fate, Fates, decide, enough
 from megadistill.data.encode import Encoded, Recipe, Task, encode, encoded, tasks
-from megadistill.data.index import INDEX, write_index
-from megadistill.data.pack import Folders, Packed, Shape, documents, pack, pack_task, packed
+from megadistill.data.index import INDEX, read_index, write_index
+from megadistill.data.pack import Folders, Packed, Shape, documents, merged, pack, pack_task, packed
 from megadistill.data.packing import Frame
 from megadistill.data.reader import verify
 from megadistill.data.shards import ROWS_PER_MEMBER, token_dtype
 from megadistill.data.statistics import STATS, CorpusStats, PartStats, named_bins, read_stats
-from megadistill.data.stream import COUNTS
+from megadistill.data.stream import COUNTS, check_locality
 from megadistill.data.tokenization import Tokenizer, load_tokenizer
 from megadistill.data.tokenizer_training import train_tokenizer
 from megadistill.data.workers import Log, Workers, cores
@@ -65,11 +64,12 @@ def prepare(config: DataConfig, log: Log, *, workers: int | None = None, share: 
     Args:
         workers: processes; None: one a core. The result does not depend on it.
         share: (i, n): read only every n-th file, from the i-th; for several machines, such as the tasks of a Slurm
-            array. Whoever finds that all files are there finishes the corpus.
+            array. Whoever ends last finishes the corpus.
 
     Raises:
         UserError: a corpus is missing, empty, or not what its name says; `data.dir` cannot be written to, or holds
-            something else where the corpus belongs; the disk is full.
+            something else where the corpus belongs; the disk is full; or, when all is done, the corpus turns out too
+            large for how the config wants to read it.
     """
     if config.train_tokenizer is not None:
         train_tokenizer(Path(config.tokenizer), config.train_tokenizer, config.corpora, log)
@@ -92,6 +92,7 @@ def prepare(config: DataConfig, log: Log, *, workers: int | None = None, share: 
                 fresh += [corpus.name] if is_fresh else []
     finally:
         team.close()
+    check_locality(config, {stats.name: read_index(config.dir / stats.name / "train") for stats in made})
     return Prepared(config.dir, made, fresh, unfinished)
 
 
@@ -120,7 +121,10 @@ class _Making:
                 self._encode(self.tasks[index::number])
                 if number == 1:
                     return self._finish(), True
-        with self._locked(fcntl.LOCK_EX), self._room():  # after all other shares that run now
+        with self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB) as alone, self._room():
+            if not alone:
+                self.log(f"{self.corpus.name}: other shares are at work; the last of them finishes")
+                return None, False
             if (done := self._there()) is not None:
                 return done, False
             files = self._files()
@@ -190,11 +194,11 @@ class _Making:
         ]
         for _ in self.team.each(pack_task, jobs, f"{self.corpus.name}: packing", self.log):
             pass
-        parts = [packed(self.folders, number) for number in range(len(files))]
+        train = merged((packed(self.folders, number) for number in range(len(files))), self.shape.vocabulary_size)
         held_out = self._hold_out(files, fates)
-        self._index("train", parts)
-        self._index("held_out", [held_out])
-        stats = self._stats(files, fates, parts, held_out)
+        self._index("train", train)
+        self._index("held_out", held_out)
+        stats = self._stats(files, fates, train, held_out)
         if not stats.train.rows:
             shutil.rmtree(self.folders.making)
             raise UserError(
@@ -218,7 +222,7 @@ class _Making:
         folder, most = self.folders.ready / "held_out", self.config.held_out.max_rows
         return pack(texts, self.shape, folder, self.corpus.name, 0, most)
 
-    def _index(self, part: str, made: list[Packed]) -> None:
+    def _index(self, part: str, made: Packed) -> None:
         about = {
             "sequence_length": self.config.sequence_length,
             "dtype": self.dtype.name,
@@ -226,13 +230,11 @@ class _Making:
             "vocabulary_size": self.tokenizer.vocabulary_size,
             "special_ids": self.tokenizer.special.as_dict(),
         }
-        shards = [shard for one in made for shard in one.shards]
-        write_index(self.folders.ready / part, self.corpus.name, about, shards, ROWS_PER_MEMBER)
+        write_index(self.folders.ready / part, self.corpus.name, about, made.shards, ROWS_PER_MEMBER)
 
-    def _stats(self, files: list[Encoded], fates: list[Fates], parts: list[Packed], held_out: Packed) -> CorpusStats:
-        counts = np.sum([part.counts for part in parts], axis=0)
+    def _stats(self, files: list[Encoded], fates: list[Fates], train: Packed, held_out: Packed) -> CorpusStats:
         with atomic_write(self.folders.ready / COUNTS, "wb") as handle:
-            np.save(handle, counts)
+            np.save(handle, train.counts)
         numbers = np.bincount(np.concatenate(fates), minlength=len(Fate))
         characters = sum(
             int(file.characters[(fate == Fate.TRAIN) | (fate == Fate.HELD_OUT)].sum())
@@ -248,10 +250,10 @@ class _Making:
             near_duplicates=int(numbers[Fate.NEAR_DUPLICATE]),
             contaminated=int(numbers[Fate.CONTAMINATED]),
             megabytes=round(characters / 1e6, 3),
-            unknown_share=float(counts[unknown] / max(1, counts.sum())) if unknown is not None else 0.0,
-            document_lengths=named_bins(sum((part.lengths for part in parts), held_out.lengths)),
-            train=_part_stats(parts, self.config.sequence_length),
-            held_out=_part_stats([held_out], self.config.sequence_length),
+            unknown_share=0.0 if unknown is None else float(train.counts[unknown] / max(1, train.counts.sum())),
+            document_lengths=named_bins(train.lengths + held_out.lengths),
+            train=_part_stats(train, self.config.sequence_length),
+            held_out=_part_stats(held_out, self.config.sequence_length),
         )
 
     def _swap_in(self) -> None:
@@ -275,16 +277,21 @@ class _Making:
     # ------------------------------------------------------------------ guards
 
     @contextmanager
-    def _locked(self, kind: int) -> Iterator[None]:
-        """Only one process finishes a corpus; shares read together. A kill releases the lock."""
+    def _locked(self, kind: int) -> Iterator[bool]:
+        """Only one process finishes a corpus; shares read together. A kill releases the lock. False: it is taken, and
+        was not to be waited for."""
         path = self.config.dir / f".{self.corpus.name}.lock"
         try:
             handle = open(path, "w")  # noqa: SIM115
         except OSError as error:
             raise UserError(f"data.dir {self.config.dir} cannot be written to", str(error), _OTHER_DIR) from None
         with handle:
-            fcntl.flock(handle, kind)
-            yield
+            try:
+                fcntl.flock(handle, kind)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
 
     @contextmanager
     def _room(self) -> Iterator[None]:
@@ -314,31 +321,12 @@ def read_corpus_stats(folder: Path) -> CorpusStats | None:
     return read_stats(folder / STATS)
 
 
-def summary_table(prepared: Prepared) -> list[dict[str, Any]]:
-    """One row per corpus for people to read."""
-    return [
-        {
-            "corpus": stats.name,
-            "documents": stats.documents,
-            "dropped": stats.duplicates + stats.near_duplicates + stats.contaminated,
-            "train_tokens": stats.train.tokens,
-            "train_rows": stats.train.rows,
-            "held_out_rows": stats.held_out.rows,
-            "padding": f"{stats.train.padding_share:.1%}",
-            "unknown": f"{stats.unknown_share:.2%}",
-        }
-        for stats in prepared.corpora
-    ]
-
-
 # ------------------------------------------------------------------------------------------ details
 
 
-def _part_stats(parts: list[Packed], length: int) -> PartStats:
-    rows = sum(shard.rows for part in parts for shard in part.shards)
-    tokens = sum(int(part.counts.sum()) for part in parts)
-    padding = round(1 - tokens / (rows * length), 6) if rows else 0.0
-    return PartStats(sum(part.documents for part in parts), tokens, rows, padding)
+def _part_stats(part: Packed, length: int) -> PartStats:
+    rows, tokens = sum(shard.rows for shard in part.shards), int(part.counts.sum())
+    return PartStats(part.documents, tokens, rows, round(1 - tokens / (rows * length), 6) if rows else 0.0)
 
 
 def _refuse_foreign(final: Path) -> None:

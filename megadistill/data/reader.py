@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import resource
 import tarfile
-from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,19 +14,21 @@ from pydantic import Field
 
 from megadistill.core import log
 from megadistill.core.errors import UserError
-from megadistill.core.files import sha256_file, write_json
+from megadistill.core.files import sha256_file
 from megadistill.core.schema import Strict
-from megadistill.data.index import INDEX, PREPARE_AGAIN, Index, read_index, read_table
-from megadistill.data.shards import BLOCK, NPY_HEADER, Layout, checksum, member_key, npy
+from megadistill.data.index import INDEX, PREPARE_AGAIN, Damage, Index, Table, read_index, read_table
+from megadistill.data.shards import BLOCK, NPY_HEADER, Layout, checksum, member_key, npy_header
+from megadistill.data.span import Span
 from megadistill.data.staging import Stage, Staging
-
-QUARANTINE = "quarantine"
-"""Folder beside the shards with one JSON file for every member that was given up."""
 
 CHECKED_AT_ONCE = 4096
 """Up to so many tars are looked at when a folder is opened; of more, each when its first row is wanted."""
 
 I64 = NDArray[np.int64]
+Rows = tuple[NDArray[Any], NDArray[np.uint16]]
+
+_UNKNOWN, _SOUND, _GIVEN_UP = range(3)
+"""What is known of a member."""
 
 
 class ReadConfig(Strict):
@@ -36,24 +36,22 @@ class ReadConfig(Strict):
 
     verify: Literal["off", "lazy", "full"] = "lazy"
     """lazy: a run of rows is checked when the first of them is read; full: every byte before the first row; off:
-    nothing but sizes."""
+    nothing but sizes. Copies that `staging` fetches are always checked whole."""
     damaged: Literal["fail", "quarantine"] = "fail"
-    """quarantine: rows that are missing or damaged are replaced by one separator without a target, and noted in
-    `quarantine/` beside the shards, so that they stay replaced when the run goes on."""
+    """quarantine: rows that are missing or damaged are replaced by one separator without a target, and written into
+    the run's journal with the next checkpoint, so that they stay replaced when the run goes on."""
     quarantine_rows: int = Field(10_000, ge=0)
     """Of one corpus; with more, reading fails after all."""
     staging: Staging | None = None
     """Copies on a local disk, for shards on a shared file system or in an object store."""
 
 
-class _Opened(NamedTuple):
-    """The rows of one mapped tar: whole members [members, rows, length], and the last one [rows, length]."""
+class Lost(NamedTuple):
+    """Rows [start, stop) of a folder, all in one shard, that were given up as damaged."""
 
-    data: NDArray[np.uint8]
-    tokens: NDArray[Any]
-    segments: NDArray[Any]
-    last_tokens: NDArray[Any]
-    last_segments: NDArray[Any]
+    shard: str
+    start: int
+    stop: int
 
 
 class Shards:
@@ -71,44 +69,51 @@ class Shards:
     def __init__(self, folder: Path, read: ReadConfig = ReadConfig(), stage: Stage | None = None) -> None:  # noqa: B008
         self.folder, self.read, self.stage = folder, read, stage
         self.index: Index = read_index(folder)
-        self.table = read_table(folder, self.index, check=read.verify != "off")
-        self.layout = Layout(
-            self.index.rows_per_member, self.index.sequence_length, np.dtype(self.index.dtype).itemsize
-        )
+        self.table: Table = read_table(folder, self.index, check=read.verify != "off")
+        itemsize = np.dtype(self.index.dtype).itemsize
+        self.layout = Layout(self.index.rows_per_member, self.index.sequence_length, itemsize)
         self.quarantined_rows = 0
-        self._sound = np.zeros(self.index.members, dtype=np.bool_)
-        self._given_up = np.zeros(self.index.members, dtype=np.bool_)
-        self._opened: OrderedDict[int, _Opened] = OrderedDict()
-        self._most_opened = max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
-        if read.damaged == "quarantine":
-            self._recall()
+        self._state = np.full(self.index.members, _UNKNOWN, dtype=np.uint8)
+        length = self.index.sequence_length
+        self._span = Span(self.table.bytes, blank=length * max(itemsize, 2))
+        self._tokens, self._segments = (
+            self._span.records(length * itemsize, itemsize),
+            self._span.records(length * 2, 2),
+        )
         if stage is None and self.index.shards <= CHECKED_AT_ONCE:
             for shard in range(self.index.shards):
-                if (problem := self._size_problem(shard)) is not None:
-                    self._give_up(shard, None, *problem)
-        if read.verify == "full" and stage is None:
-            for name, what, why in verify_shards(folder, self.index):
-                self._give_up(name, None, what, why)
+                if (damage := _wrong_size(self.path(shard), int(self.table.bytes[shard]))) is not None:
+                    self._give_up(self._members(shard), damage)
+        if stage is None and read.verify == "full":
+            for shard, damage in damaged_shards(folder, self.index):
+                self._give_up(self._members(shard), damage)
 
     def __len__(self) -> int:
         return self.index.rows
 
-    def rows(self, indices: I64) -> tuple[NDArray[Any], NDArray[np.uint16]]:
+    def rows(self, indices: I64) -> Rows:
         """Tokens (uint16 or uint32, as stored) and segments, both [n, length], of the given rows [n] in their order.
 
         Raises:
             UserError: a row is missing or damaged, and is not to be quarantined.
         """
-        shape = (len(indices), self.index.sequence_length)
-        tokens, segments = np.empty(shape, dtype=self.index.dtype), np.empty(shape, dtype=np.uint16)
         shards = self.shards_of(indices)
-        turn = np.argsort(shards, kind="stable")
-        cuts = np.flatnonzero(np.diff(shards[turn])) + 1
-        for places in np.split(turn, cuts):
-            if places.size:
-                shard = int(shards[places[0]])
-                local = indices[places] - self.table.first_row[shard]
-                self._gather(shard, local, places, tokens, segments)
+        member, row = np.divmod(indices - self.table.first_row[shards], self.layout.rows)
+        numbers = self.table.first_member[shards] + member
+        for shard in self._span.absent(shards).tolist():
+            self._map(shard)
+        for number in np.unique(numbers[self._state[numbers] == _UNKNOWN]).tolist():
+            self._examine(number)
+        height = np.minimum(self.table.first_row[shards + 1] - indices + row, self.layout.rows)
+        token_at, segment_at = (at + self._span.starts[shards] for at in self.layout.row(member, row, height))
+        lost = self._state[numbers] == _GIVEN_UP
+        if lost.any():
+            token_at[lost] = segment_at[lost] = 0  # which reads as zeros, and is there
+        shape = (len(indices), self.index.sequence_length)
+        tokens = self._tokens[token_at // self.layout.itemsize].view(self.index.dtype).reshape(shape)
+        segments = self._segments[segment_at // 2].view(np.uint16).reshape(shape)
+        if lost.any():
+            tokens[lost], segments[lost] = self._replacement()
         return tokens, segments
 
     def shards_of(self, indices: I64) -> I64:
@@ -119,191 +124,169 @@ class Shards:
     def name(self, shard: int) -> str:
         return self.index.name(int(self.table.task[shard]), int(self.table.part[shard]))
 
-    def fetch(self, shard: int) -> Path:
-        """Where a shard's tar is, brought near first if need be."""
-        if self.stage is None:
-            return self.folder / self.name(shard)
-        return self.stage.path(self.name(shard), int(self.table.bytes[shard]), self.table.sha256[shard].tobytes())
+    def path(self, shard: int) -> Path:
+        """Where a shard's tar is read."""
+        return (self.folder if self.stage is None else self.stage.folder) / self.name(shard)
 
-    # ------------------------------------------------------------------ reading
+    def fetch(self, shard: int) -> None:
+        """Bring a shard's tar near, if it has to be."""
+        if self.stage is not None:
+            sha256 = self.table.sha256[shard].tobytes()
+            self.stage.fetch(self.name(shard), int(self.table.bytes[shard]), sha256)
 
-    def _gather(self, shard: int, local: I64, places: I64, tokens: NDArray[Any], segments: NDArray[Any]) -> None:
-        member, row = np.divmod(local, self.index.rows_per_member)
-        first = int(self.table.first_member[shard])
-        opened = self._open(shard)
-        for number in np.unique(member).tolist():
-            if opened is not None and not self._sound[first + number] and not self._given_up[first + number]:
-                self._check(shard, number, opened)
-        lost = self._given_up[first + member]
-        if lost.any():
-            self._fill(places[lost], tokens, segments)
-            member, row, places = member[~lost], row[~lost], places[~lost]
-        if opened is None or not places.size:
+    # ------------------------------------------------------------------ quarantine
+
+    def lost(self) -> list[Lost]:
+        """Everything that was given up so far, in order; neighbours in a shard are one."""
+        found: list[Lost] = []
+        for number in np.flatnonzero(self._state == _GIVEN_UP).tolist():
+            shard, start, stop = self._extent(number)
+            if found and found[-1].stop == start and found[-1].shard == self.name(shard):
+                start = found.pop().start
+            found.append(Lost(self.name(shard), start, stop))
+        return found
+
+    def lose(self, start: int, stop: int) -> None:
+        """Give up rows [start, stop) that an earlier attempt or another rank has found damaged, whatever they are now.
+
+        Raises:
+            UserError: that is more than may be quarantined.
+        """
+        last = np.array([start, stop - 1], dtype=np.int64)
+        shards = self.shards_of(last)
+        members = self.table.first_member[shards] + (last - self.table.first_row[shards]) // self.layout.rows
+        self._mark(range(int(members[0]), int(members[1]) + 1))
+
+    def _give_up(self, members: range, damage: Damage) -> None:
+        """Fail, or quarantine."""
+        if self.read.damaged == "fail":
+            raise damage
+        before = self.quarantined_rows
+        self._mark(members)
+        if self.quarantined_rows > before:
+            log.get().warning(f"quarantined: {damage.what}: {damage.why}; {self.quarantined_rows:,} row(s) so far")
+
+    def _mark(self, members: range) -> None:
+        for number in members:
+            if self._state[number] != _GIVEN_UP:
+                self._state[number] = _GIVEN_UP
+                _, start, stop = self._extent(number)
+                self.quarantined_rows += stop - start
+        if self.quarantined_rows > self.read.quarantine_rows:
+            raise UserError(
+                f"{self.quarantined_rows:,} damaged rows in {self.folder}",
+                f"data.read.quarantine_rows allows {self.read.quarantine_rows:,}; the log names them",
+                PREPARE_AGAIN,
+            )
+
+    def _replacement(self) -> Rows:
+        """A row of one separator and padding."""
+        ids, length = self.index.special_ids, self.index.sequence_length
+        pad = next((i for i in (ids.get("pad"), ids.get("sep")) if i is not None), 0)
+        tokens, segments = np.full(length, pad, dtype=self.index.dtype), np.zeros(length, dtype=np.uint16)
+        tokens[0] = next((i for i in (ids.get("cls"), ids.get("sep")) if i is not None), pad)
+        segments[0] = 1
+        return tokens, segments
+
+    # ------------------------------------------------------------------ where things are, and whether they are sound
+
+    def _members(self, shard: int) -> range:
+        return range(*self.table.first_member[shard : shard + 2].tolist())
+
+    def _extent(self, number: int) -> tuple[int, int, int]:
+        """(shard, first row, row behind the last) of a member."""
+        shard = int(np.searchsorted(self.table.first_member, number, side="right")) - 1
+        first, end = self.table.first_row[shard : shard + 2].tolist()
+        start = first + (number - int(self.table.first_member[shard])) * self.layout.rows
+        return shard, start, min(start + self.layout.rows, end)
+
+    def _map(self, shard: int) -> None:
+        """Have a shard's tar near and mapped, or give it up."""
+        members = self._members(shard)
+        if all(self._state[number] == _GIVEN_UP for number in members):
             return
-        whole = member < len(opened.tokens)
-        if whole.all():
-            tokens[places] = opened.tokens[member, row]
-            segments[places] = opened.segments[member, row]
-            return
-        tokens[places[whole]] = opened.tokens[member[whole], row[whole]]
-        segments[places[whole]] = opened.segments[member[whole], row[whole]]
-        tokens[places[~whole]] = opened.last_tokens[row[~whole]]
-        segments[places[~whole]] = opened.last_segments[row[~whole]]
-
-    def _open(self, shard: int) -> _Opened | None:
-        """A shard's rows, mapped; None if the whole shard is given up."""
-        if (found := self._opened.get(shard)) is not None:
-            self._opened.move_to_end(shard)
-            return found
-        first, last = self.table.first_member[shard : shard + 2].tolist()
-        if self._given_up[first:last].all():
-            return None
         try:
-            data = np.memmap(self.fetch(shard), dtype=np.uint8, mode="r")
-            problem = self._size_problem(shard, data.size)
-        except FileNotFoundError:
-            problem = (f"shard {self.folder / self.name(shard)} is missing", f"{self.folder / INDEX} lists it")
-        except UserError as error:
-            if self.read.damaged == "fail":
-                raise
-            problem = (error.what, error.why)
-        if problem is not None:
-            self._give_up(shard, None, *problem)
-            return None
-        opened = self._opened[shard] = self._views(shard, data)
-        if len(self._opened) > self._most_opened:
-            self._opened.popitem(last=False)
-        return opened
+            self.fetch(shard)
+            if (damage := _wrong_size(self.path(shard), int(self.table.bytes[shard]))) is not None:
+                raise damage
+            self._span.map(shard, self.path(shard))
+        except Damage as damage:
+            self._give_up(members, damage)
 
-    def _views(self, shard: int, data: NDArray[np.uint8]) -> _Opened:
-        rows = int(self.table.first_row[shard + 1] - self.table.first_row[shard])
-        whole, rest = divmod(rows, self.index.rows_per_member)
-        length, stride = self.index.sequence_length, self.layout.stride
-
-        def view(dtype: np.dtype[Any], offset: int, members: int, rows: int) -> NDArray[Any]:
-            shape, strides = (members, rows, length), (stride, length * dtype.itemsize, dtype.itemsize)
-            return np.ndarray(shape, dtype, buffer=data.data, offset=offset if members and rows else 0, strides=strides)
-
-        kind, small = np.dtype(self.index.dtype), np.dtype(np.uint16)
-        per = self.index.rows_per_member
-        return _Opened(
-            data,
-            view(kind, self.layout.tokens(0, per), whole, per),
-            view(small, self.layout.segments(0), whole, per),
-            view(kind, self.layout.tokens(whole, rest), 1, rest)[0],
-            view(small, self.layout.segments(whole), 1, rest)[0],
-        )
-
-    # ------------------------------------------------------------------ damage
-
-    def _check(self, shard: int, member: int, opened: _Opened) -> None:
-        """Check a member once."""
-        number = int(self.table.first_member[shard]) + member
-        if self.read.verify == "off":
-            self._sound[number] = True
-            return
-        whole = member < len(opened.tokens)
-        tokens = opened.tokens[member] if whole else opened.last_tokens
-        segments = opened.segments[member] if whole else opened.last_segments
-        start = self.layout.tokens(member, len(tokens)) - BLOCK - NPY_HEADER
-        key = member_key(int(self.table.task[shard]), self._row_in_task(shard) + member * self.index.rows_per_member)
-        path = self.folder / self.name(shard)
-        wanted = npy(tokens[:0])[:8], f"{key}.tokens.npy", NPY_HEADER + tokens.nbytes
-        try:
-            entry = tarfile.TarInfo.frombuf(opened.data[start : start + BLOCK].tobytes(), "utf-8", "strict")
-            found = opened.data[start + BLOCK : start + BLOCK + 8].tobytes(), entry.name, entry.size
-            header = opened.data[start + BLOCK : start + BLOCK + NPY_HEADER].tobytes()
-            same = found == wanted and header == npy(tokens)[:NPY_HEADER]
-            there = f"member {entry.name} of {entry.size:,} bytes, {_described(header)}"
-        except tarfile.HeaderError as error:
-            same, there = False, f"no member ({error})"
-        if not same:
-            why = f"at byte {start:,} the index expects {wanted[1]} of {wanted[2]:,} bytes; there is {there}"
-            self._give_up(shard, member, f"shard {path} is not the one that its index describes", why)
-        elif checksum(tokens, segments) != int(self.table.checksum[number]):
-            first = int(self.table.first_row[shard]) + member * self.index.rows_per_member
-            why = f"rows {first} to {first + len(tokens) - 1} are not what was written"
-            self._give_up(shard, member, f"shard {path} is damaged", why)
+    def _examine(self, number: int) -> None:
+        """Check a member once, as `read.verify` says."""
+        shard, start, stop = self._extent(number)
+        problem = "" if self.read.verify == "off" else self._problem(number, shard, stop - start)
+        if problem:
+            what = f"shard {self.path(shard)} is damaged"
+            fix = PREPARE_AGAIN if self.stage is None else "remove this copy: it is then fetched again"
+            self._give_up(range(number, number + 1), Damage(what, f"rows {start} to {stop - 1}: {problem}", fix))
         else:
-            self._sound[number] = True
+            self._state[number] = _SOUND
+
+    def _problem(self, number: int, shard: int, rows: int) -> str:
+        """What is wrong with a member of so many rows."""
+        data = self._span.bytes_of(shard)
+        member = number - int(self.table.first_member[shard])
+        token_at, segment_at = self.layout.row(member, 0, rows)
+        shape = (rows, self.index.sequence_length)
+        tokens = np.ndarray(shape, self.index.dtype, buffer=data, offset=token_at)
+        segments = np.ndarray(shape, np.uint16, buffer=data, offset=segment_at)
+        header = data[token_at - NPY_HEADER : token_at].tobytes()
+        same = header == npy_header(*shape, self.index.dtype)
+        if same and checksum(tokens, segments) == self.table.checksum[number]:
+            return ""
+        key = member_key(int(self.table.task[shard]), self._row_in_task(shard) + member * self.layout.rows)
+        wanted, at = (f"{key}.tokens.npy", NPY_HEADER + tokens.nbytes), token_at - NPY_HEADER - BLOCK
+        expected = f"the index expects {wanted[0]} of {wanted[1]:,} bytes at byte {at:,}; there is"
+        try:
+            entry = tarfile.TarInfo.frombuf(data[at : at + BLOCK].tobytes(), "utf-8", "strict")
+        except tarfile.HeaderError as error:
+            return f"{expected} no member ({error})"
+        if not same or (entry.name, entry.size) != wanted:
+            return f"{expected} {entry.name} of {entry.size:,} bytes, {_described(header)}"
+        return "they are not what was written"
 
     def _row_in_task(self, shard: int) -> int:
         """Number of a shard's first row among those of its task."""
         before = shard - int(self.table.part[shard])
         return int(self.table.first_row[shard] - self.table.first_row[before])
 
-    def _size_problem(self, shard: int, size: int | None = None) -> tuple[str, str] | None:
-        path, wanted = self.folder / self.name(shard), int(self.table.bytes[shard])
-        if size is None:
-            if not path.is_file():
-                return f"shard {path} is missing", f"{self.folder / INDEX} lists it"
-            size = path.stat().st_size
-        return None if size == wanted else (f"shard {path} is damaged", f"{size} bytes, the index says {wanted}")
-
-    def _give_up(self, shard: int, member: int | None, what: str, why: str) -> None:
-        """Fail, or quarantine a member, or all members of a shard."""
-        if self.read.damaged == "fail":
-            raise UserError(what, why, PREPARE_AGAIN)
-        start, end = self.table.first_member[shard : shard + 2].tolist()
-        members = range(end - start) if member is None else [member]
-        for number in members:
-            self._mark(shard, number)
-            note = {"shard": self.name(shard), "member": number, "what": what, "why": why}
-            path = self.folder / QUARANTINE / f"{shard:07d}-{number:06d}.json"
-            try:
-                if not path.exists():
-                    write_json(path, note)
-            except OSError as error:
-                raise UserError(f"{what}, and cannot be quarantined", f"{why}; {error}", PREPARE_AGAIN) from None
-        log.get().warning(f"quarantined: {what}: {why}; {self.quarantined_rows:,} row(s) so far")
-        if self.quarantined_rows > self.read.quarantine_rows:
-            allowed = f"data.read.quarantine_rows allows {self.read.quarantine_rows:,}; the last: {what}: {why}"
-            raise UserError(f"{self.quarantined_rows:,} damaged rows in {self.folder}", allowed, PREPARE_AGAIN)
-
-    def _mark(self, shard: int, member: int) -> None:
-        number = int(self.table.first_member[shard]) + member
-        if not self._given_up[number]:
-            self._given_up[number] = True
-            rows = int(self.table.first_row[shard + 1] - self.table.first_row[shard])
-            self.quarantined_rows += min(self.index.rows_per_member, rows - member * self.index.rows_per_member)
-
-    def _recall(self) -> None:
-        """What was given up before stays given up, or a run that goes on would not see the same rows."""
-        for path in sorted((self.folder / QUARANTINE).glob("*.json")):
-            shard, _, member = path.stem.partition("-")
-            self._mark(int(shard), int(member))
-
-    def _fill(self, places: I64, tokens: NDArray[Any], segments: NDArray[Any]) -> None:
-        ids = self.index.special_ids
-        pad = next((i for i in (ids.get("pad"), ids.get("sep")) if i is not None), 0)
-        tokens[places], segments[places] = pad, 0
-        tokens[places, 0] = next((i for i in (ids.get("cls"), ids.get("sep")) if i is not None), pad)
-        segments[places, 0] = 1
-
 
 def verify(folder: Path) -> list[str]:
     """Read every byte of a folder again: what is wrong with it, a line per bad file; none if it is sound."""
     try:
-        index = read_index(folder)
-        return [f"{what}: {why}" for _, what, why in verify_shards(folder, index)]
+        return [f"{damage.what}: {damage.why}" for _, damage in damaged_shards(folder, read_index(folder))]
     except UserError as error:
         return [f"{error.what}{': ' if error.why else ''}{error.why}"]
 
 
-def verify_shards(folder: Path, index: Index) -> list[tuple[int, str, str]]:
-    """(shard, what, why) of every tar that is missing or not what was written."""
+def damaged_shards(folder: Path, index: Index) -> list[tuple[int, Damage]]:
+    """Every tar that is missing or not what was written."""
     table = read_table(folder, index)
 
-    def problem(shard: int) -> tuple[int, str, str] | None:
+    def problem(shard: int) -> tuple[int, Damage] | None:
         path = folder / index.name(int(table.task[shard]), int(table.part[shard]))
         if not path.is_file():
-            return shard, f"shard {path} is missing", f"{folder / INDEX} lists it"
+            return shard, _missing(path)
         if sha256_file(path) != table.sha256[shard].tobytes().hex():
-            return shard, f"shard {path} is damaged", "its sha256 is not the one in the index"
+            return shard, Damage(f"shard {path} is damaged", "its sha256 is not the one in the index", PREPARE_AGAIN)
         return None
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing releases the interpreter's lock
         return [found for found in pool.map(problem, range(index.shards)) if found is not None]
+
+
+def _wrong_size(path: Path, size: int) -> Damage | None:
+    if not path.is_file():
+        return _missing(path)
+    found = path.stat().st_size
+    why = f"{found} bytes, the index says {size}"
+    return None if found == size else Damage(f"shard {path} is damaged", why, PREPARE_AGAIN)
+
+
+def _missing(path: Path) -> Damage:
+    return Damage(f"shard {path} is missing", f"{INDEX} lists it", PREPARE_AGAIN)
 
 
 def _described(header: bytes) -> str:

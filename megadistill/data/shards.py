@@ -11,6 +11,7 @@ import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,28 +33,28 @@ BLOCK = 512
 class Layout:
     """Where things are in a tar of rows [*, length], tokens of `itemsize` bytes."""
 
-    rows_per_member: int
+    rows: int
+    """Of a member; a tar's last may have fewer."""
     length: int
     itemsize: int
 
     @property
     def stride(self) -> int:
         """Bytes from one whole member to the next."""
-        return self.pair(self.rows_per_member)
+        return self.pair(self.rows)
 
-    def pair(self, rows: int) -> int:
+    def pair(self, rows: Any) -> Any:
         """Bytes of a member of so many rows."""
         return self._file(rows * self.length * self.itemsize) + self._file(rows * self.length * 2)
 
-    def segments(self, member: int) -> int:
-        """Offset of a member's first segment number."""
-        return member * self.stride + BLOCK + NPY_HEADER
+    def row(self, member: Any, row: Any, rows: Any) -> tuple[Any, Any]:
+        """Offsets of the first token and the first segment number of a row of a member that has so many rows; of ints,
+        or of arrays of them."""
+        start = member * self.stride + BLOCK + NPY_HEADER
+        tokens = start + self._file(rows * self.length * 2) + row * self.length * self.itemsize
+        return tokens, start + row * self.length * 2
 
-    def tokens(self, member: int, rows: int) -> int:
-        """Offset of the first token of a member of so many rows."""
-        return member * self.stride + self._file(rows * self.length * 2) + BLOCK + NPY_HEADER
-
-    def _file(self, data: int) -> int:
+    def _file(self, data: Any) -> Any:
         return BLOCK + -(-(NPY_HEADER + data) // BLOCK) * BLOCK
 
 
@@ -75,6 +76,12 @@ def npy(array: NDArray[Any]) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array)
     return buffer.getvalue()
+
+
+@lru_cache(maxsize=64)
+def npy_header(rows: int, length: int, dtype: str) -> bytes:
+    """What stands before an array in a .npy file."""
+    return npy(np.empty((rows, length), dtype=dtype))[:NPY_HEADER]
 
 
 def checksum(tokens: NDArray[Any], segments: NDArray[Any]) -> int:

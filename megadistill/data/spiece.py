@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,9 +56,15 @@ def read(path: Path, special: Collection[str]) -> tokenizers.Tokenizer:
     return backend
 
 
+def fold(text: str) -> str:
+    """What `read` does to text for a unigram model without capitals; for who trains one, as ALBERT's authors did."""
+    decomposed = unicodedata.normalize("NFKD", text.replace("``", '"').replace("''", '"'))
+    return "".join(letter for letter in decomposed if not unicodedata.combining(letter)).lower()
+
+
 def is_uncased(vocabulary: Iterable[str]) -> bool:
     """No ordinary entry has a capital."""
-    return not any("A" <= letter <= "Z" for word in vocabulary if word[:1] not in "[<" for letter in word)
+    return re.search("[A-Z]", "\n".join(word for word in vocabulary if word[:1] not in "[<")) is None
 
 
 def _first_letters(proto: Any, special: Collection[str]) -> str:

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from megadistill.core.errors import UserError
 from megadistill.core.schema import Strict
+from megadistill.data.index import Damage
 
 CHUNK = 1 << 20
 
@@ -26,8 +27,8 @@ class Staging(Strict):
     dir: Path
     """A folder on a local disk. The processes of a node share it, and so may several runs."""
     max_gigabytes: float = Field(gt=0)
-    """Shards of a corpus that were used longest ago are removed when those there take more. A corpus that is larger
-    needs `data.order: block`."""
+    """Shards of a corpus that were used longest ago are removed before those there would take more (beside them, every
+    process may have one on its way). A corpus that is larger needs `data.order: block`."""
     source: str | None = None
     """Where the shards lie: an fsspec url of a copy of data.dir, such as s3://bucket/prepared. None: in data.dir
     itself."""
@@ -56,25 +57,25 @@ class Stage:
         except OSError as error:
             raise UserError(f"the staging folder {config.dir} cannot be made", str(error), _OTHER) from None
 
-    def path(self, name: str, size: int, sha256: bytes) -> Path:
-        """The local copy of a shard, fetched and checked if it is not there. Others wait meanwhile.
+    def fetch(self, name: str, size: int, sha256: bytes) -> None:
+        """Copy a shard to `folder` and check it, unless it is there. Others that want it wait meanwhile.
 
         Raises:
-            UserError: it is missing there, differs from the index, or does not fit on the disk.
+            Damage: it is missing there, or differs from the index.
+            UserError: it cannot be copied: no room, no network.
         """
         local = self.folder / name
         with self._locked(name):
             if local.exists() and local.stat().st_size == size:
                 os.utime(local)  # used now
-                return local
-            self._make_room(size, keep=name)
-            self._fetch(name, local, size, sha256)
-        return local
+            else:
+                self._make_room(size)
+                self._copy(name, local, size, sha256)
 
     def staged_bytes(self) -> int:
         return sum(size for _, _, size in self._staged())
 
-    def _fetch(self, name: str, local: Path, size: int, sha256: bytes) -> None:
+    def _copy(self, name: str, local: Path, size: int, sha256: bytes) -> None:
         temporary = local.with_name(f".{name}.tmp")
         digest = hashlib.sha256()
         try:
@@ -85,14 +86,14 @@ class Stage:
                 near.flush()
                 os.fsync(near.fileno())
             if temporary.stat().st_size != size or digest.digest() != sha256:
-                raise UserError(
+                raise Damage(
                     f"shard {self.far}/{name} is damaged",
                     f"{temporary.stat().st_size:,} bytes came; bytes or sha256 differ from the index",
                     "copy it again from where it was prepared, or run `megadistill prepare FILE` there",
                 )
             os.replace(temporary, local)
         except FileNotFoundError as error:
-            raise UserError(f"shard {self.far}/{name} is missing", str(error), "copy the whole folder there") from None
+            raise Damage(f"shard {self.far}/{name} is missing", str(error), "copy the whole folder there") from None
         except OSError as error:
             free = shutil.disk_usage(self.folder).free / 1e9
             why = f"{error}; {free:,.1f} GB are free in {self.folder}"
@@ -100,16 +101,15 @@ class Stage:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _make_room(self, size: int, keep: str) -> None:
+    def _make_room(self, size: int) -> None:
         """Remove what was used longest ago. Who still maps a removed file keeps reading it."""
         staged = sorted(self._staged())
         total = size + sum(bytes_ for _, _, bytes_ in staged)
         for _, path, bytes_ in staged:
             if total <= self.config.max_bytes:
                 return
-            if path.name != keep:
-                path.unlink(missing_ok=True)
-                total -= bytes_
+            path.unlink(missing_ok=True)
+            total -= bytes_
 
     def _staged(self) -> list[tuple[float, Path, int]]:
         """(last use, path, bytes) of every copy."""

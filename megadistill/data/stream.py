@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
-from functools import lru_cache, partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from megadistill.core.files import sha256_json
 from megadistill.core.types import Batch
 from megadistill.data.config import DataConfig
 from megadistill.data.hashing import row_keys
-from megadistill.data.index import INDEX, TABLE, read_index
+from megadistill.data.index import INDEX, TABLE, Index, read_index
 from megadistill.data.masking import Vocabulary
 from megadistill.data.order import ORDER_VERSION, BatchSizes, Order, Places
 from megadistill.data.reader import Shards
@@ -44,7 +45,8 @@ class Part:
 
     def __init__(self, config: DataConfig, part: str) -> None:
         tokenizer = load_tokenizer(config.tokenizer)
-        self.config = config
+        self.config, self.part = config, part
+        self.tokenizer = tokenizer.fingerprint
         self.shards: list[Shards] = []
         for corpus in config.corpora:
             folder = config.dir / corpus.name / part
@@ -87,8 +89,9 @@ class Part:
             if not num_rows:
                 folder = config.dir / corpus.name
                 raise UserError(f"corpus {corpus.name} has no training rows", f"{folder}", "give it more text")
-        order = _order(config, self.sizes, seed, skips)
-        _check_locality(config, self)
+        order = _order(self, seed, skips)
+        pairs = zip(config.corpora, self.shards, strict=True)
+        check_locality(config, {corpus.name: shards.index for corpus, shards in pairs})
         return order
 
     def fingerprint(self, seed: int) -> str:
@@ -114,7 +117,9 @@ class Part:
             epochs, rows = places.epoch[here], places.row[here]
             tokens[here], segments[here] = self.shards[number].rows(rows)
             drawing = self.config.targets.drawn_anew(epochs)
-            keys[here] = row_keys(seed, purpose, self.config.corpora[number].name, drawing, rows)
+            keys[here] = row_keys(
+                self.config.targets.seed_for(seed), purpose, self.config.corpora[number].name, drawing, rows
+            )
         self._check_range(tokens)
         ids, labels = self.config.targets.apply(tokens, segments, keys, self.vocabulary)
         return Batch(
@@ -123,6 +128,7 @@ class Part:
             segments=torch.from_numpy(segments),
             labels=torch.from_numpy(labels),
             rows=torch.from_numpy(self.starts[places.corpus] + places.row),
+            corpora=torch.from_numpy(places.corpus),
         )
 
     def _check_range(self, tokens: I64) -> None:
@@ -143,10 +149,24 @@ class Part:
             for shard in np.unique(shards.shards_of(places.row[places.corpus == number])):
                 shards.fetch(int(shard))
 
-    @property
-    def quarantined_rows(self) -> int:
-        """How many rows were given up as damaged."""
-        return sum(shards.quarantined_rows for shards in self.shards)
+    def lost(self) -> list[dict[str, Any]]:
+        """The rows [first, behind the last) that were given up as damaged, by corpus, part and shard."""
+        return [
+            {"corpus": corpus.name, "part": self.part, "shard": lost.shard, "rows": [lost.start, lost.stop]}
+            for corpus, shards in zip(self.config.corpora, self.shards, strict=True)
+            for lost in shards.lost()
+        ]
+
+    def lose(self, lost: Iterable[Mapping[str, Any]]) -> None:
+        """Give up rows as `lost` lists them; those of other parts are passed over.
+
+        Raises:
+            UserError: these are more than may be quarantined.
+        """
+        of_corpus = {corpus.name: shards for corpus, shards in zip(self.config.corpora, self.shards, strict=True)}
+        for rows in lost:
+            if rows["part"] == self.part:
+                of_corpus[rows["corpus"]].lose(*rows["rows"])
 
 
 class Stream:
@@ -156,7 +176,7 @@ class Stream:
         config: what is read, and how it is mixed and masked; or training rows that are open already.
         world: which rank this is, of how many.
         global_size: rows per step over all ranks; a multiple of micro_size x ranks.
-        sizes: (step, global_size from there on), for runs whose batch grows.
+        sizes: (0-based step, global_size from there on), for runs whose batch grows.
         micro_size: rows per micro-batch of one rank.
         seed: the run's seed.
         skips: windows [start, stop) of draws that are never trained on (see `window`).
@@ -181,16 +201,14 @@ class Stream:
         self._located = lru_cache(maxsize=4)(self._locate)
         self.part: Rows = Part(config, "train") if isinstance(config, DataConfig) else config
         self.staging = self.part.staging
-        self._order = partial(self.part.order, seed)
-        self.order = self._order(skips)
+        self.leave_out(skips)
         self.rows_per_epoch = int(self.order.starts[-1])
         """Rows of all corpora together, repeats counted."""
-        self.tokens_per_step = global_size * self.part.sequence_length
         self.fingerprint = self.part.fingerprint(seed)
         """Equal when every step yields equal global batches at equal global_size and skips."""
 
     def take(self, step: int) -> list[Batch]:
-        """This rank's micro-batches of a 0-based step: its part of [accumulation, ranks, micro]."""
+        """This rank's micro-batches of a 0-based step."""
         batch = self.part.batch(self.places(step), self.seed, "targets")
         return batch.split(self.micro_size)
 
@@ -202,18 +220,15 @@ class Stream:
 
     def _locate(self, first: int, number: int) -> list[Places]:
         """The places of so many steps: small steps are located together, which costs little more than one."""
-        mine = []
-        for step in range(first, first + number):
-            start, size = self.sizes.span(step)
-            positions = start + np.arange(size, dtype=np.int64)
-            mine.append(positions.reshape(-1, self.world.size, self.micro_size)[:, self.world.rank].reshape(-1))
+        steps, world = range(first, first + number), self.world
+        mine = [self.sizes.positions(step, world.rank, world.size, self.micro_size) for step in steps]
         cuts = np.cumsum([len(positions) for positions in mine])[:-1]
         located = self.order.locate(np.concatenate(mine))
         return [Places(*parts) for parts in zip(*(np.split(field, cuts) for field in located), strict=True)]
 
     def leave_out(self, skips: Sequence[tuple[int, int]]) -> None:
         """From here on, `skips` instead of those given before."""
-        self.order = self._order(skips)
+        self.order = self.part.order(self.seed, skips)
         self._located.cache_clear()
 
     def window(self, start_step: int, end_step: int) -> tuple[int, int]:
@@ -314,10 +329,10 @@ def held_out_batches(
     return HeldOut(config).batches(micro_size, seed, world, max_rows)
 
 
-def _order(config: DataConfig, rows: Sequence[int], seed: int, skips: Sequence[tuple[int, int]]) -> Order:
-    weights = config.weights
+def _order(part: Part, seed: int, skips: Sequence[tuple[int, int]]) -> Order:
+    config, weights = part.config, part.config.weights
     return Order(
-        rows,
+        [len(shards) for shards in part.shards],
         weights,
         seed,
         skips,
@@ -327,22 +342,26 @@ def _order(config: DataConfig, rows: Sequence[int], seed: int, skips: Sequence[t
     )
 
 
-def _check_locality(config: DataConfig, part: Part) -> None:
-    """A corpus that does not fit near by must be read block by block, and a window of blocks must fit."""
+def check_locality(config: DataConfig, indexes: Mapping[str, Index]) -> None:
+    """A corpus that does not fit near by must be read block by block, and a window of blocks must fit.
+
+    Raises:
+        UserError: one of these corpora does not.
+    """
     staging = config.read.staging
     if staging is None:
         return
-    for corpus, shards in zip(config.corpora, part.shards, strict=True):
-        if config.order == "global" and shards.index.bytes > staging.max_bytes:
+    for corpus, index in indexes.items():
+        if config.order == "global" and index.bytes > staging.max_bytes:
             raise UserError(
-                f"corpus {corpus.name} is larger than data.read.staging: max_gigabytes",
-                f"{shards.index.bytes / 1e9:,.1f} GB, and data.order is global: every step needs all of it",
+                f"corpus {corpus} is larger than data.read.staging: max_gigabytes",
+                f"{index.bytes / 1e9:,.1f} GB, and data.order is global: every step needs all of it",
                 "set data.order: block (before the run starts), or a larger max_gigabytes",
             )
-        window = config.blocks.rows * config.blocks.window / max(1, len(shards)) * shards.index.bytes
-        if config.order == "block" and min(window, shards.index.bytes) * 1.25 > staging.max_bytes:
+        window = config.blocks.rows * config.blocks.window / max(1, index.rows) * index.bytes
+        if config.order == "block" and min(window, index.bytes) * 1.25 > staging.max_bytes:
             raise UserError(
-                f"corpus {corpus.name}: a window of blocks does not fit into data.read.staging: max_gigabytes",
+                f"corpus {corpus}: a window of blocks does not fit into data.read.staging: max_gigabytes",
                 f"{window / 1e9:,.1f} GB, and a quarter more for shards at its edges",
                 "set a smaller data.blocks: window (before the run starts), or a larger max_gigabytes",
             )

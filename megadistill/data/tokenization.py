@@ -64,7 +64,7 @@ class Tokenizer:
         backend.encode_special_tokens = True
         self.backend, self.special = backend, special
 
-    @property
+    @cached_property
     def vocabulary_size(self) -> int:
         """One more than the largest id."""
         return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1

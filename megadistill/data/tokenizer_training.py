@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from megadistill.core.errors import UserError
 from megadistill.core.files import sha256_json, write_json
 from megadistill.core.schema import Strict
+from megadistill.data import spiece
 from megadistill.data.corpora.base import Corpus, Source
-from megadistill.data.tokenization import load_tokenizer
+from megadistill.data.tokenization import Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    import tokenizers
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MADE = "training.json"
@@ -66,11 +70,8 @@ def train_tokenizer(folder: Path, how: TrainTokenizer, corpora: Sequence[Corpus]
     temporary.mkdir(parents=True)
     try:
         lines = _lines(list(zip(corpora, sources, strict=True)), how.megabytes * 1e6)
-        if how.kind == "wordpiece":
-            _wordpiece(temporary, how, lines)
-        else:
-            _sentencepiece(temporary, how, lines)
-        _settings(temporary)
+        backend = _wordpiece(how, lines) if how.kind == "wordpiece" else _sentencepiece(temporary, how, lines)
+        write_huggingface(temporary, backend)
         write_json(temporary / MADE, made)
         if not folder.exists():  # another process may have been quicker; both made the same
             os.rename(temporary, folder)
@@ -116,41 +117,70 @@ def _pieces(line: str) -> Iterator[str]:
         yield data[start : start + LINE_BYTES].decode("utf-8", "ignore")
 
 
-def _sentencepiece(folder: Path, how: TrainTokenizer, lines: Iterator[str]) -> None:
+def train_pieces(folder: Path, lines: Iterable[str], kind: str, vocabulary: int, **options: Any) -> Tokenizer:
+    """Train `folder`/spiece.model by sentencepiece, SPECIAL being its ids 0 to 4; `options` are its trainer's.
+
+    Raises:
+        RuntimeError, OSError: the text does not carry such a vocabulary.
+    """
     import sentencepiece
 
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_prefix=str(folder / "spiece"),
+        model_type=kind,
+        vocab_size=vocabulary,
+        character_coverage=0.9995,
+        pad_id=0,
+        unk_id=1,
+        bos_id=2,
+        eos_id=3,
+        pad_piece=SPECIAL[0],
+        unk_piece=SPECIAL[1],
+        bos_piece=SPECIAL[2],
+        eos_piece=SPECIAL[3],
+        shuffle_input_sentence=False,
+        minloglevel=2,
+        **options,
+    )
+    (folder / "spiece.vocab").unlink()
+    return load_tokenizer(str(folder / "spiece.model"))
+
+
+def write_huggingface(folder: Path, backend: tokenizers.Tokenizer, **settings: Any) -> None:
+    """Write tokenizer.json and tokenizer_config.json, for `AutoTokenizer.from_pretrained`, which frames text as BERT's
+    does."""
+    from tokenizers import processors
+
+    backend.add_special_tokens(list(SPECIAL))
+    frame = [("[CLS]", backend.token_to_id("[CLS]")), ("[SEP]", backend.token_to_id("[SEP]"))]
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=frame
+    )
+    backend.save(str(folder / "tokenizer.json"), pretty=False)
+    roles = zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **settings, **dict(roles)}
+    write_json(folder / "tokenizer_config.json", settings)
+
+
+def _sentencepiece(folder: Path, how: TrainTokenizer, lines: Iterable[str]) -> tokenizers.Tokenizer:
+    folded = how.uncased and how.kind == "unigram"  # of such a model `spiece` folds the text itself
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines,
-            model_prefix=str(folder / "spiece"),
-            model_type=how.kind,
-            vocab_size=how.vocabulary,
+        return train_pieces(
+            folder,
+            map(spiece.fold, lines) if folded else lines,
+            how.kind,
+            how.vocabulary,
             hard_vocab_limit=False,
-            normalization_rule_name="nmt_nfkc_cf" if how.uncased else "nmt_nfkc",
-            character_coverage=0.9995,
-            byte_fallback=False,
-            pad_id=0,
-            unk_id=1,
-            bos_id=2,
-            eos_id=3,
-            pad_piece=SPECIAL[0],
-            unk_piece=SPECIAL[1],
-            bos_piece=SPECIAL[2],
-            eos_piece=SPECIAL[3],
+            normalization_rule_name="nmt_nfkc_cf" if how.uncased and not folded else "nmt_nfkc",
             control_symbols=[SPECIAL[4]],
             num_threads=THREADS,
-            shuffle_input_sentence=False,
-            minloglevel=2,
-        )
+        ).backend
     except (RuntimeError, OSError) as error:
         raise _cannot(how, str(error)) from None
-    (folder / "spiece.vocab").unlink()
-    backend = load_tokenizer(str(folder / "spiece.model")).backend
-    backend.add_special_tokens(list(SPECIAL))
-    backend.save(str(folder / "tokenizer.json"), pretty=False)
 
 
-def _wordpiece(folder: Path, how: TrainTokenizer, lines: Iterator[str]) -> None:
+def _wordpiece(how: TrainTokenizer, lines: Iterable[str]) -> tokenizers.Tokenizer:
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     backend = Tokenizer(models.WordPiece(unk_token=SPECIAL[1]))
@@ -166,12 +196,7 @@ def _wordpiece(folder: Path, how: TrainTokenizer, lines: Iterator[str]) -> None:
         if isinstance(error, UserError):
             raise
         raise _cannot(how, str(error)) from None
-    backend.save(str(folder / "tokenizer.json"), pretty=False)
-
-
-def _settings(folder: Path) -> None:
-    roles = zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True)
-    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **dict(roles)})
+    return backend
 
 
 def _cannot(how: TrainTokenizer, reason: str) -> UserError:

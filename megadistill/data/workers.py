@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -145,7 +146,7 @@ class Progress:
         return min(0.999 if self.jobs_ended < self.jobs else 1.0, (self.size_ended + begun) / self.size)
 
     def line(self) -> str:
-        """`wiki: 12 of 41 files, 812 MB of text, 9.4 MB/s, 31%, 4m left`."""
+        """`wiki: 12 of 41 tasks, 812 MB of text, 9.4 MB/s, 31%, 4 min left`."""
         seconds, share = time.monotonic() - self._began, self.share()
         parts = [f"{self.jobs_ended:,} of {self.jobs:,} tasks"]
         if self.characters:
@@ -176,7 +177,16 @@ _done: Any = None
 def _begin(done: Any, threads: int) -> None:
     global _done
     _done = done
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     os.environ.update(RAYON_NUM_THREADS=str(threads), TOKENIZERS_PARALLELISM="true" if threads > 1 else "false")
+
+
+def _leave_with_parent() -> None:
+    """Who started this process was killed: nobody wants what it makes, and a successor may be making it too."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _work(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:

@@ -112,7 +112,8 @@ def import_deepspeed() -> Any:
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
     # DeepSpeed asks every optimizer whether it is its Muon, whose module compiles functions while it is imported:
     # torch's compiler would be loaded at every start, a fifth of the time that takes.
-    compiler, torch.compile = torch.compile, lambda function, **_: function
+    compiler = torch.compile
+    torch.compile = lambda function, **_: function  # type: ignore[assignment]
     try:
         importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
     finally:
@@ -238,6 +239,16 @@ class Engine:
     def module(self) -> Any:
         """What was wrapped."""
         return self.engine.module
+
+    def accumulate_over(self, micro_batches: int) -> None:
+        """Tell how many micro-batches the step has that begins now."""
+        if micro_batches == self.accumulation:
+            return
+        self.engine.set_train_batch_size(self.engine.train_batch_size() // self.accumulation * micro_batches)
+        self.engine.micro_steps = 0  # it looks for the end of a step by counting from its first micro-batch
+        if self.config.offload_optimizer != "none":
+            self.engine.optimizer.gradient_accumulation_steps = micro_batches  # a copy of its own
+        self.accumulation = micro_batches
 
     def forward(self, *args: Any) -> Any:
         return self.engine(*args)

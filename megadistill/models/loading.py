@@ -115,6 +115,22 @@ def _load(auto: Any, path: str, **options: Any) -> tuple[Any, dict[str, Any]]:
     return hf, loading
 
 
+def load_empty(path: str) -> LanguageModel:
+    """The model of a local folder with its sizes and no weights (on torch's meta device).
+
+    Raises:
+        UserError: there is no such folder, or its config describes no language model.
+    """
+    config = load_config(path)
+    try:
+        with torch.device("meta"):
+            return LanguageModel(_auto_class(config).from_config(config))
+    except UserError:
+        raise
+    except Exception as error:  # each architecture checks its fields in its own way
+        raise _cannot_load(path, error) from error
+
+
 def load_config(path: str, revision: str | None = None) -> Any:
     """The transformers config of a local folder or hub name (no weights are read).
 

@@ -67,6 +67,7 @@ class LanguageModel(nn.Module):
             _rows(output_layer(self.hf).weight),
             config.num_attention_heads,
             full_attention=not (is_causal(self.hf) or slides or self.attends == "document"),
+            causal=is_causal(self.hf),
         )
 
     def forward(self, *arguments: Any) -> Signals:
@@ -80,6 +81,7 @@ class LanguageModel(nn.Module):
         attention: frozenset[int] = frozenset(),
         replaced: Mapping[int, Tensor] | None = None,
         where: Tensor | None = None,
+        known: Tensor | None = None,
     ) -> Signals:
         """Run the body on a batch; the head waits until an objective asks.
 
@@ -89,6 +91,8 @@ class LanguageModel(nn.Module):
             attention: layers whose attention to keep, by number (see `Needs`); the model then attends as `sdpa`.
             replaced: hidden states to put in place of a layer's output, by its number from 1: [B, L, H].
             where: [B, L] bool, at which positions.
+            known: [B, L, H] what the lowest of those layers gives of itself, which need not be computed then; nor may
+                `hidden` ask for states below it.
         """
         depth = self.hf.config.num_hidden_layers
         numbers = {layer: layer if layer > 0 else depth + 1 + layer for layer in attention}
@@ -100,7 +104,8 @@ class LanguageModel(nn.Module):
             inputs["use_cache"] = False
         if self.answers != "tokens" and getattr(self.hf.config, "type_vocab_size", 0) > 1:
             inputs["token_type_ids"] = (batch.segments - 1).clamp(min=0)
-        with self._attending(batch, frozenset(numbers.values())) as kept, replacing(self.hf, replaced or {}, where):
+        exchange = replacing(self.hf, replaced or {}, where, known)
+        with self._attending(batch, frozenset(numbers.values())) as kept, exchange:
             body = self.hf.base_model(
                 input_ids=batch.ids, output_hidden_states=bool(hidden - {-1}), return_dict=True, **inputs
             )
@@ -117,8 +122,11 @@ class LanguageModel(nn.Module):
             return output_layer(self.hf)(transform(self.hf, together), fn)
 
         def again(values: Mapping[int, Tensor], where: Tensor) -> Signals:
+            lowest = min(values, default=depth)
+            above = frozenset(layer for layer in hidden if layer % (depth + 1) >= lowest)
             with torch.set_grad_enabled(last.requires_grad):
-                return self.signals(batch, hidden, attention, values, where)
+                run = self.signals if self.placement == "replicated" else self
+                return run(batch, above, frozenset(), values, where, states.get(lowest))
 
         return Signals(
             head,

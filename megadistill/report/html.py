@@ -24,6 +24,7 @@ _TITLES = {
     "train/learning_rate": "learning rate",
     "train/gradient_norm": "gradient norm",
     "train/tokens_per_second": "tokens per second",
+    "train/data_wait": "share of the step spent waiting for data",
 }
 
 
@@ -78,7 +79,7 @@ def _facts(run: RunFacts) -> dict[str, str]:
         "objectives": ", ".join(f"{o.get('name') or o.get('kind')} × {number(o.get('weight', 1))}" for o in objectives),
         "corpora": ", ".join(str(c.get("name") or c.get("kind")) for c in data.get("corpora", [])),
         "task": _one_line(config["task"]) if config.get("task") else "",
-        "batch": f"{batch['global_size']} rows" if (batch := config.get("batch")) else "",
+        "batch": _batch(config["batch"]) if config.get("batch") else "",
         "machine": ", ".join(run.environment.get("gpus") or [str(numerics.get("cpu", ""))]),
         "processes": str(numerics.get("world size", "")),
         "torch, deepspeed": " · ".join(str(numerics[n]) for n in ("torch", "deepspeed") if numerics.get(n)),
@@ -87,6 +88,11 @@ def _facts(run: RunFacts) -> dict[str, str]:
         "attempts": str(len({row.get("attempt") for row in run.journal} - {None}) or ""),
     }
     return {name: text for name, text in found.items() if text}
+
+
+def _batch(batch: dict[str, Any]) -> str:
+    later = (f", {change['global_size']} from step {change['from_step']}" for change in batch.get("schedule") or [])
+    return f"{batch['global_size']} rows{''.join(later)}"
 
 
 def _corpus(stats: dict[str, Any]) -> dict[str, Any]:
@@ -148,7 +154,9 @@ def _cell(name: str, value: float | None) -> str:
 
 def _charts(runs: Sequence[RunFacts]) -> list[dict[str, Any]]:
     labels = list(dict.fromkeys(label for run in runs for label in run.objectives))
+    looked_at = sorted({key for run in runs for row in run.metrics for key in row if key.count("/") == 2})
     metrics = ["train/loss", *[f"train/objective/{label}" for label in labels], *list(_TITLES)[1:]]
+    metrics += [key for key in looked_at if key not in metrics]
     hard = {
         f"train/objective/{objective.get('name') or 'hard_ce'}"
         for run in runs
@@ -166,7 +174,7 @@ def _charts(runs: Sequence[RunFacts]) -> list[dict[str, Any]]:
                 Line(f"{run.name}: its teacher", run.series("teacher/loss"), index % COLORS, dashed=True)
                 for index, run in enumerate(runs)
             ]
-        title = _TITLES.get(metric) or f"objective {metric.removeprefix('train/objective/')}"
+        title = _TITLES.get(metric) or metric.removeprefix("train/").replace("/", " ").replace("_share ", " share of ")
         if svg := chart(title, lines, marks, log=metric == "heldout/perplexity"):
             drawn.append({"title": title, "svg": svg, "lines": [line for line in lines if line.points]})
     return drawn

@@ -9,19 +9,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from megadistill.core import log, seeds
+from megadistill.core import seeds
 from megadistill.core.dist import World
 from megadistill.core.errors import UserError
 from megadistill.data.config import DataConfig
 from megadistill.data.stream import HeldOut, Stream
-from megadistill.data.tokenization import Tokenizer, load_tokenizer
+from megadistill.data.tokenization import load_tokenizer
 from megadistill.models.heads import TaskHead
 from megadistill.models.initialize import seeded
 from megadistill.models.likeness import likeness
 from megadistill.models.signals import LanguageModel
 from megadistill.objectives.base import Loss
 from megadistill.run.config import RunConfig
-from megadistill.run.trained import located, tokenizer_of
+from megadistill.run.fitting import refuse_other_tokenizer, refuse_unfit
+from megadistill.run.trained import located
 from megadistill.tasks.base import Task
 from megadistill.tasks.rows import TaskRows
 from megadistill.teachers.base import Source
@@ -51,15 +52,18 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
         UserError: whatever of it does not fit together.
     """
     accumulation = config.batch.accumulation(world.size)
-    stream = Stream(train_rows(config), world, config.batch.global_size, config.batch.micro_size, config.seed)
+    batch = config.batch
+    stream = Stream(
+        train_rows(config), world, batch.global_size, batch.micro_size, config.seed, sizes=batch.later_sizes
+    )
     tokenizer = load_tokenizer(config.rows.tokenizer)
     vocabulary = tokenizer.vocabulary_size
     head = None if config.task is None else config.task.head
-    teacher = located(config.teacher).build(device) if config.teacher is not None else None
+    teacher, origin = _teacher(config, device)
     models = teacher.models if teacher is not None else ()
     causal = config.task is None and config.text.targets.kind == "clm"
     student = located(config.student).build(
-        models[0] if models else None,
+        models[0] if models else origin,
         vocabulary,
         causal,
         seeds.derive(config.seed, "student"),
@@ -74,8 +78,10 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
     distils = any(objective.needs().teacher for objective in config.objectives)
     if head is not None:
         check_answers(head, student, models if distils else ())
-    _check_sizes(config, student, teacher, vocabulary)
-    _check_tokenizer(config, tokenizer)
+    refuse_unfit(config, student, models, teacher.dims if teacher is not None else None, vocabulary)
+    for who, part in (("teacher", config.teacher), ("student", config.student)):
+        for path in part.paths() if part is not None else []:
+            refuse_other_tokenizer(config, tokenizer, path, who)
     for model in (student, *models):
         model.check_head(min(8, config.rows.sequence_length))
     if config.task is None:
@@ -105,6 +111,10 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
     teacher_dims = teacher.dims if teacher is not None else None
     with seeded(seeds.derive(config.seed, "objectives")):
         losses = [objective.build(student.dims, teacher_dims) for objective in config.objectives]
+    for loss in losses:  # one may hold a second model that learns
+        for module in loss.modules() if isinstance(loss, torch.nn.Module) else ():
+            if isinstance(module, LanguageModel):
+                module.attends = config.attention
     if not distils:
         teacher = None  # it only gave the student its first weights
     return Parts(stream, teacher, student, losses, accumulation, report)
@@ -145,29 +155,14 @@ def check_answers(head: TaskHead, student: LanguageModel, teachers: Sequence[Lan
 _ANSWERS = {"tokens": "{:,} tokens", "label": "{} classes", "value": "a number", "span": "a span of the text"}
 
 
-def _check_sizes(config: RunConfig, student: LanguageModel, teacher: Source | None, vocabulary: int) -> None:
-    ours = student.dims
-    problems = [
-        _too_small("student", student, vocabulary),
-        _too_short("student", student, config.rows.sequence_length),
-    ]
-    if teacher is not None:
-        theirs = teacher.dims
-        problems += [_too_small("teacher", model, vocabulary) for model in teacher.models]
-        problems += [_too_short("teacher", model, config.rows.sequence_length) for model in teacher.models]
-        compares = [o.label for o in config.objectives if o.needs().teacher]
-        if compares and theirs.vocabulary < ours.vocabulary:
-            problems.append(
-                f"the teacher's vocabulary has {theirs.vocabulary:,} entries, the student's {ours.vocabulary:,}: "
-                f"{', '.join(compares)} cannot compare them entry by entry"
-            )
-    found = [p for p in problems if p]
-    if found:
-        raise UserError(
-            "the models and the data do not fit together",
-            "\n  ".join(found),
-            "use the teacher's tokenizer (data.tokenizer) and its sizes for the student",
-        )
+def _teacher(config: RunConfig, device: torch.device) -> tuple[Source | None, LanguageModel | None]:
+    """The teacher; and, where it has no model in the process, one for the student to start from, if it needs one."""
+    if config.teacher is None:
+        return None, None
+    located_teacher = located(config.teacher)
+    if config.data is not None:
+        located_teacher.check(config.data)
+    return located_teacher.build(device), located_teacher.origin() if config.student.starts_from_teacher else None
 
 
 def _check_direction(config: RunConfig, who: str, model: LanguageModel) -> None:
@@ -186,58 +181,3 @@ def _check_direction(config: RunConfig, who: str, model: LanguageModel) -> None:
             "its states at a token do not change with the tokens after it",
             f"use a bidirectional {who}, such as bert, or data.targets: {{kind: clm}}",
         )
-
-
-def _check_tokenizer(config: RunConfig, ours: Tokenizer) -> None:
-    """Ids that mean other words to the teacher would be learnt as if they were right: nothing else would notice."""
-    for who, part in (("teacher", config.teacher), ("student", config.student)):
-        for path in map(tokenizer_of, part.paths() if part is not None else []):
-            if path != config.rows.tokenizer:
-                _check_one_tokenizer(config, ours, who, path)
-
-
-def _check_one_tokenizer(config: RunConfig, ours: Tokenizer, who: str, path: str) -> None:
-    try:
-        theirs = load_tokenizer(path)
-    except UserError as error:
-        log.get().warning(f"not checked that the {who} was trained with {config.rows.tokenizer}: {error.what}")
-        return
-    difference = _difference(ours, theirs)
-    section, again = ("data", " and run `megadistill prepare`") if config.task is None else ("task", "")
-    if difference:
-        raise UserError(
-            f"the {who} was trained with another tokenizer than the data's",
-            difference,
-            f"set {section}.tokenizer to {path}{again}, or take a {who} of {config.rows.tokenizer}",
-        )
-
-
-def _difference(ours: Tokenizer, theirs: Tokenizer) -> str:
-    """Where two tokenizers' ids mean different things; empty where they agree, whatever files they came from."""
-    data, model = (tokenizer.backend.get_vocab(with_added_tokens=True) for tokenizer in (ours, theirs))
-    different = sorted(token for token in data.keys() | model.keys() if data.get(token) != model.get(token))
-    if different:
-        token = different[0]
-        return (
-            f"{len(different):,} tokens have another id or none, such as {token!r}: "
-            f"{data.get(token)} in the data, {model.get(token)} in the model"
-        )
-    if ours.special != theirs.special:
-        return f"special tokens: {ours.special.as_dict()} in the data, {theirs.special.as_dict()} in the model"
-    return ""
-
-
-def _too_small(who: str, model: LanguageModel, vocabulary: int) -> str:
-    if model.num_tokens >= vocabulary:
-        return ""
-    return f"the tokenizer has {vocabulary:,} entries, and the {who}'s vocabulary only {model.num_tokens:,}"
-
-
-def _too_short(who: str, model: LanguageModel, length: int) -> str:
-    limit: Any = getattr(model.hf.config, "max_position_embeddings", None)
-    table: Any = getattr(getattr(model.hf.base_model, "embeddings", None), "position_embeddings", None)
-    if limit is not None and getattr(table, "padding_idx", None) is not None:
-        limit -= table.padding_idx + 1  # RoBERTa counts positions from its padding id
-    if limit is None or length <= limit:
-        return ""
-    return f"data.sequence_length is {length}, and the {who} knows only {limit} positions"

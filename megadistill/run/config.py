@@ -17,7 +17,7 @@ import megadistill.tasks
 import megadistill.teachers
 from megadistill.core.errors import UserError
 from megadistill.core.schema import OneOf, Strict, Tree, discover, explain, override, read_yaml
-from megadistill.core.types import AnswerKind
+from megadistill.core.types import AnswerKind, union_of_needs
 
 for _package in (
     megadistill.data.corpora,
@@ -38,6 +38,14 @@ from megadistill.tasks.base import Task  # noqa: E402
 from megadistill.teachers.base import Teacher  # noqa: E402
 
 
+class BatchChange(Strict):
+    """Another global batch size from a step on."""
+
+    from_step: int = Field(ge=2)
+    """The first step of this size; steps are counted from 1."""
+    global_size: int = Field(gt=0)
+
+
 class BatchConfig(Strict):
     """How many rows a step sees, whatever the number of ranks."""
 
@@ -45,23 +53,41 @@ class BatchConfig(Strict):
     """Rows per optimizer step, over all ranks and accumulation."""
     micro_size: int = Field(gt=0)
     """Rows per rank and forward pass; accumulation follows: global_size / (micro_size x ranks)."""
+    schedule: list[BatchChange] = Field(default_factory=list)
+    """Other global sizes from later steps on (batch size warm-up), such as [{from_step: 1001, global_size: 512}]. The
+    learning rate does not follow by itself."""
+
+    @model_validator(mode="after")
+    def _changes_follow_one_another(self) -> BatchConfig:
+        steps = [change.from_step for change in self.schedule]
+        if steps != sorted(set(steps)):
+            raise ValueError(f"schedule: each from_step must be larger than the one before, not {steps}")
+        return self
+
+    @property
+    def later_sizes(self) -> list[tuple[int, int]]:
+        """(0-based step, rows per step from there on), for `Stream`."""
+        return [(change.from_step - 1, change.global_size) for change in self.schedule]
 
     def accumulation(self, world_size: int) -> int:
-        """Micro-batches per step and rank.
+        """Micro-batches per step and rank, before `schedule` changes it.
 
         Raises:
-            UserError: when the global batch does not divide; names the nearest sizes that do.
+            UserError: when a global batch does not divide; names the nearest sizes that do.
         """
         unit = self.micro_size * world_size
-        if self.global_size % unit == 0:
-            return self.global_size // unit
-        near = sorted({max(self.global_size // unit, 1) * unit, (self.global_size // unit + 1) * unit})
-        raise UserError(
-            f"batch.global_size={self.global_size} does not divide by batch.micro_size x ranks "
-            f"= {self.micro_size} x {world_size}",
-            "every rank must see the same number of micro-batches",
-            f"nearest global sizes that do: {' or '.join(map(str, near))}",
-        )
+        sizes = {"global_size": self.global_size}
+        sizes |= {f"schedule.{number}.global_size": change.global_size for number, change in enumerate(self.schedule)}
+        for name, size in sizes.items():
+            if size % unit:
+                near = sorted({max(size // unit, 1) * unit, (size // unit + 1) * unit})
+                raise UserError(
+                    f"batch.{name}={size} does not divide by batch.micro_size x ranks "
+                    f"= {self.micro_size} x {world_size}",
+                    "every rank must see the same number of micro-batches",
+                    f"nearest global sizes that do: {' or '.join(map(str, near))}",
+                )
+        return self.global_size // unit
 
 
 class TrainConfig(Strict):
@@ -119,6 +145,9 @@ class LogConfig(Strict):
     tensorboard: bool = True
     hash_every_steps: int | None = Field(None, gt=0)
     """Log a hash of all parameters every so many steps (to compare runs bit for bit); None: never."""
+    gradient_shares_every_steps: int | None = Field(None, gt=0)
+    """Log how the student's gradient divides among the objectives, each one's norm over the sum of their norms, on one
+    micro-batch a rank: one more forward pass, and a backward pass an objective. Not at ZeRO 3. None: never."""
     rows: bool = False
     """Log which rows each rank trains on, with hashes of inputs and labels (to audit the data order)."""
 
@@ -209,6 +238,18 @@ class RunConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _teacher_can_give_what_is_asked(self) -> RunConfig:
+        if self.teacher is not None:
+            if why := self.teacher.cannot_read(self.data):
+                raise ValueError(f"teacher: {self.teacher.kind}: {why}")
+            asked = {f"objectives: {o.label}": o.needs() for o in self.objectives if o.needs().teacher}
+            asked["objectives"] = union_of_needs(list(asked.values()))
+            for where, needs in asked.items():
+                if why := self.teacher.cannot(needs):
+                    raise ValueError(f"{where} and teacher: {self.teacher.kind} do not go together: {why}")
+        return self
+
+    @model_validator(mode="after")
     def _exchanged_rows_are_two(self) -> RunConfig:
         exchanging = [o.label for o in self.objectives if o.needs().again]
         if exchanging and self.batch.micro_size < 2:
@@ -226,6 +267,14 @@ class RunConfig(Strict):
             raise ValueError(
                 f"objectives: {', '.join(early)} would learn from a teacher that is not there until step {absent}; "
                 f"give ramp: {{from_step: {absent}, to_step: {absent + 1}}}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gradients_can_be_shared_out(self) -> RunConfig:
+        if self.log.gradient_shares_every_steps and self.engine.zero_stage == 3:
+            raise ValueError(
+                "log.gradient_shares_every_steps: at engine.zero_stage 3 no rank holds the weights; use stage 0, 1 or 2"
             )
         return self
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -61,6 +65,23 @@ def run(
     codes = [process.returncode for process in processes]
     assert codes == [0] * world_size, f"exit codes {codes}\n" + "\n".join(outputs)
     return outputs
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """No file of this process may grow beyond so many bytes: writing fails, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def linger(folder: Path, *_: object) -> None:
+    """Leave a file named by this process's id, and stay for a minute."""
+    (folder / str(os.getpid())).touch()
+    time.sleep(60)
 
 
 def die(*_: object) -> None:

@@ -21,6 +21,7 @@ from megadistill.kernels.dispatch import implementations
 from megadistill.run.build import Parts
 from megadistill.run.config import RunConfig
 from megadistill.run.directory import RunDirectory
+from megadistill.run.quarantine import Quarantine
 from megadistill.train import held_out, stop
 from megadistill.train.accumulate import accumulate
 from megadistill.train.checkpoints import Checkpoints, layout
@@ -65,6 +66,7 @@ class Job:
         limits = (config.train.hang_seconds, config.train.timeout_seconds)
         self.watchdog = Watchdog(directory.path, self.attempt, world.rank, *limits)
         self.deadline = Deadline(slurm_end() if world.is_main else None)
+        self.quarantine = Quarantine(directory, (parts.stream.part, held_out_rows.part))
         self.stopwatch, self.stragglers = Stopwatch(device), Stragglers()
         self.row_log = RowLog(directory.path, self.attempt, world.rank) if config.log.rows else None
         self.checked_gradients = False
@@ -75,7 +77,7 @@ class Job:
 
     # ------------------------------------------------------------------ steps
 
-    def accumulate(self, step: int, micro_batches: list[Batch], counts: Tensor) -> tuple[Tensor, Tensor]:
+    def accumulate(self, step: int, micro_batches: list[Batch], counts: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """One global batch's gradient (see `accumulate`); the first one is checked to be the same on all ranks."""
         result = accumulate(
             self.engine,
@@ -85,8 +87,9 @@ class Job:
             step=step,
             seed=self.config.seed,
             check_ranks=not self.checked_gradients,
-            ask_teacher=self.due(step, self.config.log.every_steps),
             stopwatch=self.stopwatch,
+            watch=self.due(step, self.config.log.every_steps),
+            share_gradients=self.due(step, self.config.log.gradient_shares_every_steps),
         )
         self.checked_gradients = True
         return result
@@ -96,6 +99,9 @@ class Job:
         if self.row_log is not None:
             self.row_log.write(step, micro_batches)
         if self.parts.teacher is not None:
+            assert self.config.teacher is not None
+            if self.config.teacher.patience:
+                self.watchdog.enter("teacher", step, self.config.teacher.patience)
             self.parts.teacher.after_step(step, self.parts.student)
 
     def wish(self) -> int:
@@ -154,7 +160,10 @@ class Job:
         faults.place("evaluate", self.world.rank)
         rows = 2 * size * self.world.size if rehearsal else self.config.evaluate.rows
         batches = self.held_out.batches(size, self.config.seed, self.world, max_rows=rows)
-        scores = held_out.evaluate(self.engine, self.parts.teacher, batches, self.device)
+        teacher = self.parts.teacher
+        if teacher is not None and not teacher.models:  # kept answers know nothing of rows that are not trained on
+            teacher = None
+        scores = held_out.evaluate(self.engine, teacher, batches, self.device)
         if rehearsal:
             return {f"rehearsal/{name.removeprefix('heldout/')}": value for name, value in scores.items()}
         self.scored = (step, scores["heldout/loss"])
@@ -167,6 +176,7 @@ class Job:
         found = self.checkpoints.restore()
         step = 0 if found is None else found.step
         self.directory.resumed(None if found is None else (found.step, found.attempt))
+        self.quarantine.recall()
         if self.world.is_main:
             checkpoint.sweep(self.directory.checkpoints, self.attempt)
         self.directory.journal(
@@ -191,6 +201,7 @@ class Job:
         if self.world.is_main:
             stop.done(self.directory.control, word)  # a file that asked for this save must not ask again
         scored, loss = self.scored
+        self.quarantine.agree(step)
         self.checkpoints.save(step, loss if scored == step else None)
         self.directory.status("running", step=step)
 
@@ -283,10 +294,11 @@ class Job:
         log.get().info(text)
 
     def _greet(self, found: checkpoint.Found | None, step: int) -> None:
-        batch, stream = self.config.batch, self.parts.stream
+        stream, micro, ranks = self.parts.stream, self.config.batch.micro_size, self.world.size
+        rows = stream.sizes.span(step)[1]
         self.say(
-            f"accumulation {self.parts.accumulation} = {batch.global_size} / ({batch.micro_size} x {self.world.size} "
-            f"ranks); {stream.tokens_per_step:,} tokens a step, {stream.rows_per_epoch:,} rows an epoch"
+            f"accumulation {rows // (micro * ranks)} = {rows} / ({micro} x {ranks} ranks); "
+            f"{rows * self.config.rows.sequence_length:,} tokens a step, {stream.rows_per_epoch:,} rows an epoch"
         )
         if found is not None:
             self.say(f"continuing at step {step} from {found.path}")

@@ -20,7 +20,7 @@ class Recorder:
     """Records what it is given, on rank 0; does nothing on the others.
 
     Names are paths: `train/loss`, `train/objective/<label>`, `teacher/loss`, `train/learning_rate`,
-    `train/gradient_norm`, `train/tokens_per_second`, `heldout/...`.
+    `train/gradient_norm`, `train/tokens_per_second`, `train/data_wait` (share of the step), `heldout/...`.
     """
 
     def __init__(

@@ -171,7 +171,14 @@ def tar(path, members, compress=bytes):
     return path
 
 
-@pytest.mark.parametrize(("name", "pack"), [("a.tar", bytes), ("a.tar.gz", gzip.compress)])
+@pytest.mark.parametrize(
+    ("name", "pack"),
+    [
+        ("a.tar", bytes),
+        ("a.tar.gz", gzip.compress),
+        ("a.tar.zst", lambda data: zstandard.ZstdCompressor().compress(data)),
+    ],
+)
 def test_webdataset_tars(tmp_path, name, pack):
     members = [("x/1.txt", "hé".encode()), ("x/1.json", b"{}"), ("x/2.txt", b"two"), ("x/2.cls", b"3")]
     path = str(tar(tmp_path / name, members, pack))
@@ -199,6 +206,17 @@ def test_what_is_wrong_with_a_tar(tmp_path, spoil, message):
     with pytest.raises(UserError, match=message) as caught:
         texts(kind="webdataset", files=[str(path)])
     assert "a.tar" in str(caught.value)
+
+
+def test_a_member_that_does_not_fit_into_memory_is_refused(tmp_path):
+    import tarfile
+
+    with tarfile.open(tmp_path / "a.tar", "w") as handle, open("/dev/zero", "rb") as zeros:
+        entry = tarfile.TarInfo("1.txt")
+        entry.size = 65_000_000
+        handle.addfile(entry, zeros)
+    with pytest.raises(UserError, match=r"member 1.txt is longer than 64 MB"):
+        texts(kind="webdataset", files=[str(tmp_path / "a.tar")])
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import numpy as np
@@ -13,12 +12,13 @@ from megadistill.core.errors import UserError
 from megadistill.core.files import sha256_file, write_json
 from megadistill.core.types import IGNORE
 from megadistill.data import shards as module
-from megadistill.data.index import INDEX, TABLE, read_index, read_table
+from megadistill.data.index import INDEX, TABLE, read_index
 from megadistill.data.prepare import prepare
-from megadistill.data.reader import ReadConfig, Shards
+from megadistill.data.reader import ReadConfig, Shards, verify
 from megadistill.data.shards import Layout, ShardWriter, write_shards
 from megadistill.data.staging import Stage, Staging
 from megadistill.data.stream import Stream
+from megadistill.testing.processes import largest_file
 
 ABOUT = {
     "sequence_length": 16,
@@ -26,7 +26,6 @@ ABOUT = {
     "vocabulary_size": 500,
     "special_ids": {"pad": 0, "cls": 2, "sep": 3},
 }
-LAYOUT = Layout(100, 16, 2)
 
 
 @pytest.fixture
@@ -50,6 +49,11 @@ def tars(folder):
     return sorted(folder.glob("*.tar"))
 
 
+def token_at(member):
+    """Offset of a whole member's first token."""
+    return Layout(100, 16, 2).row(member, 0, 100)[0]
+
+
 def flip(path, offset):
     content = bytearray(path.read_bytes())
     content[offset] ^= 1
@@ -59,18 +63,31 @@ def flip(path, offset):
 EVERY = np.arange(1100)
 
 
-def test_a_bit_flipped_in_a_tar_header_is_an_index_that_disagrees(folder):
-    flip(tars(folder)[0], LAYOUT.tokens(1, 100) - 640 + 3)
+def test_a_bit_flipped_between_the_rows_harms_none_and_is_found(folder, rows):
+    first = tars(folder)[0]
+    flip(first, token_at(1) - 640 + 3)
+    assert np.array_equal(Shards(folder).rows(EVERY)[0], rows[0])
+    assert str(first) in verify(folder)[0]
+    with pytest.raises(UserError, match=f"{first.name} is damaged"):
+        Shards(folder, ReadConfig(verify="full"))
+
+
+def test_a_member_that_is_not_there_is_an_index_that_disagrees(folder):
+    content = bytearray(tars(folder)[0].read_bytes())
+    content[token_at(1) - 640 : token_at(2) - 640] = bytes(token_at(1) - token_at(0))
+    tars(folder)[0].write_bytes(content)
     opened = Shards(folder)
     opened.rows(np.arange(100))
-    with pytest.raises(UserError, match=r"is not the one that its index describes(.|\n)*there is no member"):
+    with pytest.raises(
+        UserError, match=r"is damaged(.|\n)*rows 100 to 199: the index expects(.|\n)*there is no member"
+    ):
         opened.rows(np.array([100]))
 
 
 def test_a_tar_of_other_rows_is_told_from_the_one_of_the_index(folder, rows, tmp_path):
     first, second = tars(folder)[:2]
     shutil.copy(second, first)
-    with pytest.raises(UserError, match=r"expects 000000-0000000000.tokens.npy(.|\n)*there is member 000000-00000005"):
+    with pytest.raises(UserError, match=r"expects 000000-0000000000.tokens.npy(.|\n)*there is 000000-00000005"):
         Shards(folder).rows(np.array([0]))
 
 
@@ -87,12 +104,12 @@ def test_rows_of_another_dtype_or_length_are_named(folder, rows, tmp_path, chang
     foreign = tars(other)[0].read_bytes()
     first = tars(folder)[0]
     first.write_bytes((foreign + bytes(first.stat().st_size))[: first.stat().st_size])
-    with pytest.raises(UserError, match=f"is not the one that its index describes(.|\n)*{found}|no member"):
+    with pytest.raises(UserError, match=f"{first.name} is damaged(.|\n)*({found}|no member)"):
         Shards(folder).rows(np.array([0]))
 
 
 def test_verify_off_checks_nothing_and_full_checks_all_at_once(folder, rows):
-    flip(tars(folder)[1], LAYOUT.tokens(0, 100) + 8)
+    flip(tars(folder)[1], token_at(0) + 8)
     tokens, _ = Shards(folder, ReadConfig(verify="off")).rows(EVERY)
     assert (tokens != rows[0]).sum() == 1
     with pytest.raises(UserError, match=f"{tars(folder)[1].name} is damaged"):
@@ -138,30 +155,35 @@ def test_a_shard_listed_twice_is_refused(folder):
 
 
 def test_quarantine_replaces_damaged_rows_the_same_way_for_ever(folder, rows):
-    flip(tars(folder)[1], LAYOUT.tokens(1, 100) + 8)
+    flip(tars(folder)[1], token_at(1) + 8)
     tars(folder)[2].unlink()
     read = ReadConfig(damaged="quarantine", quarantine_rows=600)
     opened = Shards(folder, read)
     tokens, segments = opened.rows(EVERY)
-    table = read_table(folder, read_index(folder))
-    start, stop = int(table.first_row[2]), int(table.first_row[3])
+    first = opened.table.first_row.tolist()
+    lost = [(opened.name(1), first[1] + 100, first[1] + 200), (opened.name(2), first[2], first[3])]
+    assert opened.lost() == lost
     bad = np.zeros(1100, dtype=bool)
-    bad[start:stop] = True
-    bad[int(table.first_row[1]) + 100 : int(table.first_row[1]) + 200] = True
+    for _, start, stop in lost:
+        bad[start:stop] = True
+    assert opened.quarantined_rows == bad.sum()
     assert np.array_equal(tokens[~bad], rows[0][~bad])
     assert (tokens[bad] == [2, *[0] * 15]).all()
     assert (segments[bad] == [1, *[0] * 15]).all()
-    assert opened.quarantined_rows == bad.sum()
-    notes = [json.loads(path.read_text()) for path in sorted((folder / "quarantine").iterdir())]
-    assert {note["shard"] for note in notes} == {opened.name(1), opened.name(2)}
     write_shards(folder, "text", ABOUT, [rows])  # mended: a run that goes on must not notice
     again = Shards(folder, read)
-    assert again.quarantined_rows == bad.sum()
-    assert np.array_equal(again.rows(EVERY)[0], tokens)
+    for _, start, stop in lost:
+        again.lose(start, stop)
+    assert again.lost() == lost
+    shuffled = np.random.default_rng(0).permutation(1100)
+    assert np.array_equal(again.rows(shuffled)[0], tokens[shuffled])
     assert np.array_equal(Shards(folder).rows(EVERY)[0], rows[0])  # others read what is there
 
 
 def test_quarantine_is_bounded(folder):
+    sound = Shards(folder, ReadConfig(damaged="quarantine", quarantine_rows=50))
+    with pytest.raises(UserError, match=r"damaged rows in(.|\n)*allows 50"):
+        sound.lose(0, 1)  # a rank's, or an earlier attempt's
     tars(folder)[0].unlink()
     with pytest.raises(UserError, match=r"damaged rows in(.|\n)*allows 50"):
         Shards(folder, ReadConfig(damaged="quarantine", quarantine_rows=50))
@@ -187,13 +209,33 @@ def test_training_goes_on_around_quarantined_rows(prepared, changed, tmp_path):
         assert (ours.labels[bad] == IGNORE).all()
         assert (ours.mask[bad].sum(dim=1) == 1).all()
     assert lost > 0
-    assert stream.part.quarantined_rows > 0
+    assert stream.part.lost()[0].items() >= {"corpus": "two", "part": "train", "shard": tar.name}.items()
     failing = Stream(damaged, World(), 24, 24, 0)
     with pytest.raises(UserError, match="damaged"):
         [failing.take(step) for step in range(4)]
 
 
+def test_what_cannot_be_fetched_is_not_taken_for_damaged(folder, tmp_path):
+    read = ReadConfig(damaged="quarantine")
+    opened = Shards(folder, read, Stage(Staging(dir=tmp_path / "near", max_gigabytes=1), str(folder), "text"))
+    with largest_file(10_000), pytest.raises(UserError, match="cannot stage shard"):
+        opened.rows(np.array([0]))
+    assert opened.lost() == []
+    assert opened.rows(np.array([0]))[0].any()
+
+
 # ------------------------------------------------------------------ staging
+
+
+def test_a_copy_that_was_damaged_near_by_is_named_and_fetched_again(folder, rows, tmp_path):
+    opened, _ = staged(folder, tmp_path, 1)
+    opened.rows(EVERY)
+    near = tars(tmp_path / "near" / "text")[0]
+    flip(near, token_at(0) + 8)
+    with pytest.raises(UserError, match=f"{near} is damaged(.|\\n)*remove this copy"):
+        staged(folder, tmp_path, 1)[0].rows(EVERY)
+    near.unlink()
+    assert np.array_equal(staged(folder, tmp_path, 1)[0].rows(EVERY)[0], rows[0])
 
 
 def staged(folder, tmp_path, gigabytes, far=None):
@@ -245,6 +287,8 @@ def test_a_corpus_larger_than_the_cap_needs_order_block(prepared, changed, tmp_p
         Stream(small, World(), 24, 24, 0)
     with pytest.raises(UserError, match="a window of blocks does not fit"):
         Stream(changed(small, order="block"), World(), 24, 24, 0)
+    with pytest.raises(UserError, match=r"larger than data\.read\.staging"):
+        prepare(small, lambda line: None)
 
 
 # ------------------------------------------------------------------ where nothing can be written
@@ -256,15 +300,8 @@ def test_a_folder_that_cannot_be_written_to_is_named(prepared, changed, place):
         prepare(changed(prepared, dir=place), lambda line: None)
 
 
-def test_a_full_disk_leaves_no_shard_that_looks_whole(tmp_path, rows, monkeypatch):
-    import errno
-    import os
-
-    def full(handle):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(module.os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+def test_a_full_disk_leaves_no_shard_that_looks_whole(tmp_path, rows):
+    with largest_file(10_000), pytest.raises(OSError, match="File too large"):
         write_shards(tmp_path, "text", ABOUT, [rows])
     assert list(tmp_path.iterdir()) == []
 

@@ -203,12 +203,11 @@ def test_batches_that_grow_follow_one_another_without_gap_or_overlap():
 @pytest.mark.parametrize("blocks", [None, Blocks(rows=64, window=8)])
 def test_global_batches_are_the_same_for_any_number_of_ranks(blocks):
     order = Order([5000, 3000], [3, 1], 1, blocks=blocks)
-    positions = 7 * 2048 + np.arange(2048)
-    whole = located(order, positions)
+    sizes = BatchSizes(1024, [(7, 2048)])
+    whole = located(order, 7 * 1024 + np.arange(2048))
     for world in (1, 2, 4, 8, 64, 1024):
         for micro in {1, 2048 // world}:
-            view = positions.reshape(-1, world, micro)
-            ranks = [located(order, view[:, rank].reshape(-1)) for rank in range(world)]
+            ranks = [located(order, sizes.positions(7, rank, world, micro)) for rank in range(world)]
             parts = np.array(ranks).reshape(world, -1, micro, 3).transpose(1, 0, 2, 3).reshape(-1, 3)
             assert [tuple(place) for place in parts.tolist()] == whole
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -19,8 +17,8 @@ from megadistill.data.documents import content_hash
 from megadistill.data.index import read_index
 from megadistill.data.prepare import prepare, read_corpus_stats
 from megadistill.data.reader import Shards
-from megadistill.data.shards import ShardWriter
 from megadistill.data.tokenization import load_tokenizer
+from megadistill.testing.processes import largest_file
 
 
 @pytest.fixture
@@ -124,6 +122,16 @@ def test_unknown_tokens_are_counted(config, tmp_path, documents):
     assert stats.unknown_share == pytest.approx(stats.train.documents / 2 / stats.train.tokens, rel=0.2)
 
 
+def test_documents_that_say_nothing_are_none(config, changed, tmp_path, documents):
+    texts = documents(40)
+    lines = [json.dumps({"text": text}) for text in ("", *texts[:20], " \n\t", "", *texts[20:])]
+    (tmp_path / "text.jsonl").write_text("\n".join(lines))
+    corpus = {"kind": "jsonl", "name": "text", "files": [str(tmp_path / "text.jsonl")]}
+    stats = prepare(changed(config, corpora=[corpus]), quiet).corpora[0]
+    assert (stats.documents, stats.duplicates) == (40, 0)
+    assert "0" not in stats.document_lengths
+
+
 def test_an_empty_corpus_is_a_users_error_and_leaves_nothing(config, tmp_path):
     (tmp_path / "text.txt").write_text("\n \n")
     with pytest.raises(UserError, match="gives no training rows"):
@@ -133,19 +141,14 @@ def test_an_empty_corpus_is_a_users_error_and_leaves_nothing(config, tmp_path):
 
 def test_a_full_disk_is_a_users_error_and_the_old_shards_stay(config, changed, monkeypatch):
     prepare(config, quiet)
-
-    def full(self):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ShardWriter, "_write_shard", full)
-        with pytest.raises(UserError, match=r"no space left(.|\n)*finished work wait in (\S+)") as caught:
-            prepare(changed(config, sequence_length=32), quiet)
+    other = changed(config, sequence_length=32)
+    with largest_file(25_000), pytest.raises(UserError, match=r"no space left(.|\n)*work wait in (\S+)") as caught:
+        prepare(other, quiet)
     making = config.dir / caught.value.why.rpartition(" ")[2]
     assert (making / "encoded" / "000000.npz").exists()
     assert read_index(config.dir / "text" / "train").sequence_length == 16
     monkeypatch.setattr(module, "encode", lambda *_: pytest.fail("read again"))
-    assert prepare(changed(config, sequence_length=32), quiet).fresh == ["text"]
+    assert prepare(other, quiet).fresh == ["text"]
     assert sorted(p.name for p in config.dir.iterdir()) == [".text.lock", "text"]
 
 

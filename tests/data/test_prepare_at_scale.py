@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +141,63 @@ def test_a_worker_that_the_system_kills_is_told(config, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"a process was killed(.|\n)*fewer --workers"):
         list(team.each(die, jobs, "text: reading", quiet))
     team.close()
+
+
+def test_workers_leave_with_who_started_them(tmp_path):
+    code = """
+import sys
+from pathlib import Path
+from megadistill.data import workers
+from megadistill.testing.processes import linger
+workers.SMALL = 0
+list(workers.Workers(2).each(linger, [(n, 1, (Path(sys.argv[1]),)) for n in range(4)], "", print))
+"""
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) as process:
+        until(lambda: len(list(tmp_path.iterdir())) == 2)
+        process.kill()
+    until(lambda: not any(Path("/proc", path.name).exists() for path in tmp_path.iterdir()))
+
+
+def until(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_more_files_than_may_be_open_at_once(config):
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 10, before[1]))
+    try:
+        assert prepare(config, quiet, workers=1).corpora[0].documents == 19 * FILES + 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_share_leaves_what_others_still_read_to_them(config):
+    import fcntl
+
+    prepare(config, quiet, workers=1, share=(0, 2))
+    lines = []
+    with open(config.dir / ".text.lock") as another:
+        fcntl.flock(another, fcntl.LOCK_SH)
+        assert prepare(config, lines.append, workers=1, share=(1, 2)).unfinished == ["text"]
+    assert lines[-1].endswith("the last of them finishes")
+    assert prepare(config, quiet, workers=1, share=(0, 2)).fresh == ["text"]
+
+
+def test_ids_that_are_damaged_while_they_wait_are_made_again(config, changed, tmp_path):
+    prepare(config, quiet, workers=1)
+    other = changed(config, dir=tmp_path / "damaged")
+    prepare(other, quiet, workers=1, share=(0, 2))
+    ids = next((tmp_path / "damaged").glob(".text.*.making")) / "encoded" / "000002.tokens"
+    content = bytearray(ids.read_bytes())
+    content[10] ^= 1
+    ids.write_bytes(content)
+    with pytest.raises(UserError, match=r"000002.npz is damaged(.|\n)*start `prepare` again"):
+        prepare(other, quiet, workers=1, share=(1, 2))
+    assert prepare(other, quiet, workers=1).fresh == ["text"]
+    assert tree(other.dir / "text") == tree(config.dir / "text")
 
 
 def test_near_duplicates_go_and_the_first_stays(config, changed, tmp_path, documents):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from megadistill.core.errors import UserError
-from megadistill.data import shards
+from megadistill.data import shards, span
 from megadistill.data.index import read_index, read_table, write_index
 from megadistill.data.reader import Shards, verify
 from megadistill.data.shards import Layout, ShardWriter
@@ -64,6 +64,17 @@ def test_rows_are_read_back_in_any_order(tmp_path, rows):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_more_tars_than_may_be_mapped_at_once(tmp_path, rows, monkeypatch):
+    written(tmp_path, rows)
+    monkeypatch.setattr(span, "MOST_MAPPED", 2)
+    opened = Shards(tmp_path)
+    assert opened.index.shards > 2
+    for chosen in np.random.default_rng(1).integers(0, 1100, (100, 2)):
+        tokens, segments = opened.rows(chosen)
+        assert np.array_equal(tokens, rows[0][chosen])
+        assert np.array_equal(segments, rows[1][chosen])
+
+
 def test_large_vocabularies_take_four_bytes(tmp_path, rows):
     tokens = rows[0] + 100_000
     index = written(tmp_path, (tokens, rows[1]), ABOUT | {"vocabulary_size": 128_000})
@@ -98,7 +109,7 @@ def test_a_flipped_byte_is_found_by_verify_and_by_reading(tmp_path, rows):
     index = written(tmp_path, rows)
     table = read_table(tmp_path, index)
     damaged = tmp_path / names(tmp_path)[1]
-    flip(damaged, Layout(100, 16, 2).tokens(0, 100) + 40)
+    flip(damaged, Layout(100, 16, 2).row(0, 0, 100)[0] + 40)
     problems = verify(tmp_path)
     assert len(problems) == 1
     assert str(damaged) in problems[0]

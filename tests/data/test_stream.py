@@ -75,6 +75,20 @@ def test_skipping_a_window_moves_the_later_steps_up(prepared):
     assert [rows_of(both.take(s)) for s in (3, 4)] == [rows_of(plain.take(s)) for s in (5, 7)]
 
 
+def test_windows_may_be_skipped_later(prepared):
+    plain, stream = Stream(prepared, World(), 24, 24, 0), Stream(prepared, World(), 24, 24, 0)
+    stream.take(4)
+    stream.leave_out([plain.window(3, 5)])
+    assert rows_of(stream.take(4)) == rows_of(plain.take(6))
+
+
+@pytest.mark.parametrize(("size", "micro"), [(1, 8), (2, 4), (4, 2)])
+def test_a_batch_that_grows_is_the_same_for_every_world(prepared, size, micro):
+    """24 rows a step, from the fourth on 48: every row follows the one before."""
+    steps = [row for step in range(6) for row in global_batch(prepared, step, size, micro, sizes=[(3, 48)])]
+    assert steps == [row for step in range(9) for row in global_batch(prepared, step, 1, 24)]
+
+
 def test_prefetching_yields_what_take_does_and_ends_its_thread(prepared):
     stream = Stream(prepared, World(), 24, 12, 0)
     assert [rows_of(b) for b in stream.prefetching(3, 8)] == [rows_of(stream.take(s)) for s in range(3, 8)]

@@ -44,9 +44,11 @@ def journal(run, event):
 @pytest.mark.distributed
 @pytest.mark.parametrize(("stage", "asynchronous"), [(1, False), (2, True), (3, True)])
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(config, stage, asynchronous):
-    """Dropout is on (0.1). The last checkpoint is damaged, so the run must fall back to step 6 and repeat 7 to 12."""
+    """Dropout is on (0.1), and the batch grows at step 4. The last checkpoint is damaged, so the run must fall back to
+    step 6 and repeat 7 to 12."""
     run = config.parent / "runs" / f"zero{stage}"
     options = [f"name=zero{stage}", f"engine.zero_stage={stage}", "engine.persistence_threshold=0"]
+    options.append("batch.schedule=[{from_step: 4, global_size: 24}]")
     options += [f"checkpoint.asynchronous={asynchronous}", "checkpoint.keep=3"]
     train(config, *options)
     whole = trace(run, attempt=1)

@@ -24,6 +24,19 @@ OPTIONS = {
     "activations computed again, ZeRO 3": (3, ["engine.activation_checkpointing=true"]),
 }
 """Name -> (ZeRO stage, what is set on top of it)."""
+GROWING = [  # an update that is linear in the gradient, and no dropout: micro-batches are then only a way to add up
+    "batch.schedule=[{from_step: 2, global_size: 24}]",
+    "optimizer={learning_rate: 1.0, eps: 1.0, gradient_clipping: 100.0}",
+    "student.config={num_hidden_layers: 1, hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0}",
+]
+SPLITS = {
+    "growing batch": (1, "batch.micro_size=4"),
+    "growing batch, small micro-batches": (1, "batch.micro_size=2"),
+    "growing batch, ZeRO 0": (0, "batch.micro_size=4"),
+    "growing batch, ZeRO 2": (2, "batch.micro_size=2"),
+    "growing batch, ZeRO 3": (3, "batch.micro_size=4"),
+    "growing batch, optimizer in host memory": (2, "batch.micro_size=4", "engine.offload_optimizer=cpu"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +45,12 @@ def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("options")
     path = workspace.make(folder)
     prepare(load(path).data, lambda line: None)
-    cases = {**{f"plain {s}": PLAIN[s] for s in PLAIN}, **{n: PLAIN[s] + more for n, (s, more) in OPTIONS.items()}}
+    growing = {n: [f"engine.zero_stage={stage}", *more, *GROWING] for n, (stage, *more) in SPLITS.items()}
+    cases = {
+        **growing,
+        **{f"plain {s}": PLAIN[s] for s in PLAIN},
+        **{n: PLAIN[s] + more for n, (s, more) in OPTIONS.items()},
+    }
     processes.run([WORKER, str(path), json.dumps(list(cases.values())), str(folder / "weights.pt")], 2)
     return dict(zip(cases, torch.load(folder / "weights.pt"), strict=True))
 
@@ -44,3 +62,12 @@ def test_an_option_changes_nothing_that_is_learnt(weights, name):
     assert plain.keys() == ours.keys()
     for parameter, value in plain.items():
         torch.testing.assert_close(ours[parameter], value, rtol=1e-6, atol=1e-7, msg=lambda m, p=parameter: f"{p}: {m}")
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("name", list(SPLITS)[1:])
+def test_a_batch_that_grows_is_added_up_whole_however_it_is_split(weights, name):
+    """16 rows, then 24: two micro-batches a rank and then three, or four and then six."""
+    first, ours = weights["growing batch"], weights[name]
+    for parameter, value in first.items():
+        torch.testing.assert_close(ours[parameter], value, rtol=0, atol=1e-5, msg=lambda m, p=parameter: f"{p}: {m}")

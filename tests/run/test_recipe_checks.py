@@ -20,13 +20,36 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
         ("hinton", "objectives.0.temperature=0", "objectives.0.soft_ce.temperature"),
         ("tinybert4_general", "objectives.0.layers=unifrom", "objectives.0.attention_mse.layers"),
         ("ensemble", "teacher.weights=[1]", "give one each"),
+        ("ensemble", "teacher.routes=[[1, 0]]", "routes: 1 for the 2 corpora"),
+        ("ensemble", "objectives=[{kind: counterfactual}]", "different states"),
         ("self_distillation", "objectives.1.ramp.to_step=500", "must come after from_step"),
+        ("hinton", "batch.schedule=[{from_step: 1, global_size: 64}]", "batch.schedule.0.from_step"),
+        (
+            "hinton",
+            "batch.schedule=[{from_step: 9, global_size: 64}, {from_step: 9, global_size: 32}]",
+            "must be larger than the one before",
+        ),
         ("minilm_l6_h384", "teacher=null", "attention, values need a teacher"),
     ],
 )
 def test_it_is_told_with_its_field(preset, assignment, message):
     with pytest.raises(UserError, match=message):
         load(CONFIGS / f"{preset}.yaml", [assignment])
+
+
+def test_every_size_of_the_batch_divides_over_the_ranks():
+    batch = load(CONFIGS / "quickstart.yaml", ["batch={global_size: 16, micro_size: 4}"]).batch
+    assert batch.accumulation(2) == 2
+    grows = load(
+        CONFIGS / "quickstart.yaml",
+        [
+            "batch={global_size: 16, micro_size: 4, schedule: "
+            "[{from_step: 5, global_size: 24}, {from_step: 9, global_size: 36}]}"
+        ],
+    )
+    with pytest.raises(UserError, match=r"batch.schedule.1.global_size=36 does not divide(.|\n)*: 32 or 40"):
+        grows.batch.accumulation(2)
+    assert grows.batch.later_sizes == [(4, 24), (8, 36)]
 
 
 def test_a_ramp_moves_linearly_between_its_steps():

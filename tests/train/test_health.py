@@ -14,7 +14,7 @@ from megadistill.train.stragglers import STEPS, Stragglers
 
 
 def report(step, loss, applied=True):
-    return Report(step, {}, loss, None, 1, 1.0, [1.0], 0.1, 1.0, applied, math.isfinite(loss), None)
+    return Report(step, {}, loss, None, 1, 1.0, 0.0, [1.0], 0.1, 1.0, applied, math.isfinite(loss), None)
 
 
 def health(**settings):

@@ -79,7 +79,7 @@ def lines(source: Source) -> Iterator[tuple[int, str]]:
                 f"line {number}, byte {error.start + 1} of the line is 0x{bad}",
                 f"convert the file, for example with `iconv -f {kind} -t utf-8`",
             ) from None
-        except (EOFError, zlib.error, OSError, _zstd_error()) as error:
+        except (EOFError, zlib.error, OSError, zstd_error()) as error:
             raise UserError(
                 f"{source.name} cannot be unpacked",
                 f"after line {number}: {error}",
@@ -102,7 +102,8 @@ def unpacked(name: str, raw: IO[bytes]) -> Any:
     return raw
 
 
-def _zstd_error() -> type[Exception]:
+def zstd_error() -> type[Exception]:
+    """What is raised for a damaged .zst."""
     try:
         from zstandard import ZstdError
     except ImportError:

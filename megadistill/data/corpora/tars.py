@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+import zlib
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from pydantic import Field
 
 from megadistill.core.errors import UserError
 from megadistill.data.corpora.base import Corpus, Source
-from megadistill.data.corpora.files import expand, open_file, unpacked
+from megadistill.data.corpora.files import LINE_BYTES, expand, open_file, unpacked, zstd_error
 
 _AGAIN = "the file is damaged or cut short: get it again"
 
@@ -32,19 +33,16 @@ class WebDataset(Corpus):
 
     def documents(self, source: Source) -> Iterator[str]:
         seen = set()
-        for name, data in _members(source):
-            key, _, extension = name.rpartition("/")[2].partition(".")
-            if extension != self.extension:
-                continue
+        for name, data in _members(source, self.extension):
             where = f"{source.name} member {name}"
             if name in seen:
-                raise UserError(f"{where} is there twice", f"key {key}", "every key must be one sample of one place")
+                raise UserError(f"{where} is there twice", "", "every key must be one sample of one place")
             seen.add(name)
             try:
                 text = data.decode("utf-8-sig")
             except UnicodeDecodeError as error:
                 raise UserError(f"{where} is not UTF-8", str(error), "write the tar again from text in UTF-8") from None
-            yield self._from_json(text, where) if extension.rpartition(".")[2] == "json" else text
+            yield self._from_json(text, where) if self.extension.rpartition(".")[2] == "json" else text
 
     def _from_json(self, text: str, where: str) -> str:
         try:
@@ -58,23 +56,45 @@ class WebDataset(Corpus):
         return found_text
 
 
-def _members(source: Source) -> Iterator[tuple[str, bytes]]:
-    """(name, bytes) of every file in a tar. `tarfile` ends at a damaged header as if it were the end of the
-    archive; here only the block of zeros that closes every archive is taken for its end."""
+def _members(source: Source, extension: str) -> Iterator[tuple[str, bytes]]:
+    """(name, bytes) of every file in a tar with this extension. `tarfile` ends at a damaged header as if it were the
+    end of the archive; here only the block of zeros that closes every archive is taken for its end."""
     with open_file(source) as raw:
-        stream = unpacked(source.name, raw)
+        stream = _Onward(unpacked(source.name, raw))
         try:
-            with tarfile.open(fileobj=stream, mode="r:") as tar:
+            with tarfile.open(fileobj=stream, mode="r:") as tar:  # type: ignore[call-overload]
                 for entry in tar:
-                    if entry.isfile() and (handle := tar.extractfile(entry)) is not None:
+                    wanted = entry.name.rpartition("/")[2].partition(".")[2] == extension
+                    if wanted and entry.isfile() and (handle := tar.extractfile(entry)) is not None:
+                        if entry.size > LINE_BYTES:
+                            what = f"{source.name} member {entry.name} is longer than {LINE_BYTES / 1e6:,.0f} MB"
+                            raise UserError(what, "a document is held in memory as a whole", "cut it into several")
                         yield entry.name, handle.read()
-                    tar.members.clear()  # type: ignore[attr-defined]  # else it remembers every one
+                    tar.members.clear()  # else it remembers every one
                 end = tar.offset
-            stream.seek(end)
-            block = stream.read(tarfile.BLOCKSIZE)
-        except (tarfile.TarError, EOFError, OSError) as error:
+        except (tarfile.TarError, EOFError, OSError, zlib.error, zstd_error()) as error:
             raise UserError(f"{source.name} cannot be read as a tar", str(error), _AGAIN) from None
-        if len(block) < tarfile.BLOCKSIZE:
+        if len(stream.last) < tarfile.BLOCKSIZE:
             raise UserError(f"{source.name} is cut short", f"it ends at byte {end:,} without an end mark", _AGAIN)
-        if any(block):
+        if any(stream.last):
             raise UserError(f"{source.name} is damaged", f"what stands at byte {end:,} is no member", _AGAIN)
+
+
+class _Onward:
+    """A stream that is only read on, as those that unpack can be, and remembers what it gave last."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._at, self.last = stream, 0, b""
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int) -> bytes:
+        self.last = self._stream.read(size)
+        self._at += len(self.last)
+        return self.last
+
+    def seek(self, place: int) -> None:
+        assert place >= self._at
+        while place > self._at and self.read(min(place - self._at, LINE_BYTES)):
+            pass

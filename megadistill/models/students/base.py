@@ -21,6 +21,11 @@ class Student(Strict):
         """Folders, runs or hub names that it starts from, whose tokenizers must be the data's."""
         return []
 
+    @property
+    def starts_from_teacher(self) -> bool:
+        """Whether `build` reads the teacher's model."""
+        return True
+
     def build(
         self,
         teacher: LanguageModel | None,
@@ -43,3 +48,14 @@ class Student(Strict):
             words: the tokenizer's ids by their spelling.
         """
         raise NotImplementedError
+
+    def empty(
+        self,
+        teacher: LanguageModel | None,
+        vocabulary_size: int,
+        causal: bool,
+        special: Mapping[str, int | None] | None = None,
+    ) -> LanguageModel | None:
+        """What `build` would make of a teacher without weights: its sizes, found out without any weight (on torch's
+        meta device). None where that cannot be told; raises what `build` would."""
+        return None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from fnmatch import fnmatch
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 
 from megadistill.core.errors import UserError
@@ -20,7 +21,14 @@ from megadistill.models.initialize import (
     copy_teacher_layers,
     seeded,
 )
-from megadistill.models.loading import config_with, first_line, load_for_task, load_pretrained, task_class
+from megadistill.models.loading import (
+    config_with,
+    first_line,
+    load_empty,
+    load_for_task,
+    load_pretrained,
+    task_class,
+)
 from megadistill.models.signals import LanguageModel
 from megadistill.models.students.base import Student
 
@@ -45,6 +53,10 @@ class HFStudent(Student):
     def paths(self) -> list[str]:
         return [self.init.path] if isinstance(self.init, Folder) else []
 
+    @property
+    def starts_from_teacher(self) -> bool:
+        return isinstance(self.init, TeacherLayers) or (self.architecture is None and not isinstance(self.init, Folder))
+
     def build(
         self,
         teacher: LanguageModel | None,
@@ -55,7 +67,19 @@ class HFStudent(Student):
         head: TaskHead | None = None,
         words: Mapping[str, int] | None = None,
     ) -> LanguageModel:
-        student = self._made(teacher, vocabulary_size, causal, seed, special, head)
+        return self._frozen(self._made(teacher, vocabulary_size, causal, seed, special, head, load_pretrained))
+
+    def empty(
+        self,
+        teacher: LanguageModel | None,
+        vocabulary_size: int,
+        causal: bool,
+        special: Mapping[str, int | None] | None = None,
+    ) -> LanguageModel:
+        with torch.device("meta"):
+            return self._frozen(self._made(teacher, vocabulary_size, causal, 0, special, None, load_empty))
+
+    def _frozen(self, student: LanguageModel) -> LanguageModel:
         names = [name for name, _ in student.hf.named_parameters()]
         for pattern in self.freeze:
             found = [name for name in names if fnmatch(name, pattern)]
@@ -79,6 +103,7 @@ class HFStudent(Student):
         seed: int,
         special: Mapping[str, int | None] | None,
         head: TaskHead | None,
+        load: Callable[[str], LanguageModel],
     ) -> LanguageModel:
         from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
@@ -95,7 +120,7 @@ class HFStudent(Student):
                     f"student.init: {{kind: folder, path: {self.init.path}}} without student.architecture",
                     "name the student.architecture and its depth, or remove student.init.layers",
                 )
-            return load_pretrained(self.init.path) if head is None else load_for_task(self.init.path, head, seed)
+            return load(self.init.path) if head is None else load_for_task(self.init.path, head, seed)
         config = self._config(teacher, vocabulary_size, special or {})
         auto = AutoModelForCausalLM if causal else AutoModelForMaskedLM
         if head is not None:
@@ -118,7 +143,7 @@ class HFStudent(Student):
                 raise UserError("student.init takes the teacher's layers, and there is no teacher", "teacher: null")
             copy_teacher_layers(student.hf, teacher.hf, self.init.layers, self.init.width)
         elif isinstance(self.init, Folder):
-            loaded = load_pretrained(self.init.path).hf
+            loaded = load(self.init.path).hf
             layers = self.init.layers or list(range(loaded.config.num_hidden_layers))
             copy_teacher_layers(student.hf, loaded, layers)
         return student
@@ -178,6 +203,7 @@ class HFStudent(Student):
             raise UserError(
                 f"student.config: {architecture} has no field {', '.join(unknown)}",
                 f"it has {', '.join(names)}",
+                "mend the name",
             )
 
 
