@@ -222,8 +222,8 @@ class RunConfig(Strict):
         strange = [o.label for o in self.objectives if asked not in o.suits]
         if strange:
             raise ValueError(f"objectives: {', '.join(strange)} cannot learn {_ASKED[asked]}; use {_LEARNS[asked]}")
-        if self.task is not None and self.teacher is not None and self.teacher.kind in ("cached", "peer", "self_ema"):
-            raise ValueError(f"teacher: {self.teacher.kind} does not teach tasks; use online or ensemble")
+        if self.teacher is not None and asked not in self.teacher.suits:
+            raise ValueError(f"teacher: {self.teacher.kind} does not teach {_ASKED[asked]}; use online or ensemble")
         everywhere = [o.label for o in self.objectives if getattr(o, "scope", None) == "tokens"]
         if self.task is not None and everywhere:
             raise ValueError(

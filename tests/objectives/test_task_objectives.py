@@ -104,6 +104,7 @@ TREE = {
     "train": {"steps": 1},
 }
 
+CACHED = {"kind": "cached", "dir": "d", "of": TREE["teacher"], "keep": {"kind": "top_k", "entries": 8}}
 TEXT = {"dir": "d", "corpora": [{"kind": "synthetic", "num_documents": 9}], "tokenizer": "t"}
 
 
@@ -115,6 +116,7 @@ TEXT = {"dir": "d", "corpora": [{"kind": "synthetic", "num_documents": 9}], "tok
         ({"objectives": [{"kind": "hard_ce"}], "task": {**TREE["task"], "name": "stsb"}}, "use value_mse"),
         ({"objectives": [{"kind": "hard_ce"}], "task": None}, "give `data` to pretrain or `task`"),
         ({"objectives": [{"kind": "hard_ce"}], "data": TEXT}, "not both"),
+        ({"objectives": [{"kind": "hard_ce"}], "teacher": CACHED}, "cached does not teach a task's classes"),
     ],
 )
 def test_objectives_that_do_not_suit_the_task_are_told(change, message):
