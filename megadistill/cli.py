@@ -127,9 +127,12 @@ def prepare(
     for part in (config.teacher, config.student):  # first: a wrong name shows before hours of text
         if part is not None:
             located(part).fetch()
-    prepared = prepare_data(config.data, typer.echo, workers=workers, share=_share(share))
+    if config.task is not None:
+        typer.echo(f"{config.task.kind}: examples are read when training starts; nothing to prepare")
+        return
+    prepared = prepare_data(config.text, typer.echo, workers=workers, share=_share(share))
     if config.teacher is not None and not prepared.unfinished:
-        located(config.teacher).prepare(config.data, config.seed, typer.echo, _share(share))
+        located(config.teacher).prepare(config.text, config.seed, typer.echo, _share(share))
 
 
 def _share(text: str) -> tuple[int, int]:
@@ -185,30 +188,55 @@ def submit(
 
 @app.command()
 def evaluate(
-    run: Run,
-    tasks: Annotated[str, typer.Option(help="Some of heldout, wikitext; separated by commas.")] = "heldout",
+    run: Annotated[Path, typer.Argument(metavar="RUN_OR_FOLDER", help="A run, or a model in Hugging Face's format.")],
+    assignments: Assignments = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help="Separated by commas: heldout, wikitext, speed; glue, or sst2 and alike, squad, imdb to fine-tune on "
+            "and score. When not given: heldout, or a task's run on its task."
+        ),
+    ] = None,
     wikitext: Annotated[Path | None, typer.Option(metavar="FOLDER", help="The raw WikiText files.")] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="At most so many held-out rows; all when not given.")] = None,
+    data: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Holds glue/, squad*/, imdb/.")] = None,
+    seeds: Annotated[str, typer.Option(help="To fine-tune with, separated by commas.")] = "0,1,2",
+    epochs: Annotated[float, typer.Option(min=0, help="To fine-tune for.")] = 3.0,
+    recipe: Annotated[Path | None, typer.Option(metavar="FILE", help="A task's config, to distil by.")] = None,
+    output: Annotated[Path | None, typer.Option(metavar="DIR", help="Of fine-tuned runs.")] = None,
 ) -> None:
-    """Score the student of a run."""
-    from megadistill.evaluate.scores import evaluate as score
+    """Score the student of a run, or a model, as it is or after fine-tuning it on tasks (KEY=VALUE changes how)."""
+    from megadistill.evaluate.ask import Request
+    from megadistill.evaluate.ask import ask as score
 
-    scores = score(_existing(run), [task.strip() for task in tasks.split(",") if task.strip()], wikitext, rows)
-    typer.echo(json.dumps(scores, indent=2))
+    wanted = None if tasks is None else [task.strip() for task in tasks.split(",") if task.strip()]
+    try:
+        numbers = tuple(int(seed) for seed in seeds.split(","))
+    except ValueError:
+        raise UserError(f"--seeds {seeds} are no numbers", "", "write them as in --seeds 0,1,2") from None
+    request = Request(wanted, wikitext, rows, data, numbers, epochs, recipe, output, tuple(assignments or ()))
+    typer.echo(json.dumps(score(run, request), indent=2))
 
 
 @app.command()
 def export(
     run: Run,
-    to: Annotated[str, typer.Option(metavar="hf", help="The format.")],
-    output: Annotated[Path | None, typer.Option(metavar="DIR", help="By default RUN/export/hf.")] = None,
+    to: Annotated[str, typer.Option(metavar="hf|onnx|onnx-int8", help="The format.")],
+    output: Annotated[Path | None, typer.Option(metavar="DIR", help="By default RUN/export/FORMAT.")] = None,
 ) -> None:
     """Write the student in a format of other tools."""
-    if to != "hf":
-        raise UserError(f"--to {to}: no such format", "there is: hf", "write --to hf")
-    from megadistill.export.hf import export as export_hf
+    if to == "hf":
+        from megadistill.export.hf import export as export_hf
 
-    typer.echo(f"wrote {export_hf(_existing(run), output)}")
+        typer.echo(f"wrote {export_hf(_existing(run), output)}")
+    elif to in ("onnx", "onnx-int8"):
+        from megadistill.export.onnx import CHECK
+        from megadistill.export.onnx import export as export_onnx
+
+        written = export_onnx(_existing(run), to, output)
+        typer.echo((written / CHECK).read_text(encoding="utf-8") + f"wrote {written}")
+    else:
+        raise UserError(f"--to {to}: no such format", "there are: hf, onnx, onnx-int8", "write --to hf")
 
 
 @app.command()

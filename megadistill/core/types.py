@@ -19,6 +19,9 @@ CountKind = Literal["tokens", "targets", "sequences"]
 
 COUNT_KINDS: tuple[CountKind, ...] = ("tokens", "targets", "sequences")
 
+AnswerKind = Literal["tokens", "label", "value", "span"]
+"""What a batch asks a model for: tokens at positions, or of each row a class, a number, or a span of its positions."""
+
 IGNORE = -100
 """The label of a position that is no target."""
 
@@ -30,7 +33,11 @@ HeadFunction = Callable[[Tensor, Tensor, Tensor | None], Result]
 @dataclass(frozen=True)
 class Batch:
     """One micro-batch of packed rows. `labels[b, l]` is what position l must predict (MLM: the token under the
-    mask; CLM: the next token of the same document), `IGNORE` where it must predict nothing."""
+    mask; CLM: the next token of the same document), `IGNORE` where it must predict nothing.
+
+    A task's row is one example: its class is the label of position 0, whatever position a model answers from; so what
+    compares distributions at labelled positions compares classes. Numbers and spans of positions are no entries of a
+    distribution and have fields of their own."""
 
     ids: Tensor
     """[B, L] int64 input token ids (for MLM: after masking)."""
@@ -44,6 +51,10 @@ class Batch:
     """[B] int64 identity of each row: its place in the shards, counted over all corpora."""
     corpora: Tensor = None  # type: ignore[assignment]  # made below, where the rows are known
     """[B] int64 number of each row's corpus in `data.corpora`; 0 unless given."""
+    values: Tensor | None = None
+    """[B] float32 the rating of each row, where a task asks for numbers; such a row is labelled 0 at position 0."""
+    spans: Tensor | None = None
+    """[B, 2] int64 first and last position of each row's answer, where a task asks for a part of the row."""
     attended: Tensor = field(init=False)
     """[number of tokens] int64 flat positions where `mask` holds: found here, where the batch is made (on the CPU),
     since on a GPU whoever asks how many there are waits for it."""
@@ -61,7 +72,8 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         moved = copy(self)
         for f in fields(self):
-            object.__setattr__(moved, f.name, getattr(self, f.name).to(device, non_blocking=True))
+            if (value := getattr(self, f.name)) is not None:
+                object.__setattr__(moved, f.name, value.to(device, non_blocking=True))
         object.__setattr__(moved, "_home", self.home)
         return moved
 
@@ -73,8 +85,9 @@ class Batch:
 
     def split(self, size: int) -> list[Batch]:
         """Batches of `size` rows each, in order; the last may have fewer."""
-        given = [getattr(self, f.name).split(size) for f in fields(self) if f.init]
-        return [Batch(*parts) for parts in zip(*given, strict=True)]
+        given = [(f.name, getattr(self, f.name)) for f in fields(self) if f.init]
+        parts = {name: value.split(size) for name, value in given if value is not None}
+        return [Batch(**dict(zip(parts, each, strict=True))) for each in zip(*parts.values(), strict=True)]
 
     def counts(self) -> Tensor:
         """[len(COUNT_KINDS)] float64, known from the masks alone, before any forward."""
@@ -101,6 +114,7 @@ class Dims:
     layers: int
     hidden: int
     vocabulary: int
+    """Outputs of its head: entries of the vocabulary, or a task's classes."""
     heads: int = 1
     """Of attention, per layer."""
     full_attention: bool = True

@@ -23,7 +23,8 @@ from megadistill.data.index import INDEX, TABLE, Index, read_index
 from megadistill.data.masking import Vocabulary
 from megadistill.data.order import ORDER_VERSION, BatchSizes, Order, Places
 from megadistill.data.reader import Shards
-from megadistill.data.staging import Stage, fetch_small
+from megadistill.data.rows import Rows
+from megadistill.data.staging import Stage, Staging, fetch_small
 from megadistill.data.tokenization import load_tokenizer
 
 COUNTS = "token_counts.npy"
@@ -65,6 +66,46 @@ class Part:
             tokenizer.vocabulary_size, special.mask, special.ids(), counts, tokenizer.opens_word
         )
         config.targets.check(self.vocabulary)
+
+    @property
+    def sizes(self) -> list[int]:
+        return [len(shards) for shards in self.shards]
+
+    @property
+    def sequence_length(self) -> int:
+        return self.config.sequence_length
+
+    @property
+    def staging(self) -> Staging | None:
+        return self.config.read.staging
+
+    @property
+    def counts(self) -> I64 | None:
+        return self.vocabulary.counts
+
+    def order(self, seed: int, skips: Sequence[tuple[int, int]]) -> Order:
+        config = self.config
+        for corpus, num_rows in zip(config.corpora, self.sizes, strict=True):
+            if not num_rows:
+                folder = config.dir / corpus.name
+                raise UserError(f"corpus {corpus.name} has no training rows", f"{folder}", "give it more text")
+        order = _order(self, seed, skips)
+        pairs = zip(config.corpora, self.shards, strict=True)
+        check_locality(config, {corpus.name: shards.index for corpus, shards in pairs})
+        return order
+
+    def fingerprint(self, seed: int) -> str:
+        config = self.config
+        return sha256_json(
+            {
+                "order": [config.order, ORDER_VERSION, seed],
+                "blocks": config.blocks.model_dump() if config.order == "block" else None,
+                "passes": [[corpus.repeats, corpus.epochs] for corpus in config.corpora],
+                "corpora": [[c.name, s.index.fingerprint] for c, s in zip(config.corpora, self.shards, strict=True)],
+                "weights": config.weights,
+                "targets": config.targets.model_dump(mode="json"),
+            }
+        )
 
     def batch(self, places: Places, seed: int, purpose: str) -> Batch:
         """The rows at `places`, with their targets drawn for (seed, purpose, corpus, epoch, row)."""
@@ -132,7 +173,7 @@ class Stream:
     """The training batches of one rank. Holds no position: any step can be taken at any time.
 
     Args:
-        config: what is read, and how it is mixed and masked.
+        config: what is read, and how it is mixed and masked; or training rows that are open already.
         world: which rank this is, of how many.
         global_size: rows per step over all ranks; a multiple of micro_size x ranks.
         sizes: (0-based step, global_size from there on), for runs whose batch grows.
@@ -146,7 +187,7 @@ class Stream:
 
     def __init__(
         self,
-        config: DataConfig,
+        config: DataConfig | Rows,
         world: World,
         global_size: int,
         micro_size: int,
@@ -158,29 +199,12 @@ class Stream:
         self.world, self.global_size, self.micro_size, self.seed = world, global_size, micro_size, seed
         self.sizes = BatchSizes(global_size, sizes)
         self._located = lru_cache(maxsize=4)(self._locate)
-        self.staging = config.read.staging
-        self.part = Part(config, "train")
-        for corpus, shards in zip(config.corpora, self.part.shards, strict=True):
-            if not len(shards):
-                folder = config.dir / corpus.name
-                raise UserError(f"corpus {corpus.name} has no training rows", f"{folder}", "give it more text")
+        self.part: Rows = Part(config, "train") if isinstance(config, DataConfig) else config
+        self.staging = self.part.staging
         self.leave_out(skips)
-        pairs = zip(config.corpora, self.part.shards, strict=True)
-        check_locality(config, {corpus.name: shards.index for corpus, shards in pairs})
         self.rows_per_epoch = int(self.order.starts[-1])
         """Rows of all corpora together, repeats counted."""
-        self.fingerprint = sha256_json(
-            {
-                "order": [config.order, ORDER_VERSION, seed],
-                "blocks": config.blocks.model_dump() if config.order == "block" else None,
-                "passes": [[corpus.repeats, corpus.epochs] for corpus in config.corpora],
-                "corpora": [
-                    [c.name, s.index.fingerprint] for c, s in zip(config.corpora, self.part.shards, strict=True)
-                ],
-                "weights": config.weights,
-                "targets": config.targets.model_dump(mode="json"),
-            }
-        )
+        self.fingerprint = self.part.fingerprint(seed)
         """Equal when every step yields equal global batches at equal global_size and skips."""
 
     def take(self, step: int) -> list[Batch]:
@@ -204,7 +228,7 @@ class Stream:
 
     def leave_out(self, skips: Sequence[tuple[int, int]]) -> None:
         """From here on, `skips` instead of those given before."""
-        self.order = _order(self.part, self.seed, skips)
+        self.order = self.part.order(self.seed, skips)
         self._located.cache_clear()
 
     def window(self, start_step: int, end_step: int) -> tuple[int, int]:
@@ -265,15 +289,14 @@ class Stream:
 
 
 class HeldOut:
-    """The held-out rows of all corpora, opened once for all the evaluations of a run.
+    """The held-out rows of all corpora, or of a task, opened once for all the evaluations of a run.
 
     Raises:
         UserError: not prepared, prepared otherwise than the config says, or damaged.
     """
 
-    def __init__(self, config: DataConfig) -> None:
-        self.config = config
-        self.part = Part(config, "held_out")
+    def __init__(self, config: DataConfig | Rows) -> None:
+        self.part: Rows = Part(config, "held_out") if isinstance(config, DataConfig) else config
 
     def batches(self, micro_size: int, seed: int, world: World, max_rows: int | None = None) -> Iterator[Batch]:
         """This rank's micro-batches, the same ones with the same targets at every call.
@@ -285,15 +308,15 @@ class HeldOut:
         Raises:
             UserError: fewer held-out rows than ranks.
         """
-        available = int(self.part.starts[-1])
+        available = sum(self.part.sizes)
         per_rank = min(available, max_rows or available) // world.size
         if per_rank == 0:
             raise UserError(
                 f"{available} held-out row(s) for {world.size} rank(s)",
-                f"data.held_out.fraction={self.config.held_out.fraction} of the documents in {self.config.dir}",
-                "raise data.held_out.fraction and prepare again, or give more text",
+                "every rank needs one",
+                "raise data.held_out.fraction and prepare again, give more text, or use fewer ranks",
             )
-        order = Order([len(shards) for shards in self.part.shards], None, seed)  # read whole: no need of blocks
+        order = Order(self.part.sizes, None, seed)  # read whole: no need of blocks
         positions = np.arange(world.rank, per_rank * world.size, world.size, dtype=np.int64)
         parts = (order.locate(positions[start : start + micro_size]) for start in range(0, per_rank, micro_size))
         return (self.part.batch(places, seed, "held-out targets") for places in parts)

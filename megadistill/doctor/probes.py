@@ -18,6 +18,7 @@ from megadistill.core.errors import UserError
 from megadistill.core.files import sha256_json
 from megadistill.data.stream import Stream
 from megadistill.run import environment
+from megadistill.run.build import train_rows
 from megadistill.run.config import RunConfig, dump
 
 SAMPLE_ROWS = 16
@@ -78,7 +79,7 @@ def _rows(config: RunConfig, world: World) -> str:
     """A hash of a few rows from all over the data, the same ones on every rank, read from this rank's disk."""
     try:
         one = World()  # not this rank's share
-        stream = Stream(config.data, one, config.batch.micro_size, config.batch.micro_size, config.seed)
+        stream = Stream(train_rows(config), one, config.batch.micro_size, config.batch.micro_size, config.seed)
     except UserError as error:
         return f"unreadable: {error.what}"
     spread = np.linspace(0, stream.rows_per_epoch - 1, SAMPLE_ROWS).astype(np.int64)

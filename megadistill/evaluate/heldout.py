@@ -40,7 +40,7 @@ def heldout(
     Returns:
         flat numbers, and `rows`: each row's summed nll and number of targets, for paired comparisons.
     """
-    batches: list[Batch] = list(held_out_batches(config.data, BATCH_ROWS, config.seed, World(), rows))
+    batches: list[Batch] = list(held_out_batches(config.text, BATCH_ROWS, config.seed, World(), rows))
     ours = score(student, teacher, batches)
     result: dict[str, Any] = totals(ours, with_teacher=teacher is not None)
     result["num_parameters"] = num_parameters(student)

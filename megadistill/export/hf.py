@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import yaml
 from megadistill.core.errors import UserError
 from megadistill.core.files import fsync_directory
 from megadistill.data.tokenization import Tokenizer, load_tokenizer
+from megadistill.export.card import card
 from megadistill.run.directory import RunDirectory
 from megadistill.run.trained import trained
 
@@ -35,16 +35,17 @@ def export(run: Path, output: Path | None = None) -> Path:
     temporary = output.with_name(f".{output.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(found.path / "student", temporary)
-    _write_tokenizer(load_tokenizer(config["data"]["tokenizer"]), config["data"]["sequence_length"], temporary)
+    rows = config.get("task") or config["data"]
+    write_tokenizer(load_tokenizer(rows["tokenizer"]), rows["sequence_length"], temporary)
     shutil.copy(directory.resolved_config, temporary / "distillation.yaml")
-    (temporary / "README.md").write_text(_card(config, found.step), encoding="utf-8")
+    (temporary / "README.md").write_text(card(config, found.step, directory.evaluation), encoding="utf-8")
     shutil.rmtree(output, ignore_errors=True)
     temporary.rename(output)
     fsync_directory(output.parent)
     return output
 
 
-def _write_tokenizer(tokenizer: Tokenizer, length: int, folder: Path) -> None:
+def write_tokenizer(tokenizer: Tokenizer, length: int, folder: Path) -> None:
     """tokenizer.json with the document frame that training used, and the names of its special tokens."""
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
@@ -65,34 +66,3 @@ def _write_tokenizer(tokenizer: Tokenizer, length: int, folder: Path) -> None:
     PreTrainedTokenizerFast(
         tokenizer_object=backend, model_max_length=length, **{k: v for k, v in roles.items() if v}
     ).save_pretrained(folder)
-
-
-def _card(config: dict[str, Any], step: int) -> str:
-    teacher = (config.get("teacher") or {}).get("path", "none")
-    objectives = "\n".join(f"- {json.dumps(o)}" for o in config["objectives"])
-    corpora = "\n".join(f"- {c['name']} ({c['kind']})" for c in config["data"]["corpora"])
-    sizes = [config["batch"]["global_size"], *(c["global_size"] for c in config["batch"].get("schedule", []))]
-    rows = ", then ".join(map(str, sizes))
-    return f"""---
-library_name: transformers
-tags: [distillation, megadistill]
----
-
-# {config["name"]}
-
-Pretrained by distillation with megadistill: step {step} of {config["train"]["steps"]}, {rows}
-rows of {config["data"]["sequence_length"]} tokens a step.
-
-- teacher: `{teacher}`
-- tokenizer: `{config["data"]["tokenizer"]}`
-
-## Objectives
-
-{objectives}
-
-## Corpora
-
-{corpora}
-
-The whole config is in `distillation.yaml`.
-"""

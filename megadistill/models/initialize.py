@@ -13,6 +13,7 @@ from torch import Tensor
 
 from megadistill.core.errors import UserError
 from megadistill.core.schema import Strict
+from megadistill.models.heads import answers, is_of_head
 from megadistill.models.width import Width, narrower
 
 LAYER = re.compile(r"(?<=\.)(layer|layers|h)\.(\d+)\.")
@@ -34,12 +35,14 @@ class Random(Initialize):
 
 
 class Folder(Initialize):
-    """The weights of a model that is there already; its shapes must be the student's."""
+    """The weights of a model that is there already; its widths must be the student's."""
 
     kind: Literal["folder"]
     path: str
     """A folder in the Hugging Face format, a hub name, a run's directory (its newest checkpoint that verifies), or
     RUN@STEP."""
+    layers: LayerChoice | None = Field(None, min_length=1)
+    """Which of its layers, for a shallower student.architecture, as for `teacher_layers`; None: all."""
 
 
 class TeacherLayers(Initialize):
@@ -88,7 +91,8 @@ def copy_teacher_layers(student: Any, teacher: Any, layers: LayerChoice, width: 
     """Copy `teacher`'s weights into `student` (two transformers models), layer i from teacher layer `layers[i]`.
 
     A BERT teacher may have a DistilBERT student: names are translated, and the teacher's token-type embedding 0,
-    which DistilBERT lacks, is folded into the position embeddings, so both embedding outputs are equal.
+    which DistilBERT lacks, is folded into the position embeddings, so both embedding outputs are equal. A task's
+    student takes the teacher's head where it has the same, and keeps its own where it has none such.
 
     Returns:
         how many values were copied.
@@ -106,21 +110,23 @@ def copy_teacher_layers(student: Any, teacher: Any, layers: LayerChoice, width: 
     problems = []
     for name, value in student.state_dict().items():
         source = LAYER.sub(lambda m: f"{m[1]}.{layers[int(m[2])]}.", name)
+        new_head = answers(student) != "tokens" and is_of_head(student, name)
         if source not in given:
-            problems.append(f"{name}: the teacher has no {source}")
+            if not new_head:
+                problems.append(f"{name}: the teacher has no {source}")
             continue
         theirs = given[source] if fit is None else fit.fit(name, given[source], value.shape)
-        if theirs.shape != value.shape:
-            problems.append(f"{name}: {list(value.shape)}, the teacher's is {list(given[source].shape)}")
-        else:
+        if theirs.shape == value.shape:
             taken[name] = theirs.to(value.dtype)
+        elif not new_head:
+            problems.append(f"{name}: {list(value.shape)}, the teacher's is {list(given[source].shape)}")
     if problems:
         raise UserError(
             "the student cannot be initialised from the teacher's layers",
             "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else ""),
             "give the student the teacher's widths (or student.init.width: slice), or use student.init: {kind: random}",
         )
-    student.load_state_dict(taken)
+    student.load_state_dict(taken, strict=answers(student) == "tokens")
     return sum(v.numel() for v in taken.values())
 
 

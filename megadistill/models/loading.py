@@ -10,11 +10,14 @@ import torch
 
 from megadistill.core.errors import UserError
 from megadistill.core.files import open_to_umask, shipped
+from megadistill.models.bilstm import register
+from megadistill.models.heads import TaskHead, is_of_head
+from megadistill.models.initialize import seeded
 from megadistill.models.signals import LanguageModel
 
 
 def load_pretrained(path: str, revision: str | None = None, dtype: torch.dtype = torch.float32) -> LanguageModel:
-    """A language model in the Hugging Face format.
+    """A language model, or a task's model, in the Hugging Face format: whichever its config says.
 
     Args:
         path: a local folder, or a hub name such as `google-bert/bert-base-uncased`.
@@ -24,18 +27,8 @@ def load_pretrained(path: str, revision: str | None = None, dtype: torch.dtype =
     Raises:
         UserError: no such folder, no network for a hub name, no language model in it, or weights missing from it.
     """
-    from transformers.utils import logging
-
     path = _found(path)
-    auto = _auto(load_config(path, revision))
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        hf, loading = auto.from_pretrained(
-            path, revision=revision, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    except Exception as error:  # safetensors, torch and huggingface_hub raise their own, with no common base
-        raise _cannot_load(path, error) from error
+    hf, loading = _load(_auto_class(load_config(path, revision)), path, revision=revision, dtype=dtype)
     if loading["mismatched_keys"]:
         # only collected above: refused here by name, where transformers would refuse with a table on stderr
         name, stored, wanted = min(loading["mismatched_keys"])
@@ -54,6 +47,74 @@ def load_pretrained(path: str, revision: str | None = None, dtype: torch.dtype =
     return LanguageModel(hf)
 
 
+def load_for_task(path: str, head: TaskHead, seed: int) -> LanguageModel:
+    """The body of a model in the Hugging Face format under a task's head: its own where it has that very head, else one
+    drawn from `seed`.
+
+    Raises:
+        UserError: as for `load_pretrained`; or weights of its body are missing.
+    """
+    path = _found(path)
+    config = load_config(path)
+    fields = head.config_fields()
+    with seeded(seed):
+        hf, loading = _load(task_class(head), path, config=config_with(config, fields), dtype=torch.float32)
+    mismatched = {name for name, *_ in loading["mismatched_keys"]}
+    absent = sorted(name for name in mismatched | set(loading["missing_keys"]) if not is_of_head(hf, name))
+    if absent:
+        raise UserError(
+            f"{path} lacks weights that {type(hf).__name__} needs",
+            ", ".join(absent[:6]),
+            "give a folder of a whole model; its config.json and weights must belong together",
+        )
+    return LanguageModel(hf)
+
+
+def task_class(head: TaskHead) -> Any:
+    """The transformers class that makes models with such a head."""
+    from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
+
+    return AutoModelForQuestionAnswering if head.kind == "span" else AutoModelForSequenceClassification
+
+
+def config_with(config: Any, fields: dict[str, Any]) -> Any:
+    """A copy of a transformers config with other values."""
+    config = copy.deepcopy(config)
+    for name, value in fields.items():
+        setattr(config, name, value)
+    return config
+
+
+def _auto_class(config: Any) -> Any:
+    """What reads a checkpoint, by the class that wrote it."""
+    import transformers
+
+    architecture = (getattr(config, "architectures", None) or [""])[0]
+    for endings, name in _CLASSES.items():
+        if architecture.endswith(endings):
+            return getattr(transformers, name)
+    return transformers.AutoModelForCausalLM
+
+
+_CLASSES = {
+    ("ForMaskedLM", "ForPreTraining"): "AutoModelForMaskedLM",
+    ("ForSequenceClassification",): "AutoModelForSequenceClassification",
+    ("ForQuestionAnswering",): "AutoModelForQuestionAnswering",
+}
+
+
+def _load(auto: Any, path: str, **options: Any) -> tuple[Any, dict[str, Any]]:
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        hf, loading = auto.from_pretrained(path, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    except Exception as error:  # safetensors, torch and huggingface_hub raise their own, with no common base
+        raise _cannot_load(path, error) from error
+    return hf, loading
+
+
 def load_empty(path: str) -> LanguageModel:
     """The model of a local folder with its sizes and no weights (on torch's meta device).
 
@@ -63,19 +124,11 @@ def load_empty(path: str) -> LanguageModel:
     config = load_config(path)
     try:
         with torch.device("meta"):
-            return LanguageModel(_auto(config).from_config(config))
+            return LanguageModel(_auto_class(config).from_config(config))
     except UserError:
         raise
     except Exception as error:  # each architecture checks its fields in its own way
         raise _cannot_load(path, error) from error
-
-
-def _auto(config: Any) -> Any:
-    """The class that makes language models of what a folder holds."""
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
-
-    architecture = (getattr(config, "architectures", None) or [""])[0]
-    return AutoModelForMaskedLM if architecture.endswith(("ForMaskedLM", "ForPreTraining")) else AutoModelForCausalLM
 
 
 def load_config(path: str, revision: str | None = None) -> Any:
@@ -86,6 +139,7 @@ def load_config(path: str, revision: str | None = None) -> Any:
     """
     from transformers import AutoConfig
 
+    register()
     path = _found(path)
     local = Path(path)
     if _looks_local(path) and not local.is_dir():

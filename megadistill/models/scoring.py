@@ -1,4 +1,4 @@
-"""How well a model predicts a batch's targets, row by row, and how often it agrees with its teacher."""
+"""How well a model answers a batch, row by row, and how often it agrees with its teacher."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megadistill.core.types import IGNORE, Batch, Signals
+from megadistill.core.types import IGNORE, AnswerKind, Batch, Signals
 from megadistill.kernels.chunks import chunks, fp32_logits, top_entries
 
 
@@ -17,11 +17,11 @@ class RowScores:
     """Sums over the targets of each row; tensors are [B] float64 on the CPU."""
 
     nll: Tensor
-    """-log p(label), in nats."""
+    """-log p(label), in nats, of a span the mean of its start's and its end's; the squared error of a number."""
     targets: Tensor
     """How many targets the row has."""
     agreed: Tensor
-    """At how many of them student and teacher rank the same token first; 0 without a teacher."""
+    """At how many of them student and teacher rank the same entry, or span, first; 0 without a teacher."""
     correct: Tensor
     """At how many of them the student ranks the label first."""
 
@@ -30,15 +30,21 @@ class RowScores:
         return torch.stack([self.nll.sum(), self.targets.sum(), self.agreed.sum(), self.correct.sum()])
 
 
-def summary(totals: Tensor, with_teacher: bool) -> dict[str, float]:
+def summary(totals: Tensor, with_teacher: bool, asked: AnswerKind = "tokens") -> dict[str, float]:
     """What `RowScores.totals`, added up, say: the same scores during training and after it.
 
     Returns:
-        loss (nats per target), perplexity, accuracy, and agreement_top1 when there is a teacher.
+        loss (nats per target, or mean squared error of numbers); of tokens perplexity; but for numbers accuracy, and
+        agreement_top1 when there is a teacher.
     """
     nll, targets, agreed, correct = totals.tolist()
     targets = max(targets, 1)
-    result = {"loss": nll / targets, "perplexity": perplexity(nll / targets), "accuracy": correct / targets}
+    result = {"loss": nll / targets}
+    if asked == "value":
+        return result
+    if asked == "tokens":
+        result["perplexity"] = perplexity(nll / targets)
+    result["accuracy"] = correct / targets
     if with_teacher:
         result["agreement_top1"] = agreed / targets
     return result
@@ -55,6 +61,8 @@ def perplexity(loss: float) -> float:
 @torch.no_grad()
 def score_rows(student: Signals, teacher: Signals | None, batch: Batch) -> RowScores:
     """Score one batch; logits exist for a chunk of targets at a time."""
+    if batch.spans is not None or batch.values is not None:
+        return _score_answers(student, teacher, batch)
     labels = batch.labels.flatten()
     rows = (labels != IGNORE).nonzero().squeeze(1)
     nll, best = student.head(lambda h, w, b: _nll_and_best(h, w, b, labels[rows]), rows)
@@ -68,6 +76,35 @@ def score_rows(student: Signals, teacher: Signals | None, batch: Batch) -> RowSc
         return total.index_add_(0, row_of, values.double()).cpu()
 
     return RowScores(per_row(nll), per_row(torch.ones_like(nll)), per_row(agreed), per_row(best == labels[rows]))
+
+
+@torch.no_grad()
+def outputs(signals: Signals, batch: Batch) -> Tensor:
+    """What a task's model answers, in fp32: [B, classes], [B, 1], or of spans [B, L, 2], -inf where padding is."""
+
+    def answer(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return fp32_logits(hidden, weight, bias)
+
+    if batch.spans is None:
+        return signals.head(answer, batch.targets).float()
+    logits = signals.head(answer, batch.attended).float()
+    whole = logits.new_full((batch.mask.numel(), 2), -torch.inf)
+    return whole.index_put((batch.attended,), logits).view(*batch.mask.shape, 2)
+
+
+def _score_answers(student: Signals, teacher: Signals | None, batch: Batch) -> RowScores:
+    ours = outputs(student, batch)
+    nothing = torch.zeros(len(ours), dtype=torch.float64)
+    if batch.values is not None:
+        error = (ours.squeeze(-1) - batch.values).square().double().cpu()
+        return RowScores(error, nothing + 1, nothing, nothing)
+    assert batch.spans is not None
+    nll = -ours.log_softmax(1).gather(1, batch.spans.unsqueeze(1)).squeeze(1).mean(1)
+    best = ours.argmax(1)
+    agreed = nothing
+    if teacher is not None:
+        agreed = (best == outputs(teacher, batch).argmax(1)).all(1).double().cpu()
+    return RowScores(nll.double().cpu(), nothing + 1, agreed, (best == batch.spans).all(1).double().cpu())
 
 
 def _nll_and_best(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> tuple[Tensor, Tensor]:

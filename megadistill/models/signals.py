@@ -1,4 +1,4 @@
-"""How any transformers language model answers a batch with signals, and where its vocabulary head can be run."""
+"""How any transformers model answers a batch with signals, and where its head can be run."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from megadistill.core.errors import UserError
-from megadistill.core.types import IGNORE, Attention, Batch, Dims, HeadFunction, Signals
+from megadistill.core.types import IGNORE, AnswerKind, Attention, Batch, Dims, HeadFunction, Signals
 from megadistill.models.attention import attending, positions
+from megadistill.models.heads import answers, is_causal, output_layer, read_at, transform
 from megadistill.models.interventions import replacing
 
 Result = TypeVar("Result")
@@ -33,7 +34,7 @@ class VocabularyHead(nn.Linear):
 
 class LanguageModel(nn.Module):
     """A transformers model with a vocabulary head (BERT, DistilBERT, RoBERTa, ALBERT, ModernBERT, GPT-2, Llama, Qwen
-    and alike), as a signal source."""
+    and alike) or a task's head on such a body, as a signal source."""
 
     attends: Literal["row", "document"] = "row"
     """What a position may see: its whole row, or (and then positions restart) its own document only."""
@@ -43,15 +44,18 @@ class LanguageModel(nn.Module):
     def __init__(self, hf: Any) -> None:
         super().__init__()
         self.hf = hf
-        decoder = hf.get_output_embeddings()
-        if not isinstance(decoder, nn.Linear):
-            raise UserError(
-                f"{type(hf).__name__} has no linear vocabulary head",
-                f"its output embeddings are {type(decoder).__name__}",
-                "use a masked or causal language model",
-            )
         # the class is swapped in place: names, tying and weights stay, so the checkpoint is still a plain HF one
-        decoder.__class__ = VocabularyHead
+        output_layer(hf).__class__ = VocabularyHead
+
+    @property
+    def answers(self) -> AnswerKind:
+        """What it can be asked for."""
+        return answers(self.hf)
+
+    @property
+    def num_tokens(self) -> int:
+        """Token ids that it knows."""
+        return _rows(self.hf.get_input_embeddings().weight)
 
     @property
     def dims(self) -> Dims:
@@ -60,10 +64,10 @@ class LanguageModel(nn.Module):
         return Dims(
             config.num_hidden_layers,
             config.hidden_size,
-            _rows(self.hf.get_output_embeddings().weight),
+            _rows(output_layer(self.hf).weight),
             config.num_attention_heads,
-            full_attention=not (_is_causal(self.hf) or slides or self.attends == "document"),
-            causal=_is_causal(self.hf),
+            full_attention=not (is_causal(self.hf) or slides or self.attends == "document"),
+            causal=is_causal(self.hf),
         )
 
     def forward(self, *arguments: Any) -> Signals:
@@ -96,8 +100,10 @@ class LanguageModel(nn.Module):
         if self.attends == "document":
             first = _first_position(self.hf)
             inputs = {"attention_mask": None, "position_ids": positions(batch.segments) + first}
-        if _is_causal(self.hf):
+        if is_causal(self.hf):
             inputs["use_cache"] = False
+        if self.answers != "tokens" and getattr(self.hf.config, "type_vocab_size", 0) > 1:
+            inputs["token_type_ids"] = (batch.segments - 1).clamp(min=0)
         exchange = replacing(self.hf, replaced or {}, where, known)
         with self._attending(batch, frozenset(numbers.values())) as kept, exchange:
             body = self.hf.base_model(
@@ -107,12 +113,13 @@ class LanguageModel(nn.Module):
         states = {layer: last if layer == -1 else body.hidden_states[layer] for layer in hidden}
 
         def head(fn: HeadFunction[Result], rows: Tensor, layers: Sequence[int] = (-1,)) -> Result:
+            rows = read_at(self.hf, rows, batch.mask)
             chosen = [
                 last.flatten(0, 1)[rows] if layer == -1 else _finished(self.hf, states[layer].flatten(0, 1)[rows])
                 for layer in layers
             ]
             together = torch.cat(chosen) if len(chosen) > 1 else chosen[0]
-            return self.hf.get_output_embeddings()(_transform(self.hf, together), fn)
+            return output_layer(self.hf)(transform(self.hf, together), fn)
 
         def again(values: Mapping[int, Tensor], where: Tensor) -> Signals:
             lowest = min(values, default=depth)
@@ -143,11 +150,11 @@ class LanguageModel(nn.Module):
         Args:
             length: tokens of the trial rows, at least 2; those of the second half are changed.
         """
-        device = self.hf.get_output_embeddings().weight.device
-        ids = torch.arange(2 * length, device=device).view(2, length) % self.dims.vocabulary
+        device = output_layer(self.hf).weight.device
+        ids = torch.arange(2 * length, device=device).view(2, length) % self.num_tokens
         early = length // 2
         changed = ids.clone()
-        changed[:, early:] = (changed[:, early:] + 1) % self.dims.vocabulary
+        changed[:, early:] = (changed[:, early:] + 1) % self.num_tokens
         training = self.training
         self.eval()
         before, after = (self._last(one)[:, :early] for one in (ids, changed))
@@ -162,15 +169,19 @@ class LanguageModel(nn.Module):
         Raises:
             UserError: it does.
         """
-        device = self.hf.get_output_embeddings().weight.device
-        ids = torch.arange(length, device=device).unsqueeze(0) % self.dims.vocabulary
+        device = output_layer(self.hf).weight.device
+        ids = torch.arange(length, device=device).unsqueeze(0) % self.num_tokens
         training = self.training
         self.eval()
         batch = _trial(ids)
         ours = self.signals(batch, frozenset()).head(
             lambda h, w, b: torch.nn.functional.linear(h, w, b), torch.arange(length, device=device)
         )
-        theirs = self.hf(input_ids=ids, attention_mask=batch.mask.long()).logits[0]
+        answer = self.hf(input_ids=ids, attention_mask=batch.mask.long())
+        if self.answers == "span":
+            theirs = torch.stack([answer.start_logits[0], answer.end_logits[0]], dim=-1)
+        else:  # a class or a number is one answer a row, whatever position it is asked at
+            theirs = answer.logits[0].expand_as(ours)
         self.train(training)
         if not torch.allclose(ours.float(), theirs.float(), rtol=1e-2, atol=1e-2 * float(theirs.abs().max())):
             raise UserError(
@@ -194,10 +205,6 @@ def _trial(ids: Tensor) -> Batch:
     return Batch(ids, whole.bool(), whole, torch.full_like(ids, IGNORE), torch.arange(len(ids), device=ids.device))
 
 
-def _is_causal(hf: Any) -> bool:
-    return type(hf).__name__.endswith(("ForCausalLM", "LMHeadModel"))
-
-
 def _first_position(hf: Any) -> int:
     """RoBERTa counts positions from behind its padding id."""
     table: Any = getattr(getattr(hf.base_model, "embeddings", None), "position_embeddings", None)
@@ -210,21 +217,4 @@ def _finished(hf: Any, hidden: Tensor) -> Tensor:
     for name in ("ln_f", "norm", "final_norm"):
         if isinstance(getattr(hf.base_model, name, None), nn.Module):
             return getattr(hf.base_model, name)(hidden)
-    return hidden
-
-
-def _transform(hf: Any, hidden: Tensor) -> Tensor:
-    """What lies between the last hidden state and the output projection: [N, H] -> [N, H]."""
-    kind = hf.config.model_type
-    if kind == "bert" and hasattr(hf, "cls"):
-        return hf.cls.predictions.transform(hidden)
-    if kind == "distilbert":
-        return hf.vocab_layer_norm(hf.activation(hf.vocab_transform(hidden)))
-    if kind in ("roberta", "xlm-roberta") and hasattr(hf.lm_head, "dense"):
-        return hf.lm_head.layer_norm(torch.nn.functional.gelu(hf.lm_head.dense(hidden)))
-    if kind == "albert":
-        head = hf.predictions
-        return head.LayerNorm(head.activation(head.dense(hidden)))
-    if kind == "modernbert":
-        return hf.head(hidden)
     return hidden

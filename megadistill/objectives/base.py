@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from megadistill.core.schema import Strict
-from megadistill.core.types import Batch, Dims, Needs, Signals, Term
+from megadistill.core.types import AnswerKind, Batch, Dims, Needs, Signals, Term
 
 
 class Loss(Protocol):
@@ -45,6 +45,8 @@ class Objective(Strict):
     """Base of every objective. A new one is one file in this package: a subclass with `kind: Literal["name"]`."""
 
     kind: str
+    suits: ClassVar[frozenset[AnswerKind]] = frozenset({"tokens", "label", "value", "span"})
+    """What a batch may ask for where this objective means something."""
     weight: float = Field(1.0, ge=0)
     """Factor of this objective's mean in the training loss."""
     ramp: Ramp | None = None

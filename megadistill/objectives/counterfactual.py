@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from megadistill.core.errors import UserError
-from megadistill.core.types import Batch, Dims, Needs, Signals, Term
+from megadistill.core.types import AnswerKind, Batch, Dims, Needs, Signals, Term
 from megadistill.kernels.chunks import top_entries
 from megadistill.kernels.head_losses import Soft
 from megadistill.objectives.base import Objective, wide
@@ -34,6 +34,7 @@ class Counterfactual(Objective):
     """
 
     kind: Literal["counterfactual"]
+    suits: ClassVar[frozenset[AnswerKind]] = frozenset({"tokens"})
     layers: Literal["middle"] | dict[int, int] = "middle"
     """{student layer: teacher layer} whose states are exchanged together; middle: M / 2 with N / 2, DIITO's best."""
     proportion: float = Field(0.3, gt=0, le=1)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from megadistill.core.types import Dims
+from megadistill.core.types import AnswerKind, Dims
 from megadistill.kernels.head_losses import Hard
 from megadistill.objectives.base import Objective
 from megadistill.objectives.mixture import HeadLoss
@@ -19,6 +19,7 @@ class HardCE(Objective):
     """
 
     kind: Literal["hard_ce"]
+    suits: ClassVar[frozenset[AnswerKind]] = frozenset({"tokens", "label"})
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """This much of each target's weight lies evenly on the whole vocabulary (Szegedy et al. 2016, section 7)."""
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from megadistill.core.types import Batch, Dims, Needs, Signals, Term
+from megadistill.core.types import AnswerKind, Batch, Dims, Needs, Signals, Term
 from megadistill.kernels.chunks import chunks, fp32_logits
 from megadistill.kernels.head_losses import Soft
 from megadistill.objectives.base import Objective
@@ -55,6 +55,7 @@ class KDCompat(Objective):
     """
 
     kind: Literal["kd_compat"]
+    suits: ClassVar[frozenset[AnswerKind]] = frozenset({"tokens"})
     original: Literal[
         "hf_distil",
         "distillkit",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from megadistill.core.types import Batch, CountKind, Dims, Needs, Signals, Term
+from megadistill.core.types import AnswerKind, Batch, CountKind, Dims, Needs, Signals, Term
 from megadistill.kernels.chunks import chunks, fp32_logits
 from megadistill.kernels.forward_gradient import with_gradient
 from megadistill.objectives.base import Objective, wide
@@ -19,6 +19,7 @@ class LogitsMSE(Objective):
     to this with centred logits (Hinton et al. 2015, equation 4)."""
 
     kind: Literal["logits_mse"]
+    suits: ClassVar[frozenset[AnswerKind]] = frozenset({"tokens", "label", "value"})
     reduction: Literal["mean", "sum"] = "mean"
     """Over the vocabulary. mean: Tang et al.; sum: DistilBERT's code."""
     scope: Literal["tokens", "targets"] = "tokens"

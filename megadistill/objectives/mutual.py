@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -12,7 +12,7 @@ import megadistill.models.students
 from megadistill.core import seeds
 from megadistill.core.errors import UserError
 from megadistill.core.schema import OneOf, discover
-from megadistill.core.types import Batch, Dims, Signals, Term
+from megadistill.core.types import AnswerKind, Batch, Dims, Signals, Term
 from megadistill.kernels.head_losses import Hard, Projection, Soft, head_losses
 from megadistill.models.signals import LanguageModel
 from megadistill.objectives.base import Objective
@@ -33,6 +33,7 @@ class Mutual(Objective):
     """
 
     kind: Literal["mutual"]
+    suits: ClassVar[frozenset[AnswerKind]] = frozenset({"tokens"})
     member: OneOf[Student]
     """The second model, from scratch or from a folder; its vocabulary is the student's. An architecture that reads ids
     of special tokens (RoBERTa: pad_token_id) must find them in its `config`."""

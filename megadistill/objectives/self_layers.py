@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from megadistill.core.errors import UserError
-from megadistill.core.types import Batch, Dims, Needs, Signals, Term
+from megadistill.core.types import AnswerKind, Batch, Dims, Needs, Signals, Term
 from megadistill.kernels.head_losses import Projection, Soft, head_losses
 from megadistill.objectives.base import Objective
 
@@ -25,6 +25,7 @@ class SelfLayers(Objective):
     """
 
     kind: Literal["self_layers"]
+    suits: ClassVar[frozenset[AnswerKind]] = frozenset({"tokens"})
     layers: list[int] = Field(min_length=1)
     """Student layers that learn, from 1 to the last but one."""
     temperature: float = Field(1.0, gt=0)

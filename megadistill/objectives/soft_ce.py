@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from megadistill.core.types import Dims, Needs
+from megadistill.core.types import AnswerKind, Dims, Needs
 from megadistill.kernels.head_losses import Soft
 from megadistill.objectives.base import Objective, Ramp
 from megadistill.objectives.mixture import HeadLoss
@@ -16,6 +16,7 @@ class SoftCE(Objective):
     """T^2 * D(teacher, student), mean over the positions in scope of the whole global batch, in nats."""
 
     kind: Literal["soft_ce"]
+    suits: ClassVar[frozenset[AnswerKind]] = frozenset({"tokens", "label"})
     temperature: float = Field(2.0, gt=0)
     """T, divides both models' logits."""
     temperature_ramp: Ramp | None = None

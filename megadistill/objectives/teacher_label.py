@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from megadistill.core.types import Batch, CountKind, Dims, Needs, Signals, Term
+from megadistill.core.types import AnswerKind, Batch, CountKind, Dims, Needs, Signals, Term
 from megadistill.kernels.chunks import top_entries
 from megadistill.kernels.head_losses import linear_ce
 from megadistill.objectives.base import Objective
@@ -17,6 +17,7 @@ class TeacherLabel(Objective):
     every position of any text teaches."""
 
     kind: Literal["teacher_label"]
+    suits: ClassVar[frozenset[AnswerKind]] = frozenset({"tokens", "label"})
     scope: Literal["tokens", "targets"] = "tokens"
     """`tokens`: every attended position; `targets`: positions with a label only."""
 

@@ -71,13 +71,14 @@ def _facts(run: RunFacts) -> dict[str, str]:
     """What a reader wants to know first, of what is there."""
     config, numerics = run.config, run.environment.get("numerics", {})
     teacher, student = config.get("teacher") or {}, config.get("student") or {}
-    objectives = config.get("objectives") or []
+    objectives, data = config.get("objectives") or [], config.get("data") or {}
     code = run.identity.get("code") or {}
     found = {
         "student": _one_line(student),
         "teacher": _one_line(teacher) if teacher else "none" if config else "",
         "objectives": ", ".join(f"{o.get('name') or o.get('kind')} × {number(o.get('weight', 1))}" for o in objectives),
-        "corpora": ", ".join(str(c.get("name") or c.get("kind")) for c in config.get("data", {}).get("corpora", [])),
+        "corpora": ", ".join(str(c.get("name") or c.get("kind")) for c in data.get("corpora", [])),
+        "task": _one_line(config["task"]) if config.get("task") else "",
         "batch": _batch(config["batch"]) if config.get("batch") else "",
         "machine": ", ".join(run.environment.get("gpus") or [str(numerics.get("cpu", ""))]),
         "processes": str(numerics.get("world size", "")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 from megadistill.core import seeds
 from megadistill.core.dist import World
 from megadistill.core.errors import UserError
-from megadistill.data.stream import Stream
+from megadistill.data.config import DataConfig
+from megadistill.data.stream import HeldOut, Stream
 from megadistill.data.tokenization import load_tokenizer
+from megadistill.models.heads import TaskHead
 from megadistill.models.initialize import seeded
 from megadistill.models.likeness import likeness
 from megadistill.models.signals import LanguageModel
@@ -20,11 +23,13 @@ from megadistill.objectives.base import Loss
 from megadistill.run.config import RunConfig
 from megadistill.run.fitting import refuse_other_tokenizer, refuse_unfit
 from megadistill.run.trained import located
+from megadistill.tasks.base import Task
+from megadistill.tasks.rows import TaskRows
 from megadistill.teachers.base import Source
 from megadistill.teachers.guard import guard
 
-TRIAL_ROWS = 8
-"""Rows of the data that a teacher proves itself on, the same on every rank."""
+TRIAL_ROWS, TRIAL_EXAMPLES = 8, 64
+"""Rows of text, and examples of a task, that a teacher proves itself on, the same on every rank."""
 
 
 @dataclass(frozen=True)
@@ -48,43 +53,52 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
     """
     accumulation = config.batch.accumulation(world.size)
     batch = config.batch
-    stream = Stream(config.data, world, batch.global_size, batch.micro_size, config.seed, sizes=batch.later_sizes)
-    tokenizer = load_tokenizer(config.data.tokenizer)
+    stream = Stream(
+        train_rows(config), world, batch.global_size, batch.micro_size, config.seed, sizes=batch.later_sizes
+    )
+    tokenizer = load_tokenizer(config.rows.tokenizer)
     vocabulary = tokenizer.vocabulary_size
+    head = None if config.task is None else config.task.head
     teacher, origin = _teacher(config, device)
     models = teacher.models if teacher is not None else ()
-    causal = config.data.targets.kind == "clm"
+    causal = config.task is None and config.text.targets.kind == "clm"
     student = located(config.student).build(
         models[0] if models else origin,
         vocabulary,
         causal,
         seeds.derive(config.seed, "student"),
         tokenizer.special.as_dict(),
+        head,
+        tokenizer.backend.get_vocab(),
     )
     if teacher is not None:
         teacher.attach(student)
     for model in (student, *(teacher.models if teacher is not None else ())):
-        model.attends = config.data.attention
-    refuse_unfit(config, student, models, teacher.dims if teacher is not None else None, vocabulary)
-    for path in config.teacher.paths() if config.teacher is not None else []:
-        refuse_other_tokenizer(config, tokenizer, path)
-    for model in (student, *models):
-        model.check_head(min(8, config.data.sequence_length))
+        model.attends = config.attention
     distils = any(objective.needs().teacher for objective in config.objectives)
-    _check_direction(config, "student", student)
-    if teacher is not None and distils:
-        for model in models:
+    if head is not None:
+        check_answers(head, student, models if distils else ())
+    refuse_unfit(config, student, models, teacher.dims if teacher is not None else None, vocabulary)
+    for who, part in (("teacher", config.teacher), ("student", config.student)):
+        for path in part.paths() if part is not None else []:
+            refuse_other_tokenizer(config, tokenizer, path, who)
+    for model in (student, *models):
+        model.check_head(min(8, config.rows.sequence_length))
+    if config.task is None:
+        _check_direction(config, "student", student)
+        for model in models if distils else ():
             _check_direction(config, "teacher", model)
     report: dict[str, Any] | None = None
     if teacher is not None and distils:
         where = next(models[0].parameters()).device if models else device
-        trial = stream.part.batch(stream.order.locate(np.arange(TRIAL_ROWS)), config.seed, "targets").to(where)
+        some = np.arange(TRIAL_ROWS if config.task is None else TRIAL_EXAMPLES)
+        trial = stream.part.batch(stream.order.locate(some), config.seed, "targets").to(where)
         student.to(where)
         assert config.teacher is not None
         if config.teacher.guard is not None:
-            counts = stream.part.vocabulary.counts
-            guard(config.teacher.guard, teacher, student, trial, vocabulary, counts)
-        if models:
+            entries = vocabulary if head is None else head.outputs
+            guard(config.teacher.guard, teacher, student, trial, entries, stream.part.counts)
+        if models and config.task is None:
             report = likeness(student, models[0], trial)
     if config.engine.activation_checkpointing and any(o.needs().again for o in config.objectives):
         raise UserError(
@@ -100,10 +114,45 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
     for loss in losses:  # one may hold a second model that learns
         for module in loss.modules() if isinstance(loss, torch.nn.Module) else ():
             if isinstance(module, LanguageModel):
-                module.attends = config.data.attention
+                module.attends = config.attention
     if not distils:
         teacher = None  # it only gave the student its first weights
     return Parts(stream, teacher, student, losses, accumulation, report)
+
+
+def train_rows(config: RunConfig) -> DataConfig | TaskRows:
+    """What a `Stream` of the run is drawn from: prepared text, or the task's examples."""
+    return config.text if config.task is None else open_rows(config.task, "train")
+
+
+def held_out(config: RunConfig) -> HeldOut:
+    """What the run is measured on while it trains: held-out text, or the task's first dev part."""
+    return HeldOut(config.text if config.task is None else open_rows(config.task, config.task.dev_parts[0]))
+
+
+def open_rows(task: Task, part: str) -> TaskRows:
+    """A part of a task as rows."""
+    return TaskRows(task.open(part).encoded, task.sequence_length)
+
+
+def check_answers(head: TaskHead, student: LanguageModel, teachers: Sequence[LanguageModel]) -> None:
+    """A model that was trained on something else would answer with noise.
+
+    Raises:
+        UserError: a model whose head is not the task's.
+    """
+    for who, model in (("student", student), *(("teacher", teacher) for teacher in teachers)):
+        kind, outputs = model.answers, model.dims.vocabulary
+        if kind != head.kind or outputs != head.outputs:
+            raise UserError(
+                f"the {who} ({type(model.hf).__name__}) has no head for this task",
+                f"it answers with {_ANSWERS[kind].format(outputs)}, and the task asks for "
+                f"{_ANSWERS[head.kind].format(head.outputs)}",
+                "fine-tune it on the task first: a run with `task`, this model in student.init, and no teacher",
+            )
+
+
+_ANSWERS = {"tokens": "{:,} tokens", "label": "{} classes", "value": "a number", "span": "a span of the text"}
 
 
 def _teacher(config: RunConfig, device: torch.device) -> tuple[Source | None, LanguageModel | None]:
@@ -111,14 +160,15 @@ def _teacher(config: RunConfig, device: torch.device) -> tuple[Source | None, La
     if config.teacher is None:
         return None, None
     located_teacher = located(config.teacher)
-    located_teacher.check(config.data)
+    if config.data is not None:
+        located_teacher.check(config.data)
     return located_teacher.build(device), located_teacher.origin() if config.student.starts_from_teacher else None
 
 
 def _check_direction(config: RunConfig, who: str, model: LanguageModel) -> None:
     """A model that reads ahead finds the next token in its input; one that does not cannot use what follows a mask."""
-    name, targets = type(model.hf).__name__, config.data.targets.kind
-    ahead = model.sees_ahead(min(8, config.data.sequence_length))
+    name, targets = type(model.hf).__name__, config.text.targets.kind
+    ahead = model.sees_ahead(min(8, config.rows.sequence_length))
     if targets == "clm" and ahead:
         raise UserError(
             f"data.targets is clm, and the {who} ({name}) sees the tokens that it has to predict",

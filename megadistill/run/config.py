@@ -6,22 +6,24 @@ import importlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 import megadistill.data.corpora
 import megadistill.models.students
 import megadistill.objectives
+import megadistill.tasks
 import megadistill.teachers
 from megadistill.core.errors import UserError
 from megadistill.core.schema import OneOf, Strict, Tree, discover, explain, kinds, override, read_yaml
-from megadistill.core.types import union_of_needs
+from megadistill.core.types import AnswerKind, union_of_needs
 
 for _package in (
     megadistill.data.corpora,
     megadistill.models.students,
     megadistill.objectives,
+    megadistill.tasks,
     megadistill.teachers,
 ):
     discover(_package)
@@ -32,6 +34,7 @@ from megadistill.engine.optimizer import OptimizerConfig  # noqa: E402
 from megadistill.engine.schedule import ScheduleConfig  # noqa: E402
 from megadistill.models.students.base import Student  # noqa: E402
 from megadistill.objectives.base import Objective  # noqa: E402
+from megadistill.tasks.base import Task  # noqa: E402
 from megadistill.teachers.base import Teacher  # noqa: E402
 
 
@@ -150,7 +153,7 @@ class LogConfig(Strict):
 
 
 class RunConfig(Strict):
-    """One run: what is distilled into what, on which text, how, and for how long."""
+    """One run: what is distilled into what, on which text or task, how, and for how long."""
 
     name: str = Field(pattern=r"^[\w.-]+$")
     """Names the run directory."""
@@ -159,7 +162,10 @@ class RunConfig(Strict):
     seed: int = 0
     plugins: list[str] = Field(default_factory=list)
     """Python modules to import first; the kinds they define are then known."""
-    data: DataConfig
+    data: DataConfig | None = None
+    """The text of pretraining; a run has this or a `task`."""
+    task: OneOf[Task] | None = None
+    """The examples of fine-tuning and task-specific distillation."""
     teacher: OneOf[Teacher] | None = None
     """None: plain pretraining with objectives that need no teacher."""
     student: OneOf[Student]
@@ -178,6 +184,22 @@ class RunConfig(Strict):
         return self.directory / self.name
 
     @property
+    def text(self) -> DataConfig:
+        """`data`, where the run has no task."""
+        assert self.data is not None
+        return self.data
+
+    @property
+    def rows(self) -> DataConfig | Task:
+        """What training reads: either has a tokenizer and a sequence_length."""
+        return self.text if self.task is None else self.task
+
+    @property
+    def attention(self) -> Literal["row", "document"]:
+        """What a position sees; a task's row is one example."""
+        return self.text.attention if self.task is None else "row"
+
+    @property
     def total_steps(self) -> int:
         """Where the learning rate's decay ends."""
         return self.schedule.total_steps or self.train.steps
@@ -185,6 +207,30 @@ class RunConfig(Strict):
     def weights_at(self, step: int) -> list[float]:
         """Every objective's weight at a step, counted from 1."""
         return [objective.weight_at(step) for objective in self.objectives]
+
+    @model_validator(mode="after")
+    def _text_or_task(self) -> RunConfig:
+        if (self.data is None) == (self.task is None):
+            raise ValueError(
+                "data: give `data` to pretrain or `task` to learn a task" + ("" if self.data is None else ", not both")
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _objectives_suit_the_task(self) -> RunConfig:
+        asked: AnswerKind = "tokens" if self.task is None else self.task.asks
+        strange = [o.label for o in self.objectives if asked not in o.suits]
+        if strange:
+            raise ValueError(f"objectives: {', '.join(strange)} cannot learn {_ASKED[asked]}; use {_LEARNS[asked]}")
+        if self.teacher is not None and asked not in self.teacher.suits:
+            raise ValueError(f"teacher: {self.teacher.kind} does not teach {_ASKED[asked]}; use online or ensemble")
+        everywhere = [o.label for o in self.objectives if getattr(o, "scope", None) == "tokens"]
+        if self.task is not None and everywhere:
+            raise ValueError(
+                f"objectives: {', '.join(everywhere)} asks at every token, and a task is answered once a row; "
+                "set scope: targets"
+            )
+        return self
 
     @model_validator(mode="after")
     def _weights_come_to_something(self) -> RunConfig:
@@ -247,6 +293,20 @@ class RunConfig(Strict):
         if needing and self.teacher is None:
             raise ValueError(f"objectives: {', '.join(needing)} need a teacher, and `teacher` is empty")
         return self
+
+
+_ASKED: dict[AnswerKind, str] = {
+    "tokens": "to predict tokens, which is what `data` asks for",
+    "label": "a task's classes",
+    "value": "a task's numbers",
+    "span": "a task's spans",
+}
+_LEARNS: dict[AnswerKind, str] = {
+    "tokens": "hard_ce, soft_ce, ...",
+    "label": "hard_ce, soft_ce and logits_mse with scope: targets, pkd, hidden_mse, ...",
+    "value": "value_mse, logits_mse with scope: targets, pkd, hidden_mse, ...",
+    "span": "span_ce, span_soft_ce, hidden_mse, ...",
+}
 
 
 def load(path: Path, assignments: Sequence[str] = (), origins: dict[str, str] | None = None) -> RunConfig:

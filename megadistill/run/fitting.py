@@ -18,7 +18,7 @@ from megadistill.models.loading import load_empty
 from megadistill.models.signals import LanguageModel
 from megadistill.objectives.base import needs_of
 from megadistill.run.config import RunConfig
-from megadistill.run.trained import located
+from megadistill.run.trained import located, tokenizer_of
 
 
 def misfits(config: RunConfig) -> tuple[list[UserError], list[str]]:
@@ -33,16 +33,16 @@ def misfits(config: RunConfig) -> tuple[list[UserError], list[str]]:
     absent = [path for path in paths if not _is_here(path)]
     remarks += [f"not compared with the teacher {path}: it is not here yet" for path in absent]
     tokenizer = None
-    if _is_here(config.data.tokenizer):
-        tokenizer = load_tokenizer(config.data.tokenizer)
+    if _is_here(config.rows.tokenizer):
+        tokenizer = load_tokenizer(config.rows.tokenizer)
     else:
-        remarks.append(f"not compared with the tokenizer {config.data.tokenizer}: it is not here yet")
+        remarks.append(f"not compared with the tokenizer {config.rows.tokenizer}: it is not here yet")
     problems: list[UserError] = []
     with _collected(problems):
         for path in paths:
             if tokenizer is not None and path not in absent:
                 refuse_other_tokenizer(config, tokenizer, path)
-    if not absent:
+    if not absent and config.task is None:  # a task's models are made from the task's data
         with _collected(problems):
             problems += _sizes(config, tokenizer, [load_empty(path) for path in paths])
     return problems, remarks
@@ -52,12 +52,12 @@ def _sizes(config: RunConfig, tokenizer: Tokenizer | None, teachers: Sequence[La
     first = teachers[0] if teachers else None
     special = tokenizer.special.as_dict() if tokenizer is not None else {}
     vocabulary = tokenizer.vocabulary_size if tokenizer is not None else first.dims.vocabulary if first else 30_522
-    causal = config.data.targets.kind == "clm"
+    causal = config.text.targets.kind == "clm"
     student = located(config.student).empty(first, vocabulary, causal, special)
     if student is None:
         return
     for model in (student, *teachers):
-        model.attends = config.data.attention
+        model.attends = config.attention
     # a teacher without a model of its own comes from the student
     theirs = None if config.teacher is None else (first or student).dims
     found: list[UserError] = []
@@ -103,12 +103,13 @@ def refuse_unfit(
     """
     ours = student.dims
     problems = [
-        _too_small("student", ours, vocabulary),
-        _too_short("student", student, config.data.sequence_length),
+        _too_small("student", student.num_tokens, vocabulary),
+        _too_short("student", student, config.rows.sequence_length),
     ]
     if theirs is not None:
-        problems.append(_too_small("teacher", theirs, vocabulary))
-        problems += [_too_short("teacher", model, config.data.sequence_length) for model in teachers]
+        sizes = [model.num_tokens for model in teachers] or [theirs.vocabulary]
+        problems += [_too_small("teacher", size, vocabulary) for size in sizes if config.task is None or teachers]
+        problems += [_too_short("teacher", model, config.rows.sequence_length) for model in teachers]
         compares = [o.label for o in config.objectives if o.needs().teacher]
         if compares and teachers and theirs.vocabulary < ours.vocabulary:
             problems.append(
@@ -124,28 +125,31 @@ def refuse_unfit(
         )
 
 
-def refuse_other_tokenizer(config: RunConfig, ours: Tokenizer, path: str) -> None:
-    """Ids that mean other words to a teacher would be learnt as if they were right: nothing else would notice.
+def refuse_other_tokenizer(config: RunConfig, ours: Tokenizer, path: str, who: str = "teacher") -> None:
+    """Ids that mean other words to a model would be learnt as if they were right: nothing else would notice.
 
     Args:
-        path: of the teacher.
+        path: of the model: a run, a folder or a hub name.
+        who: it is.
 
     Raises:
         UserError: it has another tokenizer.
     """
-    if path == config.data.tokenizer:
+    path = tokenizer_of(path)
+    if path == config.rows.tokenizer:
         return
     try:
         theirs = load_tokenizer(path)
     except UserError as error:
-        log.get().warning(f"not checked that the teacher was trained with {config.data.tokenizer}: {error.what}")
+        log.get().warning(f"not checked that the {who} was trained with {config.rows.tokenizer}: {error.what}")
         return
     difference = _difference(ours, theirs)
+    section, again = ("data", " and run `megadistill prepare`") if config.task is None else ("task", "")
     if difference:
         raise UserError(
-            "the teacher was trained with another tokenizer than the data's",
+            f"the {who} was trained with another tokenizer than the data's",
             difference,
-            f"set data.tokenizer to {path} and run `megadistill prepare`, or take a teacher of {config.data.tokenizer}",
+            f"set {section}.tokenizer to {path}{again}, or take a {who} of {config.rows.tokenizer}",
         )
 
 
@@ -157,17 +161,17 @@ def _difference(ours: Tokenizer, theirs: Tokenizer) -> str:
         token = different[0]
         return (
             f"{len(different):,} tokens have another id or none, such as {token!r}: "
-            f"{data.get(token)} in the data, {teacher.get(token)} in the teacher"
+            f"{data.get(token)} in the data, {teacher.get(token)} in the model"
         )
     if ours.special != theirs.special:
-        return f"special tokens: {ours.special.as_dict()} in the data, {theirs.special.as_dict()} in the teacher"
+        return f"special tokens: {ours.special.as_dict()} in the data, {theirs.special.as_dict()} in the model"
     return ""
 
 
-def _too_small(who: str, dims: Dims, vocabulary: int) -> str:
-    if dims.vocabulary >= vocabulary:
+def _too_small(who: str, size: int, vocabulary: int) -> str:
+    if size >= vocabulary:
         return ""
-    return f"the tokenizer has {vocabulary:,} entries, and the {who}'s vocabulary only {dims.vocabulary:,}"
+    return f"the tokenizer has {vocabulary:,} entries, and the {who}'s vocabulary only {size:,}"
 
 
 def _too_short(who: str, model: LanguageModel, length: int) -> str:

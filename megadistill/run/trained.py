@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
+
 from megadistill.core import log
 from megadistill.core.errors import UserError
 from megadistill.core.schema import Strict
@@ -54,6 +56,15 @@ def student_folder(spec: str) -> str:
         f"it has {', '.join(str(c[0]) for c in sorted(on_line)) or 'none'}",
         "name one of them, or set checkpoint.keep_every_steps in that run",
     )
+
+
+def tokenizer_of(spec: str) -> str:
+    """Where the tokenizer is of a model that a config names: a run's config says, else it is in the model's folder."""
+    run = Path(re.sub(r"@\d+$", "", spec))
+    if not (run / "run.json").exists():
+        return spec
+    config = yaml.safe_load(RunDirectory(run).resolved_config.read_text(encoding="utf-8"))
+    return str((config.get("task") or config["data"])["tokenizer"])
 
 
 def located(part: Part) -> Part:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
 from megadistill.core.schema import Strict
-from megadistill.core.types import Batch, Dims, Needs, Signals
+from megadistill.core.types import AnswerKind, Batch, Dims, Needs, Signals
 from megadistill.data.config import DataConfig
 from megadistill.models.signals import LanguageModel
 from megadistill.teachers.guard import Guard
@@ -58,6 +58,8 @@ class Teacher(Strict):
     """Base of every teacher source's config."""
 
     kind: str
+    suits: ClassVar[frozenset[AnswerKind]] = frozenset({"tokens", "label", "value", "span"})
+    """What a batch may ask for where this teacher can answer."""
     guard: Guard | None = Guard()
     """What it must prove before the first step; None: nothing."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from megadistill.core import log
 from megadistill.core.errors import UserError
-from megadistill.core.types import Batch, Dims, HeadFunction, Kept, Needs, Signals
+from megadistill.core.types import AnswerKind, Batch, Dims, HeadFunction, Kept, Needs, Signals
 from megadistill.data import index as shards
 from megadistill.data.config import DataConfig
 from megadistill.data.tokenization import load_tokenizer
@@ -37,6 +37,7 @@ class CachedTeacher(Teacher):
     """
 
     kind: Literal["cached"]
+    suits: ClassVar[frozenset[AnswerKind]] = frozenset({"tokens"})
     dir: Path
     """Where `prepare` writes the answers and training reads them."""
     of: OnlineTeacher | EnsembleTeacher = Field(discriminator="kind")

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 
 from megadistill.core.types import IGNORE, Batch
+from megadistill.models.heads import TaskHead
+from megadistill.models.loading import task_class
 from megadistill.models.signals import LanguageModel
 
 VOCABULARY, LENGTH, WIDTH = 61, 12, 16
@@ -26,6 +28,16 @@ def language_model(architecture: str = "bert", layers: int = 2, seed: int = 0, *
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return LanguageModel(auto.from_config(AutoConfig.for_model(architecture, **fields)))
+
+
+def task_model(architecture: str, head: TaskHead, layers: int = 2, seed: int = 0, **config: Any) -> LanguageModel:
+    """Such a model with a task's head; its padding is token 0."""
+    from transformers import AutoConfig
+
+    fields = {"vocab_size": VOCABULARY, "pad_token_id": 0, **_sizes(architecture, layers), **head.config_fields()}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LanguageModel(task_class(head).from_config(AutoConfig.for_model(architecture, **{**fields, **config})))
 
 
 def _sizes(architecture: str, layers: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from megadistill.core.together import rank_and_size
 from megadistill.core.types import Batch, Signals
 from megadistill.engine.deepspeed import Engine
 from megadistill.kernels.head_losses import linear_ce
+from megadistill.models.scoring import score_rows
 from megadistill.teachers.base import Source
 from megadistill.train.step import refuse_uneven_gradients
 from megadistill.train.stragglers import Stopwatch
@@ -80,6 +81,8 @@ def accumulate(
 
 @torch.no_grad()
 def _own_loss(signals: Signals, batch: Batch) -> Tensor:
+    if batch.values is not None or batch.spans is not None:
+        return score_rows(signals, None, batch).totals()[:2].float().to(batch.ids.device)
     labels = batch.labels.flatten()[batch.targets]
     total = signals.head(lambda hidden, weight, bias: linear_ce(hidden, weight, bias, labels), batch.targets)
     return torch.stack([total.float(), torch.full_like(total, len(labels), dtype=torch.float32)])

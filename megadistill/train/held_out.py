@@ -1,4 +1,4 @@
-"""How the student does on text it never sees: loss, perplexity, and agreement with its teacher."""
+"""How the student does on rows it never sees: loss, perplexity or accuracy, and agreement with its teacher."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ def evaluate(
     """Scores over all ranks' batches (every rank must bring the same number).
 
     Returns:
-        heldout/loss (nats per target), heldout/perplexity, heldout/accuracy, and heldout/agreement_top1 when there
-        is a teacher.
+        as heldout/NAME what `models.scoring.summary` names.
     """
     engine.module.eval()
     totals = torch.zeros(4, dtype=torch.float64)
@@ -30,5 +29,5 @@ def evaluate(
             signals = teacher.signals(batch, engine.module.needs) if teacher is not None else None
             totals += engine.forward(batch, signals, None).totals()
     engine.module.train()
-    scores = summary(sum_over_ranks(totals), with_teacher=teacher is not None)
+    scores = summary(sum_over_ranks(totals), with_teacher=teacher is not None, asked=engine.module.student.answers)
     return {f"heldout/{name}": value for name, value in scores.items()}

@@ -298,7 +298,7 @@ class Job:
         rows = stream.sizes.span(step)[1]
         self.say(
             f"accumulation {rows // (micro * ranks)} = {rows} / ({micro} x {ranks} ranks); "
-            f"{rows * self.config.data.sequence_length:,} tokens a step, {stream.rows_per_epoch:,} rows an epoch"
+            f"{rows * self.config.rows.sequence_length:,} tokens a step, {stream.rows_per_epoch:,} rows an epoch"
         )
         if found is not None:
             self.say(f"continuing at step {step} from {found.path}")

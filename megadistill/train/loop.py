@@ -14,10 +14,9 @@ from megadistill.core.dist import World
 from megadistill.core.errors import Exit
 from megadistill.core.together import on_main
 from megadistill.core.types import COUNT_KINDS, Batch
-from megadistill.data.stream import HeldOut
 from megadistill.engine import schedule
 from megadistill.engine.deepspeed import engine_fits
-from megadistill.run.build import Parts, build
+from megadistill.run.build import Parts, build, held_out
 from megadistill.run.config import RunConfig, load
 from megadistill.run.directory import RunDirectory
 from megadistill.train import stop
@@ -63,7 +62,7 @@ def _attempt(config: RunConfig, world: World, device: torch.device, fresh: bool)
     log.setup(world.rank)
     engine_fits(config.engine, device)
     parts = build(config, world, device)  # most of a user's mistakes come out here, before anything is written
-    held_out_rows = HeldOut(config.data)
+    held_out_rows = held_out(config)
     held_out_rows.batches(config.batch.micro_size, config.seed, world)  # refuses to be too few
     directory = RunDirectory.open(config, fresh, world)
     directory.data_is(parts.stream.fingerprint)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from megadistill.core.schema import Strict
+from megadistill.models.heads import TaskHead
 from megadistill.models.signals import LanguageModel
 
 
@@ -15,6 +16,10 @@ class Student(Strict):
 
     def fetch(self) -> None:
         """Bring here, while there is network, what `build` will read without; `prepare` calls it."""
+
+    def paths(self) -> list[str]:
+        """Folders, runs or hub names that it starts from, whose tokenizers must be the data's."""
+        return []
 
     @property
     def starts_from_teacher(self) -> bool:
@@ -28,6 +33,8 @@ class Student(Strict):
         causal: bool,
         seed: int,
         special: Mapping[str, int | None] | None = None,
+        head: TaskHead | None = None,
+        words: Mapping[str, int] | None = None,
     ) -> LanguageModel:
         """The student at step 0.
 
@@ -37,6 +44,8 @@ class Student(Strict):
             causal: whether targets are next tokens (clm) rather than masked ones (mlm).
             seed: for random initialisation.
             special: the tokenizer's ids by role (pad, cls, sep, mask, unk); None where it has no such token.
+            head: what a task asks it for; None: tokens, and it is a language model.
+            words: the tokenizer's ids by their spelling.
         """
         raise NotImplementedError
 

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from megadistill.core.errors import UserError
 from megadistill.core.schema import OneOf
+from megadistill.models.heads import TaskHead
 from megadistill.models.initialize import (
     Folder,
     Initialize,
@@ -20,13 +21,21 @@ from megadistill.models.initialize import (
     copy_teacher_layers,
     seeded,
 )
-from megadistill.models.loading import first_line, load_empty, load_pretrained
+from megadistill.models.loading import (
+    config_with,
+    first_line,
+    load_empty,
+    load_for_task,
+    load_pretrained,
+    task_class,
+)
 from megadistill.models.signals import LanguageModel
 from megadistill.models.students.base import Student
 
 
 class HFStudent(Student):
-    """A transformers language model: masked where `data.targets` is mlm, causal where it is clm."""
+    """A transformers language model: masked where `data.targets` is mlm, causal where it is clm. In a run with a `task`
+    the same body under the task's head."""
 
     kind: Literal["hf"]
     architecture: str | None = None
@@ -41,6 +50,9 @@ class HFStudent(Student):
         if isinstance(self.init, Folder):
             load_pretrained(self.init.path)
 
+    def paths(self) -> list[str]:
+        return [self.init.path] if isinstance(self.init, Folder) else []
+
     @property
     def starts_from_teacher(self) -> bool:
         return isinstance(self.init, TeacherLayers) or (self.architecture is None and not isinstance(self.init, Folder))
@@ -52,8 +64,10 @@ class HFStudent(Student):
         causal: bool,
         seed: int,
         special: Mapping[str, int | None] | None = None,
+        head: TaskHead | None = None,
+        words: Mapping[str, int] | None = None,
     ) -> LanguageModel:
-        return self._frozen(self._made(teacher, vocabulary_size, causal, seed, special, load_pretrained))
+        return self._frozen(self._made(teacher, vocabulary_size, causal, seed, special, head, load_pretrained))
 
     def empty(
         self,
@@ -63,7 +77,7 @@ class HFStudent(Student):
         special: Mapping[str, int | None] | None = None,
     ) -> LanguageModel:
         with torch.device("meta"):
-            return self._frozen(self._made(teacher, vocabulary_size, causal, 0, special, load_empty))
+            return self._frozen(self._made(teacher, vocabulary_size, causal, 0, special, None, load_empty))
 
     def _frozen(self, student: LanguageModel) -> LanguageModel:
         names = [name for name, _ in student.hf.named_parameters()]
@@ -88,6 +102,7 @@ class HFStudent(Student):
         causal: bool,
         seed: int,
         special: Mapping[str, int | None] | None,
+        head: TaskHead | None,
         load: Callable[[str], LanguageModel],
     ) -> LanguageModel:
         from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
@@ -99,12 +114,21 @@ class HFStudent(Student):
                     f"student.init: {{kind: folder, path: {self.init.path}}} without student.architecture",
                     "remove student.config, or name the student.architecture that it changes",
                 )
-            return load(self.init.path)
+            if self.init.layers is not None:
+                raise UserError(
+                    "student.init.layers is set, and the student is the folder's model as it is",
+                    f"student.init: {{kind: folder, path: {self.init.path}}} without student.architecture",
+                    "name the student.architecture and its depth, or remove student.init.layers",
+                )
+            return load(self.init.path) if head is None else load_for_task(self.init.path, head, seed)
         config = self._config(teacher, vocabulary_size, special or {})
         auto = AutoModelForCausalLM if causal else AutoModelForMaskedLM
+        if head is not None:
+            config, auto = config_with(config, head.config_fields()), task_class(head)
         if type(config) not in auto._model_mapping:
+            what = f"model for a task's {head.kind}" if head else f"{'causal' if causal else 'masked'} language model"
             raise UserError(
-                f"{config.model_type} has no {'causal' if causal else 'masked'} language model",
+                f"{config.model_type} has no {what}",
                 fix="choose another student.architecture or data.targets",
             )
         try:
@@ -120,7 +144,8 @@ class HFStudent(Student):
             copy_teacher_layers(student.hf, teacher.hf, self.init.layers, self.init.width)
         elif isinstance(self.init, Folder):
             loaded = load(self.init.path).hf
-            copy_teacher_layers(student.hf, loaded, list(range(loaded.config.num_hidden_layers)))
+            layers = self.init.layers or list(range(loaded.config.num_hidden_layers))
+            copy_teacher_layers(student.hf, loaded, layers)
         return student
 
     def _config(self, teacher: LanguageModel | None, vocabulary_size: int, special: Mapping[str, int | None]) -> Any:

@@ -1,0 +1,150 @@
+"""What a pretrained model is worth on tasks: fine-tuned (or distilled) on each with several seeds, and scored.
+
+Every seed of every task is an ordinary run by the ordinary loop, in a process of its own, in
+`<output>/<task>-seed-<n>`; the same command goes on with what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megadistill.core import log
+from megadistill.core.errors import Exit, UserError
+from megadistill.core.files import atomic_write, write_json
+from megadistill.core.schema import Tree, override, read_yaml
+from megadistill.evaluate.scores import evaluate
+from megadistill.run.config import check
+from megadistill.run.directory import RunDirectory
+from megadistill.run.presets import folder as presets
+from megadistill.tasks.glue import SETS
+from megadistill.tasks.metrics import macro, spread
+
+NAMES = (*SETS, "squad", "imdb")
+"""Tasks that a model can be fine-tuned on; `glue` stands for all of GLUE's."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How models are fine-tuned."""
+
+    data: Path
+    """Holds glue/, squad*/ and imdb/."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    epochs: float = 3.0
+    recipe: Path | None = None
+    """A config of a run with a task, teacher and all; task, student weights, seed and steps are filled in."""
+    assignments: tuple[str, ...] = ()
+    """`key=value` on top of it."""
+
+
+def chosen(names: Sequence[str], data: Path) -> list[str]:
+    """The tasks that names stand for, in order; of `glue` those that are in `data`.
+
+    Raises:
+        UserError: an unknown name, or no task of GLUE there.
+    """
+    unknown = [name for name in names if name not in (*NAMES, "glue")]
+    if unknown:
+        raise UserError(f"no evaluation task {', '.join(unknown)}", f"there are: glue, {', '.join(NAMES)}")
+    there = [name for name, one in SETS.items() if any((data / "glue" / f).is_dir() for f in (one.folder, name))]
+    if "glue" in names and not there:
+        raise UserError(f"{data / 'glue'} holds none of GLUE's tasks", "", "give --data FOLDER with glue/SST-2, ...")
+    wanted = [task for name in names for task in (there if name == "glue" else [name])]
+    return list(dict.fromkeys(wanted))
+
+
+def fine_tune(model: str, tokenizer: str, names: Sequence[str], plan: Plan, output: Path) -> dict[str, Any]:
+    """Fine-tune and score; the result is also written to `<output>/summary.json`.
+
+    Args:
+        model: a folder in the Hugging Face format, or a run.
+        tokenizer: what it was pretrained with.
+        names: see `chosen`.
+
+    Returns:
+        task -> the spread of its score over seeds, the scores themselves and every metric's median; `macro` and
+        `macro_without_wnli` over GLUE's tasks, and which of the nine are missing from it.
+    """
+    tasks = chosen(names, plan.data)
+    trees = {task: _tree(task, model, tokenizer, plan) for task in tasks}  # mistakes show before the first run
+    result: dict[str, Any] = {}
+    for task, tree in trees.items():
+        found = [_run({**tree, "name": f"{task}-seed-{seed}", "seed": seed}, output) for seed in plan.seeds]
+        metrics = {name: spread([scores[name] for scores in found])["median"] for name in found[0] if "/" in name}
+        scores = [one["score"] for one in found]
+        result[task] = {**spread(scores), "scores": scores, **metrics, "num_parameters": found[0]["num_parameters"]}
+        _conclude(result, output)
+    return result
+
+
+def _conclude(result: dict[str, Any], output: Path) -> None:
+    glue = {task: result[task]["median"] for task in SETS if task in result}
+    if glue:
+        result["macro"], result["macro_without_wnli"] = macro(glue), macro(glue, without=["wnli"])
+        result["missing_of_glue"] = [task for task in SETS if task not in glue]
+    write_json(output / "summary.json", result)
+
+
+def _tree(task: str, model: str, tokenizer: str, plan: Plan) -> Tree:
+    """The config of a task's runs, but for name and seed."""
+    base = plan.recipe or presets() / "tasks" / f"finetune_{task if task in _OWN_PRESET else 'sst2'}.yaml"
+    read = read_yaml(base)
+    if task in SETS:
+        place: Tree = {"kind": "glue", "name": task, "folder": str(plan.data / "glue")}
+        if task == "qqp":  # GLUE's own file has lines that lack columns
+            place["skip_short_lines"] = True
+    elif task == "imdb":
+        place = {"kind": "imdb", "folder": str(plan.data / "imdb")}
+    else:
+        place = {"kind": "squad", **{part: str(_squad(plan.data, part)) for part in ("train", "dev")}}
+    student = read.get("student") or {}
+    if student.get("kind", "hf") == "hf":
+        init = {**student.get("init", {}), "kind": "folder", "path": model}
+        student = {"kind": "hf", **student, "init": init}
+    kept = {key: value for key, value in (read.get("task") or {}).items() if key in ("sequence_length", "train_file")}
+    tree = {**read, "task": {**kept, **place, "tokenizer": tokenizer}, "student": student}
+    tree = override(tree, plan.assignments)
+    train = tree.get("train") or {}
+    config = check({**tree, "name": task, "train": {**train, "steps": train.get("steps", 1)}}, str(base))
+    assert config.task is not None
+    steps = math.ceil(plan.epochs * len(config.task.open("train").encoded) / config.batch.global_size)
+    return {**tree, "train": {**train, "steps": max(steps, 1)}}
+
+
+_OWN_PRESET = frozenset({"stsb", "imdb", "squad"})
+
+
+def _squad(data: Path, part: str) -> Path:
+    found = sorted(data.glob(f"squad*/{part}*.json"))
+    if not found:
+        raise UserError(f"{data} has no {part} set of SQuAD", f"looked for squad*/{part}*.json", "give another --data")
+    return found[0]
+
+
+def _run(tree: Tree, output: Path) -> dict[str, Any]:
+    """Train, or go on with it, and score; a run that was scored is not touched."""
+    run = output / tree["name"]
+    scored = RunDirectory(run).evaluation / "task.json"
+    config = output / f"{tree['name']}.yaml"
+    text = yaml.safe_dump({**tree, "directory": str(output)}, sort_keys=False)
+    if scored.exists() and config.exists() and config.read_text(encoding="utf-8") == text:
+        return dict(json.loads(scored.read_text(encoding="utf-8")))
+    with atomic_write(config) as handle:
+        handle.write(text)
+    log.get().info(f"{run}: {tree['train']['steps']} steps")
+    command = [sys.executable, "-m", "megadistill", "train", str(config)]
+    done = subprocess.run(command, stdout=sys.stderr, check=False)  # stdout is for the scores
+    if done.returncode == Exit.STOPPED:
+        raise UserError(f"{run} was stopped after a checkpoint", "", "the same command goes on")
+    if done.returncode:
+        raise UserError(f"{run} failed with exit code {done.returncode}", "its own message stands above")
+    return dict(evaluate(run)["task"])

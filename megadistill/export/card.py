@@ -1,0 +1,89 @@
+"""The model card of an exported student: made of what its run recorded, with nothing filled in by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+Tree = dict[str, Any]
+
+
+def card(config: Tree, step: int, evaluation: Path) -> str:
+    """Markdown with the hub's metadata.
+
+    Args:
+        config: the run's resolved config.
+        step: of the exported checkpoint.
+        evaluation: the run's folder of scores; only those are shown that stand in it.
+    """
+    teacher = config.get("teacher") or {}
+    members = [member["path"] for member in teacher.get("members", [])] or [teacher.get("path") or teacher.get("kind")]
+    sections = [
+        f"# {config['name']}",
+        f"{_kind(config)} with megadistill: step {step} of {config['train']['steps']}, "
+        f"{config['batch']['global_size']} rows of at most {_rows(config)['sequence_length']} tokens a step.",
+        _list([f"teacher: {', '.join(f'`{m}`' for m in members) if teacher else 'none'}", *_facts(config)]),
+        "## Objectives",
+        _list([json.dumps({k: v for k, v in o.items() if v is not None}) for o in config["objectives"]]),
+        "## Data",
+        _list(list(_data(config))),
+        "## Scores",
+        "\n".join(_scores(evaluation)) or "None were measured.",
+        "## Limits",
+        _limits(config),
+        "The whole config is in `distillation.yaml`.",
+    ]
+    head = "---\nlibrary_name: transformers\ntags: [distillation, megadistill]\n---\n\n"
+    return head + "\n\n".join(sections) + "\n"
+
+
+def _kind(config: Tree) -> str:
+    if config.get("task"):
+        return "Distilled for a task" if config.get("teacher") else "Fine-tuned for a task"
+    return "Pretrained by distillation" if config.get("teacher") else "Pretrained"
+
+
+def _rows(config: Tree) -> Tree:
+    rows: Tree = config.get("task") or config["data"]
+    return rows
+
+
+def _facts(config: Tree) -> list[str]:
+    return [f"tokenizer: `{_rows(config)['tokenizer']}`", f"seed: {config['seed']}"]
+
+
+def _data(config: Tree) -> Iterator[str]:
+    task = config.get("task")
+    if task:
+        given = ", ".join(f"{key} {task[key]}" for key in ("name", "version", "max_train_examples") if task.get(key))
+        yield f"task {task['kind']}" + (f": {given}" if given else "")
+        return
+    for corpus in config["data"]["corpora"]:
+        yield f"{corpus['name']} ({corpus['kind']})"
+
+
+def _scores(evaluation: Path) -> Iterator[str]:
+    found = sorted(path for path in evaluation.glob("*.json") if not path.name.endswith("_rows.json"))
+    if found:
+        yield "| measured on | metric | value |\n|---|---|---|"
+    for path in found:
+        for name, value in json.loads(path.read_text(encoding="utf-8")).items():
+            if isinstance(value, int | float):
+                yield f"| {path.stem} | {name} | {value:.6g} |"
+
+
+def _limits(config: Tree) -> str:
+    if config.get("task"):
+        return (
+            "Scores are on the task's dev set, with the last step's weights. It answers this task only, on text like "
+            "the task's."
+        )
+    return (
+        "A language model: it repeats what its text says, right or wrong, and what its teacher had learnt from others."
+    )
+
+
+def _list(lines: list[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)

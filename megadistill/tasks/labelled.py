@@ -1,0 +1,38 @@
+"""Rows with one answer each, a class or a number, and how answers to them are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megadistill.data.tokenization import load_tokenizer
+from megadistill.models.heads import TaskHead
+from megadistill.tasks import metrics
+from megadistill.tasks.encoding import Example, encode
+
+
+class Labelled:
+    """One part of a task of such rows; one row an example."""
+
+    def __init__(
+        self, examples: Sequence[Example], head: TaskHead, measured: Sequence[str], tokenizer: str, length: int
+    ) -> None:
+        """Args:
+        measured: names in `metrics.METRICS`.
+        """
+        self.head, self.measured = head, measured
+        self.encoded = encode(examples, head.kind, head.outputs, load_tokenizer(tokenizer), length)
+
+    def score(self, outputs: list[NDArray[np.float32]]) -> tuple[dict[str, float], list[Any]]:
+        answers = np.stack(outputs)
+        if self.head.kind == "value":
+            predicted: NDArray[Any] = answers[:, 0].astype(np.float64)
+            shown: list[Any] = predicted.tolist()
+        else:
+            predicted = answers.argmax(-1)
+            shown = [self.head.names[number] for number in predicted]
+        truth = self.encoded.answers if self.head.kind == "value" else self.encoded.answers.astype(np.int64)
+        return {name: metrics.METRICS[name](truth, predicted) for name in self.measured}, shown

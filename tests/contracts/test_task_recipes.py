@@ -1,0 +1,130 @@
+"""Does every task recipe learn? Each one's objectives, student and teacher at a toy width, on made task data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from megadistill.models.heads import TaskHead
+from megadistill.models.initialize import Folder
+from megadistill.run.build import check_answers
+from megadistill.run.config import load
+from megadistill.tasks.rows import TaskRows
+from megadistill.teachers.ensemble import EnsembleSource
+from megadistill.teachers.online import OnlineSource
+from megadistill.testing import task_files, tiny
+from megadistill.train.step import DistillStep
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+RECIPES = sorted(path.stem for path in (CONFIGS / "tasks").glob("*.yaml"))
+TOY = {"hidden_size": 24, "intermediate_size": 48, "num_attention_heads": 12, "max_position_embeddings": 64}
+TOY |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.15}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tasks")
+    task_files.sst2(folder / "glue")
+    task_files.stsb(folder / "glue")
+    task_files.qqp(folder / "glue")
+    task_files.imdb(folder / "imdb")
+    squad = task_files.squad(folder / "squad")
+    return folder, {"tokenizer": str(task_files.tokenizer(folder / "tokenizer"))}, squad
+
+
+def assignments(recipe, data):
+    folder, common, squad = data
+    kind = load(CONFIGS / "tasks" / f"{recipe}.yaml").task.kind
+    given = {"tokenizer": common["tokenizer"], "sequence_length": 32}
+    given |= {"train": squad["train"], "dev": squad["dev"], "max_question": 8, "stride": 8} if kind == "squad" else {}
+    given |= {"folder": folder / ("imdb" if kind == "imdb" else "glue")} if kind != "squad" else {}
+    return [f"task.{name}={value}" for name, value in given.items()]
+
+
+def toy_model(layers, head, words, seed, width=24):
+    fields = TOY | {"hidden_size": width, "intermediate_size": 2 * width}
+    return tiny.task_model("bert", head, layers, seed, vocab_size=words, **fields)
+
+
+class Recipe:
+    """A recipe's parts at toy size."""
+
+    def __init__(self, recipe, data):
+        config = load(CONFIGS / "tasks" / f"{recipe}.yaml", assignments(recipe, data))
+        opened = config.task.open("train")
+        rows = TaskRows(opened.encoded, config.task.sequence_length)
+        self.batch = rows.take(np.arange(12))
+        head: TaskHead = config.task.head
+        words = len((Path(config.task.tokenizer) / "vocab.txt").read_text().split())
+        self.teacher = None
+        mapped = any(hasattr(o, "layers") for o in config.objectives)
+        depth = 12 if mapped else 2
+        if config.teacher is not None:
+            members = [OnlineSource("toy", toy_model(depth, head, words, seed)) for seed in (1, 2, 3)]
+            ensemble = config.teacher.kind == "ensemble"
+            self.teacher = EnsembleSource(members, [1 / 3] * 3) if ensemble else members[0]
+        student = config.student
+        if student.kind == "hf":
+            tiny4 = "tinybert" in recipe
+            assert isinstance(student.init, Folder)
+            depth = 4 if tiny4 else student.config.get("num_hidden_layers", 6)
+            model = toy_model(depth, head, words, 7, 12 if tiny4 else 24)
+        else:
+            assert self.teacher is not None
+            model = student.build(self.teacher.models[0], words, False, 7, head=head)
+        check_answers(head, model, self.teacher.models if self.teacher else ())
+        model.check_head()
+        objectives = config.objectives
+        dims = self.teacher.dims if self.teacher is not None else None
+        torch.manual_seed(0)
+        self.step = DistillStep(model, objectives, [o.build(model.dims, dims) for o in objectives])
+
+    def loss(self):
+        teacher = self.teacher.signals(self.batch, self.step.needs) if self.teacher is not None else None
+        return self.step(self.batch, teacher, (1 / self.batch.counts().clamp(min=1)).float(), 10**6)
+
+    def gradients(self):
+        """The norm of each objective's own gradient with respect to everything that learns."""
+        learning = [p for p in self.step.parameters() if p.requires_grad]
+        needs, result = self.step.needs, {}
+        theirs = self.teacher.signals(self.batch, needs) if self.teacher is not None else None
+        for part in self.step.mixture.parts:
+            ours = self.step.student.signals(self.batch, needs.student_hidden, needs.student_attention)
+            term = part.loss(ours, theirs, self.batch)
+            grads = torch.autograd.grad(term.sum, learning, allow_unused=True)
+            result[part.label] = float(sum(g.square().sum() for g in grads if g is not None)) ** 0.5
+        return result
+
+    def train(self, steps):
+        optimizer = torch.optim.AdamW([p for p in self.step.parameters() if p.requires_grad], lr=3e-3)
+        trace = []
+        for _ in range(steps):
+            loss, _ = self.loss()
+            trace.append(loss.item())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return trace
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_learns_and_every_term_of_it_counts(recipe, data):
+    one = Recipe(recipe, data)
+    norms = one.gradients()
+    assert set(norms) == {o.label for o in load(CONFIGS / "tasks" / f"{recipe}.yaml").objectives}
+    assert min(norms.values()) > 1e-6, norms
+    trace = one.train(8)
+    assert min(trace[-2:]) < 0.99 * trace[0], trace
+
+
+def test_a_published_result_stands_beside_every_recipe_and_every_kind_of_task_has_one():
+    asked = set()
+    for recipe in RECIPES:
+        path = CONFIGS / "tasks" / f"{recipe}.yaml"
+        header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+        assert any("expected:" in line and "published" in line for line in header), recipe
+        asked.add(load(path).task.asks)
+    assert asked == {"label", "value", "span"}

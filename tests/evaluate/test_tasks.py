@@ -1,0 +1,126 @@
+"""Scores on tasks: which are asked for, by which configs, and what several seeds say together."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from megadistill.core.errors import UserError
+from megadistill.evaluate import finetune
+from megadistill.evaluate.ask import Request, ask
+from megadistill.evaluate.finetune import Plan, chosen
+from megadistill.evaluate.speed import flops, speed
+from megadistill.models.loading import load_pretrained, save_pretrained
+from megadistill.testing import task_files, tiny
+
+SIZES = {"max_position_embeddings": 64, "initializer_range": 0.1}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    task_files.sst2(folder / "glue")
+    task_files.stsb(folder / "glue")
+    task_files.squad(folder / "squad-small")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    task_files.tokenizer(folder)
+    words = len((folder / "vocab.txt").read_text().split())
+    made = tiny.language_model("bert", vocab_size=words, **SIZES)
+    save_pretrained(made, folder, {name: p.detach() for name, p in made.named_parameters()})
+    return folder
+
+
+def test_glue_is_what_is_there_of_it(data, tmp_path):
+    assert chosen(["glue", "sst2", "squad"], data) == ["sst2", "stsb", "squad"]
+    with pytest.raises(UserError, match="no evaluation task sst3"):
+        chosen(["sst3"], data)
+    with pytest.raises(UserError, match="holds none of GLUE's tasks"):
+        chosen(["glue"], tmp_path)
+
+
+def test_every_task_has_a_config_with_its_steps(data, model):
+    plan = Plan(data, epochs=2, assignments=("batch={global_size: 16, micro_size: 8}", "task.sequence_length=64"))
+    for task, kind in (("sst2", "hard_ce"), ("stsb", "value_mse")):
+        tree = finetune._tree(task, str(model), str(model), plan)
+        assert tree["task"]["name"] == task
+        assert tree["student"]["init"]["path"] == str(model)
+        assert tree["objectives"][0]["kind"] == kind
+        assert tree["train"]["steps"] == 8  # 2 epochs of 64 examples
+    small = Plan(data, assignments=("task.max_question=8", "task.stride=8", "task.sequence_length=32"))
+    tree = finetune._tree("squad", str(model), str(model), small)
+    assert tree["task"]["train"].endswith("squad-small/train.json")
+
+
+@pytest.mark.slow
+def test_seeds_are_runs_that_are_scored_together_and_are_not_trained_twice(data, model, tmp_path):
+    options = [
+        "--tasks",
+        "sst2,speed",
+        "--data",
+        str(data),
+        "--seeds",
+        "0,1",
+        "--epochs",
+        "1",
+        "--output",
+        str(tmp_path),
+    ]
+    settings = ["engine.precision=fp32", "batch={global_size: 16, micro_size: 16}", "task.sequence_length=32"]
+
+    def evaluate():
+        command = [sys.executable, "-m", "megadistill", "evaluate", str(model), *settings, *options]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    first = evaluate()
+    scores = first["sst2"]["scores"]
+    assert len(scores) == 2
+    assert first["sst2"]["median"] == pytest.approx(sum(scores) / 2)
+    assert first["macro"] == first["macro_without_wnli"] == first["sst2"]["median"]
+    assert "mnli" in first["missing_of_glue"]
+    assert json.loads((tmp_path / "summary.json").read_text())["sst2"] == first["sst2"]
+    before = (tmp_path / "sst2-seed-1" / "attempts").stat().st_mtime
+    assert evaluate()["sst2"] == first["sst2"]
+    assert (tmp_path / "sst2-seed-1" / "attempts").stat().st_mtime == before
+
+
+def test_speed_counts_what_inference_runs(data, model):
+    loaded = load_pretrained(str(model))
+    result = speed(loaded, model, data / "glue", str(model), max_rows=5)
+    assert result["num_rows"] == 5
+    assert result["seconds_batch_1"] > 0
+    assert result["bytes"] == (model / "model.safetensors").stat().st_size
+    assert result["num_parameters"] == sum(p.numel() for p in loaded.parameters())
+    assert result["threads"] == torch.get_num_threads()
+    # two layers: four projections, a feed-forward block, scores and their use; a multiply-add is two
+    length, width, inner = 64, 16, 32
+    dense = 2 * length * (4 * width * width + 2 * width * inner)
+    attention = 2 * 2 * length * length * width
+    pooler = 0 if loaded.hf.base_model.pooler is None else 2 * width * width
+    assert flops(loaded, length) == 2 * (dense + attention) + pooler
+
+
+@pytest.mark.parametrize(
+    ("tasks", "options", "message"),
+    [
+        (["sst2"], {}, "need their data"),
+        (None, {}, "only a run knows its text: heldout"),
+        (["heldout"], {}, "only a run knows its text: heldout"),
+    ],
+)
+def test_what_a_folder_cannot_be_asked(model, tasks, options, message):
+    with pytest.raises(UserError, match=message):
+        ask(model, Request(tasks=tasks, **options))
+
+
+def test_a_folder_of_nothing(tmp_path):
+    with pytest.raises(UserError, match="no run directory and no model folder"):
+        ask(tmp_path, Request())

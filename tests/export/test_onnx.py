@@ -1,0 +1,75 @@
+"""What ONNX answers is compared with torch, so that an export that is wrong never stands there as one."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from megadistill.export import onnx
+from megadistill.models.heads import TaskHead
+from megadistill.tasks.glue import GlueTask
+from megadistill.tasks.rows import TaskRows
+from megadistill.testing import task_files, tiny
+
+pytest.importorskip("onnxruntime")
+
+HEAD = TaskHead("label", 2, ("negative", "positive"))
+
+
+@pytest.fixture(scope="module")
+def batches(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    tokenizer = task_files.tokenizer(folder / "tokenizer")
+    task = GlueTask(
+        kind="glue", name="sst2", folder=task_files.sst2(folder), tokenizer=str(tokenizer), sequence_length=12
+    )
+    rows = TaskRows(task.open("dev").encoded, 12)
+    return [rows.take(np.arange(at, at + 8)) for at in range(0, 32, 8)]
+
+
+@pytest.fixture(scope="module")
+def exported(batches, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("onnx")
+    model = tiny.task_model("bert", HEAD, vocab_size=128, initializer_range=0.3).eval()
+    onnx._write(model, batches[0], folder / "fp32.onnx", int8=False)
+    onnx._write(model, batches[0], folder / "int8.onnx", int8=True)
+    return model, folder
+
+
+def test_fp32_answers_as_torch_whatever_the_shape(exported, batches):
+    model, folder = exported
+    facts = onnx.compare(model, folder / "fp32.onnx", [*batches, *batches[0].split(1)])
+    assert facts["num_rows"] == 40
+    assert facts["relative_error"] < 1e-5
+    assert facts["agreement_top1"] == 1
+    assert facts["seconds_onnx"] > 0
+
+
+def test_int8_is_smaller_and_not_the_same(exported, batches):
+    model, folder = exported
+    facts = onnx.compare(model, folder / "int8.onnx", batches)
+    assert 1e-4 < facts["relative_error"] < 1  # random and 16 wide: coarser than what anyone exports
+    assert facts["bytes"] < (folder / "fp32.onnx").stat().st_size
+    import onnx as package
+
+    kinds = {node.op_type for node in package.load(folder / "int8.onnx").graph.node}
+    assert "MatMulInteger" in kinds
+
+
+def test_a_model_that_answers_otherwise_is_seen(exported, batches):
+    model, folder = exported
+    other = tiny.task_model("bert", HEAD, vocab_size=128, initializer_range=0.3, seed=1).eval()
+    assert onnx.compare(other, folder / "fp32.onnx", batches)["relative_error"] > 0.5
+    with torch.no_grad():
+        model.hf.bert.encoder.layer[0].attention.self.value.weight.mul_(1.05)
+    assert onnx.compare(model, folder / "fp32.onnx", batches)["relative_error"] > onnx.TOLERATED["onnx"]
+
+
+def test_a_format_that_is_not_there_is_told(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    command = [sys.executable, "-m", "megadistill", "export", str(tmp_path), "--to", "tflite"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "there are: hf, onnx, onnx-int8" in done.stderr

@@ -1,0 +1,249 @@
+"""Tasks with one answer a row: formats, frames, and bad lines told with file and line."""
+
+import json
+import random
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from megadistill.core.dist import World
+from megadistill.core.errors import UserError
+from megadistill.core.files import atomic_write
+from megadistill.data.stream import HeldOut, Stream
+from megadistill.data.tokenization import load_tokenizer
+from megadistill.tasks.encoding import cut, frame
+from megadistill.tasks.glue import SETS, GlueTask
+from megadistill.tasks.imdb import ImdbTask
+from megadistill.tasks.rows import TaskRows
+from megadistill.tasks.text import TextTask
+from megadistill.testing import task_files
+
+ORIGINAL = {
+    "cola": "gj04\t1\t\tThe man sees her.\nx\t0\t*\tMan the her sees.\n",
+    "sst2": "sentence\tlabel\na good film \t1\na bad film \t0\n",
+    "mrpc": '\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t1\t2\tHe said "go\tShe went\n0\t1\t2\ta\tb\n',
+    "stsb": "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore\n"
+    "0\tg\tf\t2012\t1\tn\tn\tone\ttwo\t3.250\n",
+    "qqp": "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n0\t1\t2\twho?\twho is?\t1\n",
+    "mnli": "index\tpromptID\tpairID\tgenre\tb1\tb2\tp1\tp2\tsentence1\tsentence2\tlabel1\tgold_label\n"
+    "0\t1\t2\tg\t(\t(\t(\t(\tone\ttwo\tneutral\tcontradiction\n",
+    "qnli": "index\tquestion\tsentence\tlabel\n0\twho?\tman.\tnot_entailment\n",
+    "rte": "index\tsentence1\tsentence2\tlabel\n0\tone\ttwo\tentailment\n",
+    "wnli": "index\tsentence1\tsentence2\tlabel\n0\tone\ttwo\t1\n",
+}
+FIRST = {
+    "cola": ("The man sees her.", None, 1),
+    "sst2": ("a good film ", None, 1),
+    "mrpc": ('He said "go', "She went", 1),
+    "stsb": ("one", "two", 3.25),
+    "qqp": ("who?", "who is?", 1),
+    "mnli": ("one", "two", 2),
+    "qnli": ("who?", "man.", 1),
+    "rte": ("one", "two", 0),
+    "wnli": ("one", "two", 1),
+}
+
+
+def glue(folder, name, **options):
+    return GlueTask(kind="glue", name=name, folder=folder, tokenizer="none", **options)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_both_layouts_of_glue_give_the_same_examples(tmp_path, name):
+    one = SETS[name]
+    original = tmp_path / "original" / one.folder
+    original.mkdir(parents=True)
+    for part in ("train", *one.dev):
+        (original / f"{part}.tsv").write_text(ORIGINAL[name], encoding="utf-8")
+    examples = glue(tmp_path / "original", name).examples("train")
+    assert (examples[0].first, examples[0].second, examples[0].answer) == FIRST[name]
+    assert examples[0].where == f"{original}/train.tsv:{1 if name == 'cola' else 2}"
+
+    hub = tmp_path / "hub" / name
+    hub.mkdir(parents=True)
+    columns = one.hub_columns or one.columns
+    made = {columns[0]: [e.first for e in examples], "label": [e.answer for e in examples]}
+    if len(columns) > 1:
+        made[columns[1]] = [e.second for e in examples]
+    if one.names:
+        made["label"] = [int(answer) for answer in made["label"]]
+    for part in ("train", *(part.replace("dev", "validation") for part in one.dev)):
+        pq.write_table(pa.table(made), hub / f"{part}-00000-of-00001.parquet")
+    for part in ("train", *one.dev):
+        found = glue(tmp_path / "hub", name).examples(part)
+        assert [(e.first, e.second, e.answer) for e in found] == [(e.first, e.second, e.answer) for e in examples]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sentence\tlabel\na film\t1\nno label here\n", r"train.tsv:3: 1 column\(s\), and the table has 2"),
+        ("sentence\tlabel\na film\t2\n", r"train.tsv:2: '2' is no label"),
+        ("sentence\tlabels\na film\t1\n", r"train.tsv:2: None is no label"),
+        ("text\tlabel\na film\t1\n", r"train.tsv:2: no text in column 'sentence'"),
+        ("sentence\tlabel\n", r"train.tsv has no examples"),
+        (b"sentence\tlabel\ncaf\xe9\t1\n", r"train.tsv is not UTF-8"),
+        (None, r"has no train set of sst2"),
+    ],
+)
+def test_a_bad_line_is_told_with_its_file_and_number(tmp_path, text, message):
+    (tmp_path / "SST-2").mkdir()
+    if text is not None:
+        with atomic_write(tmp_path / "SST-2" / "train.tsv", "wb") as handle:
+            handle.write(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=message):
+        glue(tmp_path, "sst2").examples("train")
+
+
+def test_short_lines_are_skipped_where_that_is_asked_for_and_odd_separators_end_no_line(tmp_path):
+    (tmp_path / "SST-2").mkdir()
+    lines = "sentence\tlabel\na\u2028b\x85c\t1\nshort\n\tx\r\na\t0\r\n"
+    (tmp_path / "SST-2" / "train.tsv").write_bytes(lines.replace("\tx\r\n", "").encode())
+    found = glue(tmp_path, "sst2", skip_short_lines=True).examples("train")
+    assert [(e.first, e.answer) for e in found] == [("a\u2028b\x85c", 1), ("a", 0)]
+
+
+@pytest.mark.parametrize("bad", ["", "five", "nan"])
+def test_a_rating_must_be_a_number(tmp_path, bad):
+    (tmp_path / "STS-B").mkdir()
+    (tmp_path / "STS-B" / "dev.tsv").write_text(ORIGINAL["stsb"].replace("3.250", bad))
+    with pytest.raises(UserError, match=r"dev.tsv:2: .* is no number"):
+        glue(tmp_path, "stsb").examples("dev")
+
+
+# ---------------------------------------------------------------------------------------------- text, imdb
+
+
+def text_task(folder, name, lines, **options):
+    (folder / name).write_text(lines, encoding="utf-8")
+    files = {"train": [str(folder / name)], "dev": [str(folder / name)]}
+    return TextTask(kind="text", tokenizer="none", **files, **options)
+
+
+def test_every_format_of_text_reads_alike(tmp_path):
+    rows = [("a, b", "cat"), ("c", "dog"), ("d", "cat")]
+    made = [
+        text_task(tmp_path, "a.csv", 'text,label\n"a, b",cat\nc,dog\nd,cat\n'),
+        text_task(tmp_path, "a.tsv", "text\tlabel\na, b\tcat\nc\tdog\nd\tcat\n"),
+        text_task(tmp_path, "a.jsonl", "".join(json.dumps({"text": t, "label": c}) + "\n" for t, c in rows)),
+    ]
+    numbered = "".join(json.dumps({"t": t, "c": ["cat", "dog"].index(c)}) + "\n" for t, c in rows)
+    made.append(text_task(tmp_path, "b.jsonl", numbered, text="t", label="c", labels=["cat", "dog"]))
+    pq.write_table(pa.table({"text": [t for t, _ in rows], "label": [c for _, c in rows]}), tmp_path / "a.parquet")
+    made.append(made[0].model_copy(update={"train": [str(tmp_path / "*.parquet")]}))
+    for task in made:
+        assert task.head.names == ("cat", "dog")
+        assert [(e.first, e.answer) for e in task.examples("train")] == [("a, b", 0), ("c", 1), ("d", 0)]
+
+
+def test_labels_that_are_numbers_are_names_not_places(tmp_path):
+    task = text_task(tmp_path, "a.jsonl", "".join(json.dumps({"text": "x", "label": n}) + "\n" for n in (3, 1, 2)))
+    assert task.head.names == ("1", "2", "3")
+    assert [e.answer for e in task.examples("train")] == [2, 0, 1]
+    with pytest.raises(UserError, match="0 is no label"):
+        text_task(tmp_path, "b.jsonl", '{"text": "x", "label": 0}\n', labels=["1", "2"]).examples("dev")
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "message"),
+    [
+        ("a.csv", "text,label\nx,cat,1\n", r"a.csv:2: 3 column\(s\)"),
+        ("a.csv", 'text,label\n"x,cat\n', r"a.csv:2: not CSV"),
+        ("a.jsonl", '{"text": "x", "label": "cat"}\n{"text": \n', r"a.jsonl:2: not JSON"),
+        ("a.jsonl", "[1]\n", r"a.jsonl:1: no object"),
+        ("a.jsonl", '{"text": "x"}\n', r"a.jsonl:1: no label in column 'label'"),
+        ("a.jsonl", '{"text": "x", "label": "cat"}\n', "the labels are all the same"),
+        ("a.txt", "x\n", "ending that is not known"),
+    ],
+)
+def test_what_is_wrong_with_a_table(tmp_path, name, lines, message):
+    with pytest.raises(UserError, match=message):
+        text_task(tmp_path, name, lines).examples("train")
+
+
+def test_a_metric_must_suit_the_answers(tmp_path):
+    with pytest.raises(ValueError, match="pearson cannot measure classes"):
+        text_task(tmp_path, "a.tsv", "", metrics=["pearson"])
+
+
+def test_imdb_in_both_layouts(tmp_path):
+    pq.write_table(pa.table({"text": ["a<br /><br />b", "c"], "label": [0, 1]}), tmp_path / "train.parquet")
+    for label, text in (("neg", "a<br /><br />b"), ("pos", "c")):
+        (tmp_path / "acl" / "train" / label).mkdir(parents=True)
+        (tmp_path / "acl" / "train" / label / "0_1.txt").write_text(text)
+    for folder in (tmp_path, tmp_path / "acl"):
+        task = ImdbTask(kind="imdb", folder=folder, tokenizer="none")
+        assert [(e.first, e.answer) for e in task.examples("train")] == [("a  b", 0), ("c", 1)]
+        with pytest.raises(UserError, match="no test set of IMDb"):
+            task.examples("dev")
+
+
+# ---------------------------------------------------------------------------------------------- rows
+
+
+def test_rows_are_framed_and_cut_as_berts_tokenizer_does(tmp_path):
+    from transformers import BertTokenizerFast
+
+    folder = task_files.tokenizer(tmp_path / "tokenizer")
+    theirs, ours = BertTokenizerFast(str(folder / "vocab.txt")), load_tokenizer(str(folder))
+    draw = random.Random(0)
+    for _ in range(200):
+        first, second = (" ".join(draw.choices(task_files.PLAIN, k=draw.randint(1, 12))) for _ in range(2))
+        for pair in (None, second):
+            length = draw.randint(8, 20)
+            wanted = theirs(first, pair, truncation="longest_first", max_length=length)
+            a, b = ours.encode(first), None if pair is None else ours.encode(pair)
+            i, j = cut(len(a), None if b is None else len(b), length, ours.special)
+            row, split = frame(a[:i], None if b is None else b[:j], ours.special)
+            assert row == wanted["input_ids"], (len(a), b and len(b), length)
+            assert [int(place >= split) for place in range(len(row))] == wanted["token_type_ids"]
+
+
+def test_ranks_are_views_of_one_order_and_every_example_comes_once_an_epoch(tmp_path):
+    task = GlueTask(
+        kind="glue",
+        name="sst2",
+        folder=task_files.sst2(tmp_path / "glue"),
+        tokenizer=str(task_files.tokenizer(tmp_path / "tokenizer")),
+        sequence_length=16,
+    )
+    rows = TaskRows(task.open("train").encoded, task.sequence_length)
+
+    def steps(size, micro):
+        streams = [Stream(rows, World(rank, size), 16, micro, seed=3) for rank in range(size)]
+        return [sorted(i for s in streams for b in s.take(step) for i in b.rows.tolist()) for step in range(8)]
+
+    alone = steps(1, 16)
+    assert alone == steps(2, 4) == steps(4, 2)
+    for epoch in (alone[:4], alone[4:]):
+        assert sorted(row for step in epoch for row in step) == list(range(64))
+    assert alone[0] != alone[4]
+    held_out = [list(HeldOut(rows).batches(5, 0, World(rank, 2), 20)) for rank in range(2)]
+    assert [sum(len(b.ids) for b in one) for one in held_out] == [10, 10]
+
+
+def test_batches_hold_the_rows_whatever_else_is_in_them(tmp_path):
+    task = GlueTask(
+        kind="glue",
+        name="sst2",
+        folder=task_files.sst2(tmp_path / "glue"),
+        tokenizer=str(task_files.tokenizer(tmp_path / "tokenizer")),
+        sequence_length=16,
+    )
+    rows = TaskRows(task.open("train").encoded, task.sequence_length)
+    whole = rows.take(np.arange(64))
+    for number in (0, 7, 63):
+        alone = rows.take(np.array([number]))
+        width = int(alone.mask.sum())
+        assert alone.ids.shape[1] <= whole.ids.shape[1] <= 16
+        assert whole.ids[number, :width].tolist() == alone.ids[0, :width].tolist()
+        assert int(whole.mask[number].sum()) == width
+        assert int(whole.labels[number, 0]) == number % 2
+    assert len(whole.targets) == 64
+    assert rows.counts.tolist() == [32, 32]
+    assert rows.fingerprint(0) != rows.fingerprint(1)
+    few = task.model_copy(update={"max_train_examples": 10})
+    assert len(few.open("train").encoded) == 10
+    assert len(few.open("dev").encoded) == 32
