@@ -43,6 +43,8 @@ class Parts:
     accumulation: int
     likeness: dict[str, Any] | None
     """How the student starts beside its teacher; None without one."""
+    tokenizer: str
+    """The fingerprint of the one that made the rows."""
 
 
 def build(config: RunConfig, world: World, device: torch.device) -> Parts:
@@ -117,7 +119,7 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
                 module.attends = config.attention
     if not distils:
         teacher = None  # it only gave the student its first weights
-    return Parts(stream, teacher, student, losses, accumulation, report)
+    return Parts(stream, teacher, student, losses, accumulation, report, tokenizer.fingerprint)
 
 
 def train_rows(config: RunConfig) -> DataConfig | TaskRows:

@@ -242,7 +242,7 @@ class RunConfig(Strict):
     @model_validator(mode="after")
     def _teacher_can_give_what_is_asked(self) -> RunConfig:
         if self.teacher is not None:
-            if why := self.teacher.cannot_read(self.data):
+            if self.data is not None and (why := self.teacher.cannot_read(self.data)):
                 raise ValueError(f"teacher: {self.teacher.kind}: {why}")
             asked = {f"objectives: {o.label}": o.needs() for o in self.objectives if o.needs().teacher}
             asked["objectives"] = union_of_needs(list(asked.values()))

@@ -7,6 +7,7 @@ from typing import Any
 
 from megadistill.core.dist import gather_objects
 from megadistill.core.together import on_main
+from megadistill.data.rows import Rows
 from megadistill.data.stream import Part
 from megadistill.run.directory import RunDirectory
 
@@ -14,9 +15,9 @@ from megadistill.run.directory import RunDirectory
 class Quarantine:
     """For `data.read.damaged: quarantine`; else it does nothing. Its methods are called on every rank alike."""
 
-    def __init__(self, directory: RunDirectory, parts: Sequence[Part]) -> None:
-        self.directory, self.parts = directory, parts
-        self.on = any(part.config.read.damaged == "quarantine" for part in parts)
+    def __init__(self, directory: RunDirectory, parts: Sequence[Rows]) -> None:
+        self.directory, self.parts = directory, [part for part in parts if isinstance(part, Part)]
+        self.on = any(part.config.read.damaged == "quarantine" for part in self.parts)
         self._told: list[dict[str, Any]] = []
 
     def recall(self) -> None:

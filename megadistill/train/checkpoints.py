@@ -151,7 +151,7 @@ class Checkpoints:
             "layout": self.layout(),
             "updates": self.engine.updates(),
             "data": self.parts.stream.fingerprint,
-            "tokenizer": self.parts.stream.part.tokenizer,
+            "tokenizer": self.parts.tokenizer,
             "teacher": self.teacher_identity,
             "health": self.health.state(),
             "heldout_loss": heldout_loss,
