@@ -74,13 +74,19 @@ def validate(
     assignments: Assignments = None,
     show: Annotated[bool, typer.Option("--show", help="Print the resolved config with each value's origin.")] = False,
 ) -> None:
-    """Say everything that is wrong with a config, at once."""
+    """Say everything that is wrong with a config, at once; models and tokenizers that are here are compared too."""
     from megadistill.run.config import dump, load
+    from megadistill.run.fitting import misfits
     from megadistill.run.presets import resolve
     from megadistill.run.show import annotated
 
     origins: dict[str, str] = {}
     config = load(resolve(file), assignments or [], origins)
+    problems, remarks = misfits(config)
+    for remark in remarks:
+        typer.echo(f"note: {remark}", err=True)
+    if problems:
+        raise UserError(f"{file}: {len(problems)} problem(s)", "\n".join(map(str, problems)).replace("\n", "\n  "))
     typer.echo(annotated(dump(config), origins) if show else f"{file}: valid", nl=not show)
 
 
@@ -121,7 +127,9 @@ def prepare(
     for part in (config.teacher, config.student):  # first: a wrong name shows before hours of text
         if part is not None:
             located(part).fetch()
-    prepare_data(config.data, typer.echo, workers=workers, share=_share(share))
+    prepared = prepare_data(config.data, typer.echo, workers=workers, share=_share(share))
+    if config.teacher is not None and not prepared.unfinished:
+        located(config.teacher).prepare(config.data, config.seed, typer.echo, _share(share))
 
 
 def _share(text: str) -> tuple[int, int]:

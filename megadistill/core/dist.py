@@ -66,6 +66,12 @@ def connect(world: World, timeout_seconds: float, store: dist.Store | None = Non
     return device
 
 
+def best_device() -> torch.device:
+    """For work outside a run: the GPU, unless there is none or DS_ACCELERATOR=cpu says to leave it alone."""
+    gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+    return torch.device("cuda" if gpu else "cpu")
+
+
 def disconnect() -> None:
     """Leave the process group, if there is one."""
     if dist.is_initialized():

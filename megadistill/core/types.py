@@ -42,6 +42,8 @@ class Batch:
     """[B, L] int64."""
     rows: Tensor
     """[B] int64 identity of each row: its place in the shards, counted over all corpora."""
+    corpora: Tensor = None  # type: ignore[assignment]  # made below, where the rows are known
+    """[B] int64 number of each row's corpus in `data.corpora`; 0 unless given."""
     attended: Tensor = field(init=False)
     """[number of tokens] int64 flat positions where `mask` holds: found here, where the batch is made (on the CPU),
     since on a GPU whoever asks how many there are waits for it."""
@@ -49,6 +51,8 @@ class Batch:
     """[number of targets] int64 flat positions that have a label; all of them attended."""
 
     def __post_init__(self) -> None:
+        if getattr(self, "corpora", None) is None:
+            object.__setattr__(self, "corpora", torch.zeros_like(self.rows))
         labelled = self.labels != IGNORE
         assert not (labelled & ~self.mask).any(), "a position with a label must be attended"
         for name, where in (("attended", self.mask), ("targets", labelled)):
@@ -58,7 +62,14 @@ class Batch:
         moved = copy(self)
         for f in fields(self):
             object.__setattr__(moved, f.name, getattr(self, f.name).to(device, non_blocking=True))
+        object.__setattr__(moved, "_home", self.home)
         return moved
+
+    @property
+    def home(self) -> Batch:
+        """The same batch where it was made, for who reads its numbers on the CPU without waiting for the device."""
+        home: Batch = getattr(self, "_home", self)
+        return home
 
     def split(self, size: int) -> list[Batch]:
         """Batches of `size` rows each, in order; the last may have fewer."""
@@ -78,6 +89,9 @@ class Term:
     sum: Tensor
     """[] differentiable."""
     count: CountKind
+    watch: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
+    """Name -> what makes [2], a sum and the number it is to be divided by: worth logging, not learnt from. Called only
+    where logging is due, before the backward pass, without gradients."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +106,8 @@ class Dims:
     full_attention: bool = True
     """Whether all attended positions of a row see one another: not in causal models, sliding windows or attention
     confined to documents."""
+    causal: bool = False
+    """Whether it predicts the next token from those before."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +124,12 @@ class Needs:
     teacher_attention: frozenset[int] = frozenset()
     again: bool = False
     """Runs the models once more with hidden states replaced (`Signals.again`)."""
+    logits: bool = False
+    """Reads the teacher's logits themselves, through `Signals.head`."""
+    whole: bool = False
+    """Reads the teacher's probability of every entry, also where it is next to nothing."""
+    temperatures: frozenset[float] = frozenset()
+    """At which it reads the teacher's distribution."""
 
     def __or__(self, other: Needs) -> Needs:
         return Needs(**{f.name: getattr(self, f.name) | getattr(other, f.name) for f in fields(self)})
@@ -140,6 +162,21 @@ class Attention:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What was kept of distributions over the vocabulary, at N positions."""
+
+    ids: Tensor
+    """[N, K] int64, all different within a row where their probability is not 0."""
+    log_probs: Tensor
+    """[N, K], -inf where a row has fewer."""
+    ghost: bool
+    """Whether the missing mass is one more outcome (the K likeliest were kept), or belongs to what is there (a sample
+    of the distribution was kept)."""
+    temperature: float
+    """At which the distributions were taken."""
+
+
+@dataclass(frozen=True)
 class Signals:
     """What one model says about one micro-batch."""
 
@@ -150,7 +187,13 @@ class Signals:
     """Likewise."""
     again: Callable[[Mapping[int, Tensor], Tensor], Signals] | None = None
     """`again(values, where)`: the same batch through the same model once more, with the output of layer l replaced by
-    `values[l]` [B, L, H] wherever `where` [B, L]; None where the model cannot. One more forward pass."""
+    `values[l]` [B, L, H] wherever `where` [B, L]; None where the model cannot. Of the forward pass only what lies above
+    the lowest of these layers is run, if that layer's own hidden states are there; those below it are left out of the
+    answer, and so is attention."""
+    kept: Callable[[Tensor], Kept] | None = None
+    """Flat positions [N] -> what was kept of the distributions there, where no head is at hand."""
+    members: Sequence[tuple[float, Signals]] = ()
+    """(weight, answer) of several models of which the mean distribution teaches; `head` then has their mean logits."""
 
 
 def union_of_needs(needs: Sequence[Needs]) -> Needs:

@@ -56,9 +56,18 @@ class Targets(Strict):
         UserError: these targets cannot be made with this vocabulary.
         """
 
+    @property
+    def num_drawings(self) -> int | None:
+        """How many different targets a row has, in turn; None: others in every epoch."""
+        return None
+
+    def seed_for(self, run_seed: int) -> int:
+        """What targets are drawn from."""
+        return run_seed
+
     def drawn_anew(self, epochs: I64) -> I64:
         """[B] which drawing of targets a row has at its so manieth epoch; equal numbers, equal targets."""
-        return epochs
+        return epochs if self.num_drawings is None else epochs % self.num_drawings
 
     def apply(self, tokens: I64, segments: I64, keys: U64, vocabulary: Vocabulary) -> tuple[I64, I64]:
         """Inputs and labels, both [B, L], of rows whose randomness comes from `keys` [B] only."""
@@ -70,6 +79,13 @@ class Clm(Targets):
     first token of the next document is no target, since nothing before it announces it."""
 
     kind: Literal["clm"] = "clm"
+
+    @property
+    def num_drawings(self) -> int | None:
+        return 1
+
+    def seed_for(self, run_seed: int) -> int:
+        return 0  # nothing is drawn
 
     def apply(self, tokens: I64, segments: I64, keys: U64, vocabulary: Vocabulary) -> tuple[I64, I64]:
         labels = np.full_like(tokens, IGNORE)
@@ -105,6 +121,8 @@ class Mlm(Targets):
     maskings: int | None = Field(None, ge=1)
     """How many different maskings a row has, in turn: 1 is static masking, BERT's data had 10. None: a new one in
     every epoch (RoBERTa's dynamic masking)."""
+    seed: int | None = None
+    """What masks are drawn from, for runs of different seeds that are to have the same; None: the run's seed."""
 
     @model_validator(mode="after")
     def _shares_sum_to_one(self) -> Mlm:
@@ -130,8 +148,12 @@ class Mlm(Targets):
                 "use unit: token or span",
             )
 
-    def drawn_anew(self, epochs: I64) -> I64:
-        return epochs if self.maskings is None else epochs % self.maskings
+    @property
+    def num_drawings(self) -> int | None:
+        return self.maskings
+
+    def seed_for(self, run_seed: int) -> int:
+        return run_seed if self.seed is None else self.seed
 
     def apply(self, tokens: I64, segments: I64, keys: U64, vocabulary: Vocabulary) -> tuple[I64, I64]:
         assert vocabulary.mask is not None

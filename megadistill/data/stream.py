@@ -76,7 +76,9 @@ class Part:
             epochs, rows = places.epoch[here], places.row[here]
             tokens[here], segments[here] = self.shards[number].rows(rows)
             drawing = self.config.targets.drawn_anew(epochs)
-            keys[here] = row_keys(seed, purpose, self.config.corpora[number].name, drawing, rows)
+            keys[here] = row_keys(
+                self.config.targets.seed_for(seed), purpose, self.config.corpora[number].name, drawing, rows
+            )
         self._check_range(tokens)
         ids, labels = self.config.targets.apply(tokens, segments, keys, self.vocabulary)
         return Batch(
@@ -85,6 +87,7 @@ class Part:
             segments=torch.from_numpy(segments),
             labels=torch.from_numpy(labels),
             rows=torch.from_numpy(self.starts[places.corpus] + places.row),
+            corpora=torch.from_numpy(places.corpus),
         )
 
     def _check_range(self, tokens: I64) -> None:

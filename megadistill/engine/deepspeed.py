@@ -112,7 +112,8 @@ def import_deepspeed() -> Any:
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
     # DeepSpeed asks every optimizer whether it is its Muon, whose module compiles functions while it is imported:
     # torch's compiler would be loaded at every start, a fifth of the time that takes.
-    compiler, torch.compile = torch.compile, lambda function, **_: function
+    compiler = torch.compile
+    torch.compile = lambda function, **_: function  # type: ignore[assignment]
     try:
         importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
     finally:

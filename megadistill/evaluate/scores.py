@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from megadistill.core.dist import best_device
 from megadistill.core.errors import UserError
 from megadistill.core.files import write_json
 from megadistill.evaluate.heldout import heldout
@@ -66,15 +66,13 @@ def evaluate(
     return results
 
 
-def best_device() -> torch.device:
-    """The GPU, unless there is none or DS_ACCELERATOR=cpu says to leave it alone (as for training)."""
-    gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
-    return torch.device("cuda" if gpu else "cpu")
-
-
 def _teacher(config: RunConfig, device: torch.device) -> LanguageModel | None:
-    """The teacher's model, also where it only gave the student its first weights."""
-    models = () if config.teacher is None else located(config.teacher).build(device).models
+    """The teacher's model, also where it only gave the student its first weights, or has answered before."""
+    if config.teacher is None:
+        return None
+    part = located(config.teacher)
+    origin = part.origin()
+    models = part.build(device).models if origin is None else (origin.to(device),)
     for model in models:
         model.attends = config.data.attention
     return models[0] if models else None

@@ -31,3 +31,12 @@ def fp32_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     else:  # few CPUs multiply bf16 natively; the others are several times slower than in fp32
         logits = hidden.float() @ weight.T.float()
     return logits if bias is None else logits.add_(bias.to(logits.dtype))
+
+
+@torch.no_grad()
+def top_entries(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """[N] int64: the entry of the vocabulary with each row's highest logit."""
+    best = torch.zeros(hidden.shape[0], dtype=torch.int64, device=hidden.device)
+    for part in chunks(hidden.shape[0], weight.shape[0], num_buffers=1):
+        best[part] = fp32_logits(hidden[part], weight, bias).argmax(-1)
+    return best

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -29,35 +29,45 @@ def layer_modules(hf: Any) -> list[nn.Module]:
     )
 
 
-def replacing(hf: Any, values: Mapping[int, Tensor], where: Tensor | None) -> Any:
+def replacing(hf: Any, values: Mapping[int, Tensor], where: Tensor | None, known: Tensor | None = None) -> Any:
     """A context: inside, the output of layer l (from 1) is `values[l]` [B, L, H] wherever `where` [B, L].
 
-    Hooks on the layer modules; they are gone afterwards.
+    Args:
+        known: [B, L, H] what the lowest of these layers gives of itself. That layer and those below it are then not run
+            again, which leaves the hidden states below it unknown.
     """
-    return _replacing(hf, values, where) if where is not None else nullcontext()
+    return _replacing(hf, values, where, known) if where is not None else nullcontext()
 
 
 @contextmanager
-def _replacing(hf: Any, values: Mapping[int, Tensor], where: Tensor) -> Iterator[None]:
+def _replacing(hf: Any, values: Mapping[int, Tensor], where: Tensor, known: Tensor | None) -> Iterator[None]:
     depth = hf.config.num_hidden_layers
     outside = [layer for layer in values if not 1 <= layer <= depth]
     assert not outside, f"layers {outside} of {depth}"
+    skipped = min(values) if values and known is not None else 0
     calls = 0
 
-    def replace(module: nn.Module, inputs: Any, output: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls not in values:
-            return None
-        hidden = output[0] if isinstance(output, tuple) else output
-        hidden = torch.where(where.unsqueeze(-1), values[calls].to(hidden.dtype), hidden)
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+    def instead(original: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(*args: Any, **given: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            hidden = known if calls <= skipped else original(*args, **given)
+            assert isinstance(hidden, Tensor), "transformers' layers return their hidden states alone"
+            if calls in values:
+                hidden = torch.where(where.unsqueeze(-1), values[calls].to(hidden.dtype), hidden)
+            return hidden
 
-    # first of all hooks: transformers collects hidden states by hooks too, and must see what was put in
-    handles = [module.register_forward_hook(replace, prepend=True) for module in layer_modules(hf)]
+        return forward
+
+    # their forward, not a hook on it: what a hook could replace has been computed already
+    before = [(module, module.__dict__.get("forward")) for module in layer_modules(hf)]
+    for module, _ in before:
+        module.forward = instead(module.forward)
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        for module, own in before:
+            del module.forward
+            if own is not None:
+                module.forward = own
     assert calls == depth, f"{calls} layers ran, of {depth}"

@@ -24,13 +24,10 @@ def load_pretrained(path: str, revision: str | None = None, dtype: torch.dtype =
     Raises:
         UserError: no such folder, no network for a hub name, no language model in it, or weights missing from it.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
     from transformers.utils import logging
 
     path = _found(path)
-    config = load_config(path, revision)
-    architecture = (getattr(config, "architectures", None) or [""])[0]
-    auto = AutoModelForMaskedLM if architecture.endswith(("ForMaskedLM", "ForPreTraining")) else AutoModelForCausalLM
+    auto = _auto(load_config(path, revision))
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -55,6 +52,30 @@ def load_pretrained(path: str, revision: str | None = None, dtype: torch.dtype =
             "give a checkpoint saved with its language-model head",
         )
     return LanguageModel(hf)
+
+
+def load_empty(path: str) -> LanguageModel:
+    """The model of a local folder with its sizes and no weights (on torch's meta device).
+
+    Raises:
+        UserError: there is no such folder, or its config describes no language model.
+    """
+    config = load_config(path)
+    try:
+        with torch.device("meta"):
+            return LanguageModel(_auto(config).from_config(config))
+    except UserError:
+        raise
+    except Exception as error:  # each architecture checks its fields in its own way
+        raise _cannot_load(path, error) from error
+
+
+def _auto(config: Any) -> Any:
+    """The class that makes language models of what a folder holds."""
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+    architecture = (getattr(config, "architectures", None) or [""])[0]
+    return AutoModelForMaskedLM if architecture.endswith(("ForMaskedLM", "ForPreTraining")) else AutoModelForCausalLM
 
 
 def load_config(path: str, revision: str | None = None) -> Any:

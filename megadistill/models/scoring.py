@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from megadistill.core.types import IGNORE, Batch, Signals
-from megadistill.kernels.chunks import chunks, fp32_logits
+from megadistill.kernels.chunks import chunks, fp32_logits, top_entries
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def score_rows(student: Signals, teacher: Signals | None, batch: Batch) -> RowSc
     nll, best = student.head(lambda h, w, b: _nll_and_best(h, w, b, labels[rows]), rows)
     agreed = torch.zeros_like(nll)
     if teacher is not None:
-        agreed = (best == teacher.head(lambda h, w, b: _best(h, w, b), rows)).double()
+        agreed = (best == teacher.head(top_entries, rows)).double()
     row_of = rows // batch.labels.shape[1]
 
     def per_row(values: Tensor) -> Tensor:
@@ -77,10 +77,3 @@ def _nll_and_best(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: T
         nll[part] = -log_q.gather(1, labels[part].unsqueeze(1)).squeeze(1).float()
         best[part] = log_q.argmax(-1)
     return nll, best
-
-
-def _best(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    best = torch.zeros(hidden.shape[0], dtype=torch.int64, device=hidden.device)
-    for part in chunks(hidden.shape[0], weight.shape[0], num_buffers=2):
-        best[part] = fp32_logits(hidden[part], weight, bias).argmax(-1)
-    return best

@@ -63,6 +63,7 @@ class LanguageModel(nn.Module):
             _rows(self.hf.get_output_embeddings().weight),
             config.num_attention_heads,
             full_attention=not (_is_causal(self.hf) or slides or self.attends == "document"),
+            causal=_is_causal(self.hf),
         )
 
     def forward(self, *arguments: Any) -> Signals:
@@ -76,6 +77,7 @@ class LanguageModel(nn.Module):
         attention: frozenset[int] = frozenset(),
         replaced: Mapping[int, Tensor] | None = None,
         where: Tensor | None = None,
+        known: Tensor | None = None,
     ) -> Signals:
         """Run the body on a batch; the head waits until an objective asks.
 
@@ -85,6 +87,8 @@ class LanguageModel(nn.Module):
             attention: layers whose attention to keep, by number (see `Needs`); the model then attends as `sdpa`.
             replaced: hidden states to put in place of a layer's output, by its number from 1: [B, L, H].
             where: [B, L] bool, at which positions.
+            known: [B, L, H] what the lowest of those layers gives of itself, which need not be computed then; nor may
+                `hidden` ask for states below it.
         """
         depth = self.hf.config.num_hidden_layers
         numbers = {layer: layer if layer > 0 else depth + 1 + layer for layer in attention}
@@ -94,7 +98,8 @@ class LanguageModel(nn.Module):
             inputs = {"attention_mask": None, "position_ids": positions(batch.segments) + first}
         if _is_causal(self.hf):
             inputs["use_cache"] = False
-        with self._attending(batch, frozenset(numbers.values())) as kept, replacing(self.hf, replaced or {}, where):
+        exchange = replacing(self.hf, replaced or {}, where, known)
+        with self._attending(batch, frozenset(numbers.values())) as kept, exchange:
             body = self.hf.base_model(
                 input_ids=batch.ids, output_hidden_states=bool(hidden - {-1}), return_dict=True, **inputs
             )
@@ -110,8 +115,11 @@ class LanguageModel(nn.Module):
             return self.hf.get_output_embeddings()(_transform(self.hf, together), fn)
 
         def again(values: Mapping[int, Tensor], where: Tensor) -> Signals:
+            lowest = min(values, default=depth)
+            above = frozenset(layer for layer in hidden if layer % (depth + 1) >= lowest)
             with torch.set_grad_enabled(last.requires_grad):
-                return self.signals(batch, hidden, attention, values, where)
+                run = self.signals if self.placement == "replicated" else self
+                return run(batch, above, frozenset(), values, where, states.get(lowest))
 
         return Signals(
             head,

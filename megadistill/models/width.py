@@ -37,6 +37,7 @@ ROLES: tuple[tuple[str, tuple[Role, Role]], ...] = (
 )
 """Module name -> the roles of its matrix's axes; its bias has the role of the output axis."""
 _STORED_IN_OUT = re.compile(r"\.c_(attn|proj|fc)$")
+_TABLE = re.compile(r"(embeddings?|wte|wpe|embed_tokens|decoder|vocab_projector|lm_head)$")
 _NORM = re.compile(r"(norm|ln_\w+)(\.weight)?$", re.IGNORECASE)
 
 
@@ -73,9 +74,10 @@ class Narrower:
                     return roles
                 return (roles[1 if _STORED_IN_OUT.search(module) else 0],)
         width = self.teacher.hidden_size
-        if value.dim() == 1:
-            return ("residual" if value.shape[0] == width else "entries",)
-        return tuple("residual" if size == width else "entries" for size in value.shape)
+        by_size: list[Role] = ["residual" if size == width else "entries" for size in value.shape]
+        if _TABLE.search(module):
+            by_size[0] = "entries"  # also where there happen to be as many as the model is wide
+        return tuple(by_size)
 
     def _norm(self, gain: Tensor) -> Tensor:
         """A gain's diagonal matrix in the new coordinates, off-diagonal terms dropped."""

@@ -37,11 +37,11 @@ class AttentionMSE(Objective):
     """pairs: every query with every key. gram: the same sum from d x d products, |QK' - PR'|^2 = <Q'Q, K'K> - ...: no
     L x L matrix at all, but only where every attended position of a row sees every other."""
     positions: Literal["tokens", "all"] = "tokens"
-    """tokens: as above. all: the sum over attended pairs divided by rows x L x L x heads, which is TinyBERT's code's
-    mean (it sets padding's scores to 0 on both sides and counts them)."""
+    """tokens: as above. all: TinyBERT's code's mean over rows x heads x L x L, in which padding's queries are compared
+    too, and every score of a key that is not seen counts as equal."""
 
     def needs(self) -> Needs:
-        return Needs(teacher=True)
+        return Needs(teacher=True, teacher_attention=frozenset({-1}))  # which ones, the built loss says
 
     def build(self, student: Dims, teacher: Dims | None) -> _AttentionMSELoss:
         assert teacher is not None
@@ -73,38 +73,41 @@ class _AttentionMSELoss:
 
     def __call__(self, student: Signals, teacher: Signals | None, batch: Batch) -> Term:
         assert teacher is not None
-        every = self.config.positions == "all"
+        published = self.config.positions == "all"
         total = torch.zeros((), device=batch.mask.device)
         for (layer, theirs), weight in zip(self.pairs.items(), self.weights, strict=True):
             ours, goal = student.attention[layer], teacher.attention[theirs]
             sums = gram_squares if self.config.form == "gram" else pair_squares
-            total = total + weight * sums(ours, goal, batch.mask, mean_over_keys=not every)
-        if every:
+            total = total + weight * sums(ours, goal, batch.mask, published)
+        if published:
             return Term(total / batch.mask.shape[1] ** 2, "sequences")
         return Term(total, "tokens")
 
 
-def pair_squares(ours: Attention, goal: Attention, mask: Tensor, mean_over_keys: bool) -> Tensor:
-    """[]: squared differences of scores, mean over heads, mean or sum over seen keys, sum over attended queries."""
+def pair_squares(ours: Attention, goal: Attention, mask: Tensor, published: bool) -> Tensor:
+    """[]: squared differences of scores, mean over heads and over the keys that a query sees, sum over attended
+    queries; or, as published, sums over keys and over all queries."""
 
     def squares(q: Tensor, k: Tensor, q_goal: Tensor, k_goal: Tensor, seen: Tensor) -> Tensor:
         difference = ours.scale * (q @ k.transpose(-1, -2)) - goal.scale * (q_goal @ k_goal.transpose(-1, -2))
         per_query = (difference * seen).square().sum(-1)
-        if mean_over_keys:
+        if not published:
             per_query = per_query / seen.sum(-1).clamp(min=1)
         return per_query.mean(1).sum()
 
-    seen = ours.visible & goal.visible & mask[:, None, None, :] & mask[:, None, :, None]
+    seen = ours.visible & goal.visible & mask[:, None, None, :]
+    seen = seen if published else seen & mask[:, None, :, None]
     return _by_rows(squares, ours.query, _each_head(ours), goal.query, _each_head(goal), seen)
 
 
-def gram_squares(ours: Attention, goal: Attention, mask: Tensor, mean_over_keys: bool) -> Tensor:
-    """[]: what `pair_squares` sums up to where all attended positions of a row see one another."""
+def gram_squares(ours: Attention, goal: Attention, mask: Tensor, published: bool) -> Tensor:
+    """[]: what `pair_squares` sums up to where every position of a row sees all attended ones."""
     q, p = ours.query, goal.query
-    if mean_over_keys:  # a row's squares divide by its number of keys if both models' queries divide by the root
+    if not published:  # a row's squares divide by its number of keys if both models' queries divide by the root
         share = mask.sum(-1).clamp(min=1).to(wide(q).dtype).rsqrt()[:, None, None, None]
         q, p = wide(q) * share, wide(p) * share
-    total = score_mse(q, _each_head(ours), p, _each_head(goal), mask, (ours.scale, goal.scale))
+    asking = torch.ones_like(mask) if published else mask
+    total = score_mse(q, _each_head(ours), p, _each_head(goal), mask, (ours.scale, goal.scale), asking)
     return total / q.shape[1]
 
 

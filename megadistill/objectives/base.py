@@ -65,6 +65,10 @@ class Objective(Strict):
         models' sizes, whether it reads a teacher is enough here: the built loss says the rest (see `needs_of`)."""
         return Needs()
 
+    def remark(self) -> str:
+        """What whoever chooses it should know and may well accept; `validate` says it. Empty: nothing."""
+        return ""
+
     def build(self, student: Dims, teacher: Dims | None) -> Loss:
         """The loss itself; `teacher` is None when the run has no teacher."""
         raise NotImplementedError

@@ -29,18 +29,17 @@ class Cosine(Objective):
     def needs(self) -> Needs:
         if self.layers == "last":
             return Needs(student_hidden=frozenset({LAST}), teacher_hidden=frozenset({LAST}), teacher=True)
-        return Needs(teacher=True)
+        return Needs(teacher=True, teacher_hidden=frozenset({LAST}))  # which ones, the built loss says
 
     def build(self, student: Dims, teacher: Dims | None) -> _CosineLoss:
         assert teacher is not None
+        where = f"objectives: {self.label}"
         if teacher.hidden != student.hidden:
             raise UserError(
-                f"cosine compares hidden states of one width; the teacher has {teacher.hidden}, "
-                f"the student {student.hidden}",
-                f"objectives: {self.label}",
+                f"{where}: the teacher has {teacher.hidden}, the student {student.hidden} values a state",
+                "a cosine is between states of one width",
                 "give the student the teacher's width, or use hidden_mse, which learns a projection",
             )
-        where = f"objectives: {self.label}"
         # the last is asked for as -1: then no other hidden state is kept
         pairs = {LAST: LAST} if self.layers == "last" else layer_map(self.layers, student, teacher, f"{where}.layers")
         return _CosineLoss(pairs, weights_of(pairs, self.layer_weights, f"{where}.layer_weights"))

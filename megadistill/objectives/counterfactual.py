@@ -10,6 +10,7 @@ from torch import Tensor
 
 from megadistill.core.errors import UserError
 from megadistill.core.types import Batch, Dims, Needs, Signals, Term
+from megadistill.kernels.chunks import top_entries
 from megadistill.kernels.head_losses import Soft
 from megadistill.objectives.base import Objective, wide
 from megadistill.objectives.layer_maps import layer_map
@@ -24,8 +25,12 @@ class Counterfactual(Objective):
     An interchange intervention (Geiger et al. 2021): in a span of each row, the states of chosen layers are replaced
     by those of another row of the micro-batch at the same positions, in student and teacher alike; both must then
     answer alike. DIITO (Wu et al. 2022), section 3. As the sources are the micro-batch itself with its rows moved on
-    by one, their states are there already and a step costs one more forward of each model. The price: which rows meet
-    depends on how a batch is split, so that, alone of all objectives, its gradient is not split-invariant.
+    by one, their states are there already, and what is run again of each model are the layers above the exchange and
+    the head. The price: which rows meet depends on how a batch is split, so that, alone of all objectives, its gradient
+    is not split-invariant.
+
+    Logs `interchange_accuracy`: the share of labelled positions where both then rank the same token first (Geiger et
+    al. 2021, section 3).
     """
 
     kind: Literal["counterfactual"]
@@ -40,6 +45,9 @@ class Counterfactual(Objective):
 
     def needs(self) -> Needs:
         return Needs(teacher=True, again=True)
+
+    def remark(self) -> str:
+        return "rows exchange states within their micro-batch, so the gradient depends on how a batch is split"
 
     def build(self, student: Dims, teacher: Dims | None) -> _CounterfactualLoss:
         assert teacher is not None
@@ -76,20 +84,32 @@ class _CounterfactualLoss:
         if self.config.cosine:
             similar = torch.nn.functional.cosine_similarity(wide(ours.hidden[LAST]), wide(goal.hidden[LAST]), dim=-1)
             total = total + self.config.cosine * ((1 - similar) * batch.mask).sum()
-        return Term(total, "tokens")
+        return Term(total, "tokens", {"interchange_accuracy": lambda: agreement(ours, goal, batch.targets)})
 
     def exchanged(self, student: Signals, teacher: Signals, batch: Batch) -> tuple[Signals, Signals]:
         """Both models' answers after the same exchange."""
         if student.again is None or teacher.again is None:
             raise UserError(
                 "the counterfactual objective runs both models again with exchanged states",
-                "this teacher has no model in the process",
-                "use teacher: online or ensemble, or leave the objective out",
+                "this teacher has no one model in the process",
+                "use teacher: online, or leave the objective out",
             )
         where = spans(batch.mask, self.config.proportion)
         mine = {layer: student.hidden[layer].roll(1, 0) for layer in self.pairs}
         theirs = {layer: teacher.hidden[layer].roll(1, 0) for layer in self.pairs.values()}
         return student.again(mine, where), teacher.again(theirs, where)
+
+
+def agreement(ours: Signals, goal: Signals, rows: Tensor) -> Tensor:
+    """[2]: at how many of the flat positions both rank the same token first, and how many there are."""
+
+    def compare(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        size = weight.shape[0]  # entries past it are the teacher's padding
+        theirs = goal.head(lambda h, w, b: top_entries(h, w[:size], None if b is None else b[:size]), rows)
+        return (top_entries(hidden, weight, bias) == theirs).sum()
+
+    agreed = ours.head(compare, rows)
+    return torch.stack([agreed, torch.full_like(agreed, len(rows))]).float()
 
 
 def spans(mask: Tensor, proportion: float) -> Tensor:

@@ -36,7 +36,7 @@ class HiddenMSE(Objective):
     positions: Positions = "tokens"
 
     def needs(self) -> Needs:
-        return Needs(teacher=True)
+        return Needs(teacher=True, teacher_hidden=frozenset({-1}))  # which ones, the built loss says
 
     def build(self, student: Dims, teacher: Dims | None) -> FitLoss:
         assert teacher is not None

@@ -75,7 +75,14 @@ class KDCompat(Objective):
     """T, divides both models' logits."""
 
     def needs(self) -> Needs:
-        return Needs(teacher=True)
+        entropy = ORIGINALS[self.original].entropy
+        return Needs(teacher=True, logits=entropy, whole=entropy, temperatures=frozenset({self.temperature}))
+
+    def remark(self) -> str:
+        return (
+            f"equals {self.original}'s code on one batch; over micro-batches and ranks that code averages means, here "
+            "the sum over the global batch is divided once, so that the gradient does not depend on the split"
+        )
 
     def build(self, student: Dims, teacher: Dims | None) -> _KDCompatLoss:
         return _KDCompatLoss(ORIGINALS[self.original], self.temperature, student.vocabulary)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from megadistill.core.types import Batch, CountKind, Dims, Needs, Signals, Term
 from megadistill.kernels.chunks import chunks, fp32_logits
+from megadistill.kernels.forward_gradient import with_gradient
 from megadistill.objectives.base import Objective, wide
 
 
@@ -26,7 +27,7 @@ class LogitsMSE(Objective):
     """Subtract each position's mean logit first: logits that differ by a constant are the same distribution."""
 
     def needs(self) -> Needs:
-        return Needs(teacher=True)
+        return Needs(teacher=True, logits=True, whole=True)
 
     def build(self, student: Dims, teacher: Dims | None) -> _LogitsMSELoss:
         factor = 1.0 / student.vocabulary if self.reduction == "mean" else 1.0
@@ -72,29 +73,13 @@ def linear_logits_mse(
     Returns:
         [] fp32 (fp64 for fp64 input); 0 connected to the graph when N = 0.
     """
-    total: Tensor = _LinearLogitsMSE.apply(hidden, weight, bias, teacher_hidden, teacher_weight, teacher_bias, center)
-    return total
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
 
-
-class _LinearLogitsMSE(torch.autograd.Function):
-    """The gradient is computed in the forward pass, while a chunk's logits are there and the weights are readable."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        teacher_hidden: Tensor,
-        teacher_weight: Tensor,
-        teacher_bias: Tensor | None,
-        center: bool,
-    ) -> Tensor:
-        dtype = torch.promote_types(hidden.dtype, torch.float32)
+    def compute(needed: Sequence[bool]) -> tuple[Tensor, list[Tensor | None]]:
         total = torch.zeros((), dtype=dtype, device=hidden.device)
         into = [
-            torch.zeros_like(part, dtype=dtype) if needed and part is not None else None
-            for part, needed in zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
+            torch.zeros_like(part, dtype=dtype) if is_needed and part is not None else None
+            for part, is_needed in zip((hidden, weight, bias), needed, strict=True)
         ]
         for rows in chunks(hidden.shape[0], weight.shape[0], num_buffers=3):
             difference = fp32_logits(hidden[rows], weight, bias)
@@ -109,15 +94,6 @@ class _LinearLogitsMSE(torch.autograd.Function):
                 into[1].addmm_(gradient.T, wide(hidden[rows]))
             if into[2] is not None:
                 into[2] += gradient.sum(0)
-        ctx.gradients = into
-        ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
-        return total
+        return total, into
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        scaled = [
-            None if gradient is None else (gradient * upstream).to(dtype)
-            for gradient, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)
-        ]
-        return (*scaled, None, None, None, None)
+    return with_gradient((hidden, weight, bias), compute)

@@ -6,16 +6,16 @@ the heads for all terms in one pass. Any other objective computes its own term. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from megadistill.core.types import COUNT_KINDS, IGNORE, Batch, Signals, Term
-from megadistill.kernels.head_losses import Hard, HeadTerm, Projection, Soft, head_losses
-from megadistill.objectives.base import Loss
+from megadistill.kernels.head_losses import Hard, HeadTerm, Projection, Soft, TopK, head_losses
+from megadistill.objectives.base import Loss, Ramp
 
 Scope = Literal["tokens", "targets"]
 """Attended positions, or those with a label."""
@@ -27,10 +27,18 @@ class HeadLoss:
 
     term: HeadTerm
     scope: Scope
+    temperature_ramp: Ramp | None = None
+    """Multiplies a Soft term's temperature."""
 
     def __call__(self, student: Signals, teacher: Signals | None, batch: Batch) -> Term:
-        total, _ = ask_heads([self], batch.ids.new_ones(1, dtype=torch.float32), student, teacher, batch)
+        total, _ = ask_heads([self], batch.ids.new_ones(1, dtype=torch.float32), student, teacher, batch, step=1)
         return Term(total, self.scope)
+
+    def term_at(self, step: int) -> HeadTerm:
+        """The term at a step, counted from 1."""
+        if self.temperature_ramp is None or not isinstance(self.term, Soft):
+            return self.term
+        return replace(self.term, temperature=self.term.temperature * self.temperature_ramp.at(step))
 
 
 @dataclass(frozen=True)
@@ -51,15 +59,24 @@ class Mixture:
         self.heads = [(number, w.loss) for number, w in enumerate(self.parts) if isinstance(w.loss, HeadLoss)]
         self.count_of: dict[str, str] = {self.parts[number].label: loss.scope for number, loss in self.heads}
         """Objective label -> what its sum runs over; complete after the first call."""
+        self.watched: dict[str, Tensor] = {}
+        """`label/name` -> [2] what terms had to tell beside their sums, at the last call that watched."""
 
     def __call__(
-        self, student: Signals, teacher: Signals | None, batch: Batch, shares: Tensor, step: int
+        self,
+        student: Signals,
+        teacher: Signals | None,
+        batch: Batch,
+        shares: Tensor,
+        step: int,
+        watch: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """One micro-batch's share of the loss.
 
         Args:
             shares: [len(COUNT_KINDS)] what one unit of each count weighs in the loss.
-            step: counted from 1; weights may change with it.
+            step: counted from 1; weights and temperatures may change with it.
+            watch: fill `watched`.
 
         Returns:
             the loss [], and every objective's plain sum [num objectives], detached.
@@ -68,7 +85,7 @@ class Mixture:
         sums: dict[int, Tensor] = {}
         if self.heads:
             scales = torch.stack([self._scale(number, shares, step) for number, _ in self.heads])
-            loss, head_sums = ask_heads([head for _, head in self.heads], scales, student, teacher, batch)
+            loss, head_sums = ask_heads([head for _, head in self.heads], scales, student, teacher, batch, step)
             sums = {number: value for (number, _), value in zip(self.heads, head_sums.unbind(), strict=True)}
         for number, part in enumerate(self.parts):
             if number in sums:
@@ -77,7 +94,22 @@ class Mixture:
             self.count_of[part.label] = term.count
             loss = loss + self._scale(number, shares, step) * term.sum
             sums[number] = term.sum.detach().float()
+            if watch:
+                with torch.no_grad():
+                    self.watched |= {f"{part.label}/{name}": tell() for name, tell in term.watch.items()}
         return loss, torch.stack([sums[number].float() for number in range(len(self.parts))])
+
+    def apart(
+        self, student: Signals, teacher: Signals | None, batch: Batch, shares: Tensor, step: int
+    ) -> Iterator[Tensor]:
+        """Each objective's own share of the loss [], in order: what `__call__` adds up, at the cost of one pass over
+        the heads for each head loss."""
+        for number, part in enumerate(self.parts):
+            scale = self._scale(number, shares, step)
+            if isinstance(part.loss, HeadLoss):
+                yield ask_heads([part.loss], scale.unsqueeze(0), student, teacher, batch, step)[0]
+            else:
+                yield scale * part.loss(student, teacher, batch).sum
 
     def _scale(self, number: int, shares: Tensor, step: int) -> Tensor:
         """[] what one unit of an objective's sum weighs in the loss."""
@@ -86,12 +118,18 @@ class Mixture:
 
 
 def ask_heads(
-    losses: Sequence[HeadLoss], scales: Tensor, student: Signals, teacher: Signals | None, batch: Batch
+    losses: Sequence[HeadLoss],
+    scales: Tensor,
+    student: Signals,
+    teacher: Signals | None,
+    batch: Batch,
+    step: int,
 ) -> tuple[Tensor, Tensor]:
     """All head losses in one pass.
 
     Args:
         scales: [num losses] what one unit of each sum weighs in the total.
+        step: counted from 1.
 
     Returns:
         total: [] sum over losses of scale * sum, differentiable.
@@ -103,17 +141,32 @@ def ask_heads(
     labelled = labels != IGNORE
     selected = torch.stack([labelled if loss.scope == "targets" else torch.ones_like(labelled) for loss in losses])
     coefficients = selected * scales.unsqueeze(1)
-    terms = [loss.term for loss in losses]
+    terms = [loss.term_at(step) for loss in losses]
+    hard = any(isinstance(term, Hard) for term in terms)
 
-    def ask(ours: Projection, theirs: Sequence[Projection]) -> tuple[Tensor, Tensor]:
-        hard = any(isinstance(term, Hard) for term in terms)
-        total, each = head_losses(ours, terms, coefficients, labels if hard else None, theirs)
+    def ask(ours: Projection, **theirs: Any) -> tuple[Tensor, Tensor]:
+        total, each = head_losses(ours, terms, coefficients, labels if hard else None, **theirs)
         return total, torch.where(selected, each, 0).sum(1)
 
     if not any(isinstance(term, Soft) for term in terms):
-        return student.head(lambda *head: ask(Projection(*head), ()), rows)
+        return student.head(lambda *head: ask(Projection(*head)), rows)
     assert teacher is not None
-    # the teacher's head runs inside the student's, so that both weights are readable at once
-    return student.head(
-        lambda *ours: teacher.head(lambda *theirs: ask(Projection(*ours), [Projection(*theirs)]), rows), rows
-    )
+    if teacher.kept is not None:
+        kept = teacher.kept(rows)
+        assert all(term.temperature == kept.temperature for term in terms if isinstance(term, Soft))
+        top_k = TopK(kept.ids, kept.log_probs, kept.ghost)
+        return student.head(lambda *head: ask(Projection(*head), top_k=top_k), rows)
+    if teacher.members:
+        weights, answers = zip(*teacher.members, strict=True)
+        mixed = {"mixing": weights, "mean": "arithmetic"}
+        return in_heads([student, *answers], rows, lambda ours, *theirs: ask(ours, teachers=theirs, **mixed))
+    return in_heads([student, teacher], rows, lambda ours, theirs: ask(ours, teachers=[theirs]))
+
+
+def in_heads(answers: Sequence[Signals], rows: Tensor, fn: Callable[..., Any], *heads: Projection) -> Any:
+    """`fn` of the heads of all models at `rows`: each runs inside the one before, so that all weights are readable at
+    once, also where they are in pieces at other times (ZeRO 3)."""
+    if not answers:
+        return fn(*heads)
+    first, *rest = answers
+    return first.head(lambda *head: in_heads(rest, rows, fn, *heads, Projection(*head)), rows)

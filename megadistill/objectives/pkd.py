@@ -34,7 +34,7 @@ class PKD(Objective):
     sum: as equation 7 is written, (layers x width) times more."""
 
     def needs(self) -> Needs:
-        return Needs(teacher=True)
+        return Needs(teacher=True, teacher_hidden=frozenset({-1}))  # which ones, the built loss says
 
     def build(self, student: Dims, teacher: Dims | None) -> _PKDLoss:
         assert teacher is not None

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from megadistill.core.types import Batch, CountKind, Dims, Needs, Signals, Term
-from megadistill.kernels.chunks import chunks, fp32_logits
+from megadistill.kernels.chunks import top_entries
 from megadistill.kernels.head_losses import linear_ce
 from megadistill.objectives.base import Objective
 
@@ -22,7 +21,7 @@ class TeacherLabel(Objective):
     """`tokens`: every attended position; `targets`: positions with a label only."""
 
     def needs(self) -> Needs:
-        return Needs(teacher=True)
+        return Needs(teacher=True, logits=True, whole=True)
 
     def build(self, student: Dims, teacher: Dims | None) -> _TeacherLabelLoss:
         return _TeacherLabelLoss(self.scope)
@@ -38,16 +37,7 @@ class _TeacherLabelLoss:
 
         def cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             size = weight.shape[0]  # entries past it are the teacher's padding: no student can predict them
-            labels = teacher.head(lambda h, w, b: top_token(h, w[:size], None if b is None else b[:size]), rows)
+            labels = teacher.head(lambda h, w, b: top_entries(h, w[:size], None if b is None else b[:size]), rows)
             return linear_ce(hidden, weight, bias, labels)
 
         return Term(student.head(cross_entropy, rows), self.scope)
-
-
-@torch.no_grad()
-def top_token(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """[N] int64: the entry of the vocabulary with the highest logit; logits exist for a chunk of rows at a time."""
-    best = torch.zeros(hidden.shape[0], dtype=torch.int64, device=hidden.device)
-    for part in chunks(hidden.shape[0], weight.shape[0], num_buffers=1):
-        best[part] = fp32_logits(hidden[part], weight, bias).argmax(-1)
-    return best

@@ -153,7 +153,9 @@ def _cell(name: str, value: float | None) -> str:
 
 def _charts(runs: Sequence[RunFacts]) -> list[dict[str, Any]]:
     labels = list(dict.fromkeys(label for run in runs for label in run.objectives))
+    looked_at = sorted({key for run in runs for row in run.metrics for key in row if key.count("/") == 2})
     metrics = ["train/loss", *[f"train/objective/{label}" for label in labels], *list(_TITLES)[1:]]
+    metrics += [key for key in looked_at if key not in metrics]
     hard = {
         f"train/objective/{objective.get('name') or 'hard_ce'}"
         for run in runs
@@ -171,7 +173,7 @@ def _charts(runs: Sequence[RunFacts]) -> list[dict[str, Any]]:
                 Line(f"{run.name}: its teacher", run.series("teacher/loss"), index % COLORS, dashed=True)
                 for index, run in enumerate(runs)
             ]
-        title = _TITLES.get(metric) or f"objective {metric.removeprefix('train/objective/')}"
+        title = _TITLES.get(metric) or metric.removeprefix("train/").replace("/", " ").replace("_share ", " share of ")
         if svg := chart(title, lines, marks, log=metric == "heldout/perplexity"):
             drawn.append({"title": title, "svg": svg, "lines": [line for line in lines if line.points]})
     return drawn

@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from megadistill.core import log, seeds
+from megadistill.core import seeds
 from megadistill.core.dist import World
 from megadistill.core.errors import UserError
-from megadistill.core.types import Dims
 from megadistill.data.stream import Stream
-from megadistill.data.tokenization import Tokenizer, load_tokenizer
+from megadistill.data.tokenization import load_tokenizer
 from megadistill.models.initialize import seeded
 from megadistill.models.likeness import likeness
 from megadistill.models.signals import LanguageModel
 from megadistill.objectives.base import Loss
 from megadistill.run.config import RunConfig
+from megadistill.run.fitting import refuse_other_tokenizer, refuse_unfit
 from megadistill.run.trained import located
 from megadistill.teachers.base import Source
 from megadistill.teachers.guard import guard
@@ -51,11 +51,11 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
     stream = Stream(config.data, world, batch.global_size, batch.micro_size, config.seed, sizes=batch.later_sizes)
     tokenizer = load_tokenizer(config.data.tokenizer)
     vocabulary = tokenizer.vocabulary_size
-    teacher = located(config.teacher).build(device) if config.teacher is not None else None
+    teacher, origin = _teacher(config, device)
     models = teacher.models if teacher is not None else ()
     causal = config.data.targets.kind == "clm"
     student = located(config.student).build(
-        models[0] if models else None,
+        models[0] if models else origin,
         vocabulary,
         causal,
         seeds.derive(config.seed, "student"),
@@ -65,8 +65,9 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
         teacher.attach(student)
     for model in (student, *(teacher.models if teacher is not None else ())):
         model.attends = config.data.attention
-    _check_sizes(config, student, teacher, vocabulary)
-    _check_tokenizer(config, tokenizer)
+    refuse_unfit(config, student, models, teacher.dims if teacher is not None else None, vocabulary)
+    for path in config.teacher.paths() if config.teacher is not None else []:
+        refuse_other_tokenizer(config, tokenizer, path)
     for model in (student, *models):
         model.check_head(min(8, config.data.sequence_length))
     distils = any(objective.needs().teacher for objective in config.objectives)
@@ -96,34 +97,22 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
     teacher_dims = teacher.dims if teacher is not None else None
     with seeded(seeds.derive(config.seed, "objectives")):
         losses = [objective.build(student.dims, teacher_dims) for objective in config.objectives]
+    for loss in losses:  # one may hold a second model that learns
+        for module in loss.modules() if isinstance(loss, torch.nn.Module) else ():
+            if isinstance(module, LanguageModel):
+                module.attends = config.data.attention
     if not distils:
         teacher = None  # it only gave the student its first weights
     return Parts(stream, teacher, student, losses, accumulation, report)
 
 
-def _check_sizes(config: RunConfig, student: LanguageModel, teacher: Source | None, vocabulary: int) -> None:
-    ours = student.dims
-    problems = [
-        _too_small("student", ours, vocabulary),
-        _too_short("student", student, config.data.sequence_length),
-    ]
-    if teacher is not None:
-        theirs = teacher.dims
-        problems.append(_too_small("teacher", theirs, vocabulary))
-        problems += [_too_short("teacher", model, config.data.sequence_length) for model in teacher.models]
-        compares = [o.label for o in config.objectives if o.needs().teacher]
-        if compares and theirs.vocabulary < ours.vocabulary:
-            problems.append(
-                f"the teacher's vocabulary has {theirs.vocabulary:,} entries, the student's {ours.vocabulary:,}: "
-                f"{', '.join(compares)} cannot compare them entry by entry"
-            )
-    found = [p for p in problems if p]
-    if found:
-        raise UserError(
-            "the models and the data do not fit together",
-            "\n  ".join(found),
-            "use the teacher's tokenizer (data.tokenizer) and its sizes for the student",
-        )
+def _teacher(config: RunConfig, device: torch.device) -> tuple[Source | None, LanguageModel | None]:
+    """The teacher; and, where it has no model in the process, one for the student to start from, if it needs one."""
+    if config.teacher is None:
+        return None, None
+    located_teacher = located(config.teacher)
+    located_teacher.check(config.data)
+    return located_teacher.build(device), located_teacher.origin() if config.student.starts_from_teacher else None
 
 
 def _check_direction(config: RunConfig, who: str, model: LanguageModel) -> None:
@@ -142,56 +131,3 @@ def _check_direction(config: RunConfig, who: str, model: LanguageModel) -> None:
             "its states at a token do not change with the tokens after it",
             f"use a bidirectional {who}, such as bert, or data.targets: {{kind: clm}}",
         )
-
-
-def _check_tokenizer(config: RunConfig, ours: Tokenizer) -> None:
-    """Ids that mean other words to the teacher would be learnt as if they were right: nothing else would notice."""
-    for path in config.teacher.paths() if config.teacher is not None else []:
-        if path != config.data.tokenizer:
-            _check_one_tokenizer(config, ours, path)
-
-
-def _check_one_tokenizer(config: RunConfig, ours: Tokenizer, path: str) -> None:
-    try:
-        theirs = load_tokenizer(path)
-    except UserError as error:
-        log.get().warning(f"not checked that the teacher was trained with {config.data.tokenizer}: {error.what}")
-        return
-    difference = _difference(ours, theirs)
-    if difference:
-        raise UserError(
-            "the teacher was trained with another tokenizer than the data's",
-            difference,
-            f"set data.tokenizer to {path} and run `megadistill prepare`, or take a teacher of {config.data.tokenizer}",
-        )
-
-
-def _difference(ours: Tokenizer, theirs: Tokenizer) -> str:
-    """Where two tokenizers' ids mean different things; empty where they agree, whatever files they came from."""
-    data, teacher = (tokenizer.backend.get_vocab(with_added_tokens=True) for tokenizer in (ours, theirs))
-    different = sorted(token for token in data.keys() | teacher.keys() if data.get(token) != teacher.get(token))
-    if different:
-        token = different[0]
-        return (
-            f"{len(different):,} tokens have another id or none, such as {token!r}: "
-            f"{data.get(token)} in the data, {teacher.get(token)} in the teacher"
-        )
-    if ours.special != theirs.special:
-        return f"special tokens: {ours.special.as_dict()} in the data, {theirs.special.as_dict()} in the teacher"
-    return ""
-
-
-def _too_small(who: str, dims: Dims, vocabulary: int) -> str:
-    if dims.vocabulary >= vocabulary:
-        return ""
-    return f"the tokenizer has {vocabulary:,} entries, and the {who}'s vocabulary only {dims.vocabulary:,}"
-
-
-def _too_short(who: str, model: LanguageModel, length: int) -> str:
-    limit: Any = getattr(model.hf.config, "max_position_embeddings", None)
-    table: Any = getattr(getattr(model.hf.base_model, "embeddings", None), "position_embeddings", None)
-    if limit is not None and getattr(table, "padding_idx", None) is not None:
-        limit -= table.padding_idx + 1  # RoBERTa counts positions from its padding id
-    if limit is None or length <= limit:
-        return ""
-    return f"data.sequence_length is {length}, and the {who} knows only {limit} positions"

@@ -16,6 +16,7 @@ import megadistill.objectives
 import megadistill.teachers
 from megadistill.core.errors import UserError
 from megadistill.core.schema import OneOf, Strict, Tree, discover, explain, override, read_yaml
+from megadistill.core.types import union_of_needs
 
 for _package in (
     megadistill.data.corpora,
@@ -141,6 +142,9 @@ class LogConfig(Strict):
     tensorboard: bool = True
     hash_every_steps: int | None = Field(None, gt=0)
     """Log a hash of all parameters every so many steps (to compare runs bit for bit); None: never."""
+    gradient_shares_every_steps: int | None = Field(None, gt=0)
+    """Log how the student's gradient divides among the objectives, each one's norm over the sum of their norms, on one
+    micro-batch a rank: one more forward pass, and a backward pass an objective. Not at ZeRO 3. None: never."""
     rows: bool = False
     """Log which rows each rank trains on, with hashes of inputs and labels (to audit the data order)."""
 
@@ -190,6 +194,18 @@ class RunConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _teacher_can_give_what_is_asked(self) -> RunConfig:
+        if self.teacher is not None:
+            if why := self.teacher.cannot_read(self.data):
+                raise ValueError(f"teacher: {self.teacher.kind}: {why}")
+            asked = {f"objectives: {o.label}": o.needs() for o in self.objectives if o.needs().teacher}
+            asked["objectives"] = union_of_needs(list(asked.values()))
+            for where, needs in asked.items():
+                if why := self.teacher.cannot(needs):
+                    raise ValueError(f"{where} and teacher: {self.teacher.kind} do not go together: {why}")
+        return self
+
+    @model_validator(mode="after")
     def _exchanged_rows_are_two(self) -> RunConfig:
         exchanging = [o.label for o in self.objectives if o.needs().again]
         if exchanging and self.batch.micro_size < 2:
@@ -207,6 +223,14 @@ class RunConfig(Strict):
             raise ValueError(
                 f"objectives: {', '.join(early)} would learn from a teacher that is not there until step {absent}; "
                 f"give ramp: {{from_step: {absent}, to_step: {absent + 1}}}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gradients_can_be_shared_out(self) -> RunConfig:
+        if self.log.gradient_shares_every_steps and self.engine.zero_stage == 3:
+            raise ValueError(
+                "log.gradient_shares_every_steps: at engine.zero_stage 3 no rank holds the weights; use stage 0, 1 or 2"
             )
         return self
 

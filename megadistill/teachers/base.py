@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ import torch
 
 from megadistill.core.schema import Strict
 from megadistill.core.types import Batch, Dims, Needs, Signals
+from megadistill.data.config import DataConfig
 from megadistill.models.signals import LanguageModel
 from megadistill.teachers.guard import Guard
 
@@ -66,6 +67,34 @@ class Teacher(Strict):
     def paths(self) -> list[str]:
         """Folders or hub names of its models, whose tokenizers must be the data's."""
         return []
+
+    def prepare(self, data: DataConfig, seed: int, say: Callable[[str], None], share: tuple[int, int]) -> None:
+        """Make from the finished shards whatever training will read besides; `prepare` calls it last, with the run's
+        seed and the (i, n) of its --share."""
+
+    def cannot(self, needs: Needs) -> str:
+        """Why it cannot give all of `needs`, and what would; empty where it can."""
+        return ""
+
+    def cannot_read(self, data: DataConfig) -> str:
+        """Why it cannot answer the rows of `data`, and what to do; empty where it can."""
+        return ""
+
+    def check(self, data: DataConfig) -> None:
+        """Compare what `prepare` made with what is asked for now; called before `build`.
+
+        Raises:
+            UserError: it is missing or stale.
+        """
+
+    @property
+    def patience(self) -> float:
+        """How many seconds its `after_step` may wait for somebody else without the run being taken for hung."""
+        return 0.0
+
+    def origin(self) -> LanguageModel | None:
+        """A model for the student's shapes and first weights, where the built source has none."""
+        return None
 
     def build(self, device: torch.device) -> Source:
         raise NotImplementedError

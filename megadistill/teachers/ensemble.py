@@ -1,9 +1,9 @@
-"""Several teachers that answer as one: the product of their distributions (Hinton, Vinyals & Dean 2015, section 5)."""
+"""Several teachers that answer as one, by the mean of their distributions (Hinton, Vinyals & Dean 2015, section 1)."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,17 +12,16 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from megadistill.core.errors import UserError
+from megadistill.core.files import sha256_json
 from megadistill.core.types import Batch, Dims, HeadFunction, Needs, Signals
+from megadistill.data.config import DataConfig
 from megadistill.teachers.base import Teacher
 from megadistill.teachers.online import OnlineSource, OnlineTeacher
 
 
 class EnsembleTeacher(Teacher):
-    """The geometric mean of several models' distributions, softmax(sum_k w_k z_k / T) at every temperature T: the
-    weighted mean of their logits.
-
-    It costs the members' forward passes and one head as wide as all of them together; every objective on logits sees
-    one teacher. Hidden states and attention are the first member's.
+    """The weighted mean of several models' distributions. It costs the members' forward passes and heads; hidden states
+    and attention are the first member's.
     """
 
     kind: Literal["ensemble"]
@@ -30,12 +29,25 @@ class EnsembleTeacher(Teacher):
     """Models of one tokenizer; widths, depths and architectures may differ."""
     weights: list[float] | None = None
     """One per member, at least 0, taken relative to their sum; None: all alike."""
+    routes: list[list[float]] | None = None
+    """Such weights for the rows of each corpus, in the order of `data.corpora`, as in [[1, 0], [0, 1]] where two
+    members know a corpus each; instead of `weights`. (Every member still reads every row.)"""
+    mean: Literal["geometric", "arithmetic"] = "geometric"
+    """geometric: softmax(sum_k w_k z_k / T) at every temperature T, the mean of logits, so that every objective sees
+    one teacher. arithmetic: sum_k w_k softmax(z_k / T), for objectives on distributions at one temperature; the guard
+    and the agreement in held-out scores still look at the mean of logits."""
 
     @model_validator(mode="after")
     def _weights_weigh(self) -> EnsembleTeacher:
-        given = self.weights
-        if given is not None and (len(given) != len(self.members) or min(given) < 0 or sum(given) <= 0):
-            raise ValueError(f"weights: {given} for {len(self.members)} members; give one each, at least 0, not all 0")
+        for name, given in [("weights", self.weights), *(("routes", route) for route in self.routes or ())]:
+            if given is not None and (len(given) != len(self.members) or min(given) < 0 or sum(given) <= 0):
+                raise ValueError(
+                    f"{name}: {given} for {len(self.members)} members; give one each, at least 0, not all 0"
+                )
+        if any(member.placement != "replicated" for member in self.members):
+            raise ValueError("members: an ensemble joins their heads once, so each must be placement: replicated")
+        if self.routes is not None and (self.weights is not None or self.mean == "arithmetic"):
+            raise ValueError("routes: they stand instead of `weights`, and with mean: geometric")
         return self
 
     def fetch(self) -> None:
@@ -45,24 +57,48 @@ class EnsembleTeacher(Teacher):
     def paths(self) -> list[str]:
         return [path for member in self.members for path in member.paths()]
 
+    def cannot(self, needs: Needs) -> str:
+        if needs.again:
+            return "its members have different states, none of which could be exchanged; use teacher: online"
+        if self.mean == "arithmetic" and needs.logits:
+            return "no logits have the arithmetic mean of distributions; set teacher.mean: geometric"
+        if self.mean == "arithmetic" and len(needs.temperatures) > 1:
+            told = ", ".join(f"{t:g}" for t in sorted(needs.temperatures))
+            return f"its arithmetic mean is taken at one temperature, not at {told}; set teacher.mean: geometric"
+        return ""
+
+    def cannot_read(self, data: DataConfig) -> str:
+        if self.routes is not None and len(self.routes) != len(data.corpora):
+            return f"routes: {len(self.routes)} for the {len(data.corpora)} corpora of data.corpora; give one each"
+        return ""
+
     def build(self, device: torch.device) -> EnsembleSource:
-        weights = self.weights or [1.0] * len(self.members)
-        total = sum(weights)
-        return EnsembleSource([member.build(device) for member in self.members], [w / total for w in weights])
+        members = [member.build(device) for member in self.members]
+        weights = _shares(self.weights or [1.0] * len(self.members))
+        return EnsembleSource(members, weights, self.mean, self.routes and [_shares(route) for route in self.routes])
 
 
 class EnsembleSource:
     """The built teacher."""
 
-    def __init__(self, members: Sequence[OnlineSource], weights: Sequence[float]) -> None:
+    def __init__(
+        self,
+        members: Sequence[OnlineSource],
+        weights: Sequence[float],
+        mean: str = "geometric",
+        routes: Sequence[Sequence[float]] | None = None,
+    ) -> None:
         """Args:
             members: at least one.
-            weights: of the logits, one per member, summing to 1.
+            weights: one per member, summing to 1.
+            mean: geometric or arithmetic.
+            routes: such weights for each corpus; geometric only.
 
         Raises:
             UserError: vocabularies that cannot belong to one tokenizer.
         """
-        self.members, self.weights = list(members), list(weights)
+        self.members, self.weights, self.mean = list(members), list(weights), mean
+        self.routes = None if routes is None else [list(route) for route in routes]
         self.models = tuple(member.model for member in members)
         sizes = [member.dims.vocabulary for member in members]
         if max(sizes) - min(sizes) > 1024:
@@ -76,8 +112,7 @@ class EnsembleSource:
 
     @property
     def dims(self) -> Dims:
-        first = self.members[0].dims
-        return Dims(first.layers, first.hidden, self.vocabulary, first.heads, first.full_attention)
+        return replace(self.members[0].dims, vocabulary=self.vocabulary)
 
     @torch.no_grad()
     def signals(self, batch: Batch, needs: Needs) -> Signals:
@@ -90,23 +125,30 @@ class EnsembleSource:
             if self._head is None:  # the members never change
                 self._head = self._joined([(weight, bias) for _, weight, bias in parts])
             # weights go to the states: sum_k w_k h_k W_k' = [w_1 h_1 | w_2 h_2 | ...] [W_1 | W_2 | ...]'
-            hidden = torch.cat([w * h for w, (h, _, _) in zip(self.weights, parts, strict=True)], dim=-1)
-            return fn(hidden, *self._head)
+            shares = self._weights(batch, rows)
+            columns = [share * h for share, (h, _, _) in zip(shares, parts, strict=True)]
+            if self.routes is not None:  # and those of the biases, which are columns of the joined head then
+                columns += [share for share, (_, _, b) in zip(shares, parts, strict=True) if b is not None]
+            return fn(torch.cat(columns, dim=-1), *self._head)
 
-        def again(values: Any, where: Tensor) -> Signals:
-            raise UserError(
-                "an ensemble cannot have its states exchanged: its members have different ones",
-                "objectives: counterfactual with teacher: ensemble",
-                "use teacher: online",
-            )
+        apart = tuple(zip(self.weights, answers, strict=True)) if self.mean == "arithmetic" else ()
+        return Signals(head, answers[0].hidden, answers[0].attention, members=apart)
 
-        return Signals(head, answers[0].hidden, answers[0].attention, again)
+    def _weights(self, batch: Batch, rows: Tensor) -> Sequence[Any]:
+        """Of each member: one number, or [N, 1] for the flat positions `rows`."""
+        if self.routes is None:
+            return self.weights
+        dtype = next(self.models[0].parameters()).dtype
+        routes = torch.tensor(self.routes, dtype=dtype, device=rows.device)
+        return routes[batch.corpora[rows // batch.ids.shape[1]]].split(1, dim=1)
 
     def _joined(self, heads: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
         size = self.vocabulary
-        weight = torch.cat([weight[:size] for weight, _ in heads], dim=-1)
-        biases = [w * bias[:size] for w, (_, bias) in zip(self.weights, heads, strict=True) if bias is not None]
-        return weight, torch.stack(biases).sum(0) if biases else None
+        columns = [weight[:size] for weight, _ in heads]
+        if self.routes is not None:
+            return torch.cat([*columns, *(b[:size].unsqueeze(1) for _, b in heads if b is not None)], dim=-1), None
+        biases = [w * b[:size] for w, (_, b) in zip(self.weights, heads, strict=True) if b is not None]
+        return torch.cat(columns, dim=-1), torch.stack(biases).sum(0) if biases else None
 
     def attach(self, student: Any) -> None:
         """It has models of its own."""
@@ -123,5 +165,10 @@ class EnsembleSource:
     def identity(self) -> dict[str, Any]:
         """Every member's, and one sha256 over theirs and the weights."""
         members = [member.identity() for member in self.members]
-        digest = hashlib.sha256(repr([self.weights, [member["sha256"] for member in members]]).encode())
-        return {"kind": "ensemble", "members": members, "weights": self.weights, "sha256": digest.hexdigest()}
+        said = {"weights": self.weights, "mean": self.mean, "routes": self.routes}
+        digest = sha256_json([said, [member["sha256"] for member in members]])
+        return {"kind": "ensemble", "members": members, **said, "sha256": digest}
+
+
+def _shares(weights: Sequence[float]) -> list[float]:
+    return [weight / sum(weights) for weight in weights]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from megadistill.core.errors import UserError
 from megadistill.core.schema import Strict
-from megadistill.core.types import Batch, Needs, Signals
+from megadistill.core.types import Batch, Kept, Needs, Signals
 from megadistill.kernels.chunks import chunks, fp32_logits
 from megadistill.kernels.head_losses import linear_ce
 from megadistill.models.signals import LanguageModel
@@ -35,7 +35,7 @@ class Guard(Strict):
 def guard(
     config: Guard,
     source: Any,
-    student: LanguageModel,
+    student: LanguageModel | None,
     batch: Batch,
     vocabulary: int,
     counts: NDArray[np.int64] | None,
@@ -44,7 +44,7 @@ def guard(
 
     Args:
         source: the teacher, attached and on its device.
-        student: at step 0; it must not be the teacher.
+        student: at step 0; it must not be the teacher. None: there is none yet.
         batch: some rows of the data with targets, on the teacher's device.
         vocabulary: how many ids the tokenizer has.
         counts: [vocabulary] how often each occurs in the training text; None: unknown, no `unigram` bound.
@@ -56,7 +56,8 @@ def guard(
     for model in source.models:
         problems += _frozen(model)
         problems += _whole(model)
-        problems += [] if not _same(model, student) else ["it is the student: every parameter is equal"]
+        if student is not None and _same(model, student):
+            problems.append("it is the student: every parameter is equal")
     problems += _answers(config, source, batch, vocabulary, counts)
     if config.sha256 is not None:
         found = source.identity().get("sha256")
@@ -106,6 +107,9 @@ def _answers(
 ) -> Iterator[str]:
     needs = Needs(teacher=True, teacher_hidden=frozenset({-1}))
     first, second = (source.signals(batch, needs) for _ in range(2))
+    if first.kept is not None:  # its model has proved itself before it answered
+        yield from _kept_is_sound(first.kept(batch.attended))
+        return
     states, again = first.hidden[-1], second.hidden[-1]
     if states.requires_grad:
         yield "its answer has a graph: gradients would flow into it"
@@ -128,6 +132,12 @@ def _answers(
             f"its loss on this text is {loss:.2f} nats per target, {what}: "
             "not these weights, or not the tokenizer it was trained with"
         )
+
+
+def _kept_is_sound(kept: Kept) -> Iterator[str]:
+    mass = kept.log_probs.exp().sum(-1)
+    if not bool((mass < 1.01).all()) or bool((mass <= 0).any()):
+        yield f"its kept probabilities sum to between {float(mass.min()):.3g} and {float(mass.max()):.3g}"
 
 
 def _bound(config: Guard, labels: Tensor, vocabulary: int, counts: NDArray[np.int64] | None) -> tuple[float, str]:

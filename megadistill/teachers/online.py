@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from megadistill.core.errors import UserError
+from megadistill.core.files import sha256_file, sha256_json
 from megadistill.core.types import Batch, Dims, Needs, Signals
 from megadistill.data.tokenization import load_tokenizer
 from megadistill.models.loading import load_pretrained
@@ -97,3 +98,9 @@ def sha256_of(model: torch.nn.Module) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def weights_sha256(path: str) -> str:
+    """Over the files of weights in a model's folder; empty where there is no such folder."""
+    files = sorted(file for pattern in ("*.safetensors", "*.bin") for file in Path(path).glob(pattern))
+    return sha256_json([[file.name, sha256_file(file)] for file in files]) if files else ""

@@ -45,6 +45,10 @@ class PeerTeacher(Teacher):
         """The last step without a peer."""
         return 2 * self.every_steps
 
+    @property
+    def patience(self) -> float:
+        return self.wait_seconds
+
     def build(self, device: torch.device) -> PeerSource:
         return PeerSource(Path(self.run), self.every_steps, self.wait_seconds, device)
 

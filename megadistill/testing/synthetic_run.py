@@ -48,6 +48,7 @@ def write_run(root: Path, name: str, steps: int = 300, offset: float = 0.0, **jo
                 "train/loss": loss,
                 "train/objective/soft_ce": loss * 0.6,
                 "train/objective/mlm": loss * 0.8,
+                "train/gradient_share/mlm": 0.3 + 0.1 * math.sin(step),
                 "teacher/loss": 1.9 + 0.1 * math.sin(step),
                 "train/learning_rate": 5e-4 * min(step / 30, (steps + 1 - step) / (steps - 29)),
                 "train/tokens_per_second": 5200 + 90 * math.sin(step),

@@ -26,21 +26,24 @@ def accumulate(
     step: int,
     seed: int,
     check_ranks: bool,
-    ask_teacher: bool,
     stopwatch: Stopwatch,
-) -> tuple[Tensor, Tensor]:
+    watch: bool = False,
+    share_gradients: bool = False,
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Forward and backward of this rank's micro-batches.
 
     Args:
         engine: wraps a `DistillStep`.
         counts: [len(COUNT_KINDS)] of the whole global batch, known before any forward.
         check_ranks: refuse to go on if ranks would train different parameters.
-        ask_teacher: also compute the teacher's own loss, on the last micro-batch.
         stopwatch: times the forward passes.
+        watch: also look at what is logged and not learnt from, on the last micro-batch: the teacher's own loss, and
+            what objectives tell beside their sums.
+        share_gradients: also compute how the student's gradient divides among the objectives, there too.
 
     Returns:
-        the sums of every objective on this rank [num objectives], and the teacher's loss as
-        (sum over targets, number of targets) [2], zeros when not asked for.
+        the sums of every objective on this rank [num objectives], and what was looked at: log name -> [2], a sum and
+        the number it is to be divided by, both to be added up over ranks.
     """
     module, device = engine.module, engine.device
     engine.accumulate_over(len(micro_batches))
@@ -49,18 +52,30 @@ def accumulate(
     shares = (size * len(micro_batches) / counts.clamp(min=1)).float().to(device)
     sums: list[Tensor] = []
     for index, on_cpu in enumerate(micro_batches):
-        batch = on_cpu.to(device)
+        batch, last = on_cpu.to(device), index == len(micro_batches) - 1
         seeds.reseed(seed, "dropout", step, index, rank)
         stopwatch.start()
         signals = teacher.signals(batch, module.needs) if teacher is not None else None
-        loss, parts = engine.forward(batch, signals, shares, step)
+        loss, parts = engine.forward(batch, signals, shares, step, watch and last)
         stopwatch.stop()
         if check_ranks:
             refuse_uneven_gradients(loss, module, step, index)
         engine.backward(loss)
         sums.append(parts)
-    theirs = _own_loss(signals, batch) if ask_teacher and signals is not None else torch.zeros(2)
-    return torch.stack(sums).sum(0), theirs
+    seen: dict[str, Tensor] = {}
+    if watch:
+        seen |= {f"train/{name}": value for name, value in module.watched.items()}
+        if signals is not None and signals.kept is None:
+            seen["teacher/loss"] = _own_loss(signals, batch)
+    if share_gradients:
+        seeds.reseed(seed, "dropout", step, index, rank)  # the same dropout as above
+        norms = module.gradient_norms(batch, signals, shares, step)
+        labels = (part.label for part in module.mixture.parts)
+        seen |= {
+            f"train/gradient_share/{label}": torch.stack([norm, norms.sum()])
+            for label, norm in zip(labels, norms, strict=True)
+        }
+    return torch.stack(sums).sum(0), seen
 
 
 @torch.no_grad()

@@ -45,6 +45,7 @@ class Checkpoints:
         """The step of the newest one, which may still be on its way to the disk."""
         self.longest_save = 0.0
         """Seconds, until it was committed."""
+        self._copied = 0.0
 
     def restore(self) -> checkpoint.Found | None:
         """Load the newest checkpoint that verifies and that no rollback has undone; None: there is none.
@@ -90,8 +91,10 @@ class Checkpoints:
 
         def committed(path: Path) -> None:
             seconds = time.perf_counter() - started
+            stopped = self._copied - started if keep.asynchronous else seconds
             self.longest_save = max(self.longest_save, seconds)
-            self.directory.journal("save", step=step, path=path.name, seconds=round(seconds, 3))
+            times = {"seconds": round(seconds, 3), "training_stopped_seconds": round(stopped, 3)}
+            self.directory.journal("save", step=step, path=path.name, **times)
 
         checkpoint.save(
             self.directory.checkpoints,
@@ -169,6 +172,7 @@ class Checkpoints:
             if self.world.is_main:
                 save_pretrained(self.parts.student, folder / "student", weights)
 
+        self._copied = time.perf_counter()
         return write
 
 

@@ -77,7 +77,7 @@ class Job:
 
     # ------------------------------------------------------------------ steps
 
-    def accumulate(self, step: int, micro_batches: list[Batch], counts: Tensor) -> tuple[Tensor, Tensor]:
+    def accumulate(self, step: int, micro_batches: list[Batch], counts: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """One global batch's gradient (see `accumulate`); the first one is checked to be the same on all ranks."""
         result = accumulate(
             self.engine,
@@ -87,8 +87,9 @@ class Job:
             step=step,
             seed=self.config.seed,
             check_ranks=not self.checked_gradients,
-            ask_teacher=self.due(step, self.config.log.every_steps),
             stopwatch=self.stopwatch,
+            watch=self.due(step, self.config.log.every_steps),
+            share_gradients=self.due(step, self.config.log.gradient_shares_every_steps),
         )
         self.checked_gradients = True
         return result
@@ -98,6 +99,9 @@ class Job:
         if self.row_log is not None:
             self.row_log.write(step, micro_batches)
         if self.parts.teacher is not None:
+            assert self.config.teacher is not None
+            if self.config.teacher.patience:
+                self.watchdog.enter("teacher", step, self.config.teacher.patience)
             self.parts.teacher.after_step(step, self.parts.student)
 
     def wish(self) -> int:
@@ -156,7 +160,10 @@ class Job:
         faults.place("evaluate", self.world.rank)
         rows = 2 * size * self.world.size if rehearsal else self.config.evaluate.rows
         batches = self.held_out.batches(size, self.config.seed, self.world, max_rows=rows)
-        scores = held_out.evaluate(self.engine, self.parts.teacher, batches, self.device)
+        teacher = self.parts.teacher
+        if teacher is not None and not teacher.models:  # kept answers know nothing of rows that are not trained on
+            teacher = None
+        scores = held_out.evaluate(self.engine, teacher, batches, self.device)
         if rehearsal:
             return {f"rehearsal/{name.removeprefix('heldout/')}": value for name, value in scores.items()}
         self.scored = (step, scores["heldout/loss"])

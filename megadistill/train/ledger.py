@@ -25,8 +25,8 @@ class Done:
     """[len(COUNT_KINDS)] of the whole global batch."""
     sums: Tensor
     """[num objectives] of this rank; on its device."""
-    teacher: Tensor
-    """[2] the teacher's -log p(label) summed over some targets, and how many; zeros when not asked for."""
+    seen: dict[str, Tensor]
+    """Log name -> [2], a sum on this rank and the number it is to be divided by; the same names on every rank."""
     update: Update
     seconds: float
     waited: float
@@ -46,7 +46,8 @@ class Report:
     """Objective label -> mean over its count."""
     loss: float
     """Their weighted sum: what was minimised."""
-    teacher_loss: float | None
+    seen: dict[str, float]
+    """Log name -> a mean that nothing learns from."""
     tokens: int
     seconds: float
     """Mean over ranks."""
@@ -64,8 +65,7 @@ class Report:
         """By the names that logs use."""
         values = {"train/loss": self.loss}
         values |= {f"train/objective/{label}": value for label, value in self.losses.items()}
-        if self.teacher_loss is not None:
-            values["teacher/loss"] = self.teacher_loss
+        values |= self.seen
         values["train/learning_rate"] = self.learning_rate
         values["train/gradient_norm"] = self.gradient_norm
         values["train/tokens_per_second"] = self.tokens / self.seconds
@@ -99,18 +99,19 @@ class Ledger:
         done, (rank, size) = self.pending, rank_and_size()
         self.pending = None
         wishes = torch.tensor([float(bool(word & bit)) for bit in BITS], dtype=torch.float64)
-        sums, teacher = torch.zeros(len(self.labels), dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+        sums, seen = torch.zeros(len(self.labels), dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
         seconds, forward = torch.zeros(2, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
         if done is not None:
-            sums, teacher = done.sums.double().cpu(), done.teacher.double().cpu()
+            sums, *pairs = (part.double().cpu() for part in (done.sums, *done.seen.values()))
+            seen = torch.cat([seen, *pairs])
             seconds[0], seconds[1], forward[rank] = done.seconds / size, done.waited / size, done.forward_seconds()
-        told = [counts, wishes, sums, teacher, seconds, forward]
+        told = [counts, wishes, sums, seen, seconds, forward]
         total = sum_over_ranks(torch.cat(told)).split([len(part) for part in told])
         union = sum(bit for bit, wish in zip(BITS, total[1].tolist(), strict=True) if wish)
         return total[0], None if done is None else self._report(done, *(part.tolist() for part in total[2:])), union
 
     def _report(
-        self, done: Done, sums: list[float], teacher: list[float], seconds: list[float], forward: list[float]
+        self, done: Done, sums: list[float], seen: list[float], seconds: list[float], forward: list[float]
     ) -> Report:
         counts: dict[str, float] = dict(zip(COUNT_KINDS, done.counts.tolist(), strict=True))
         losses = {
@@ -122,7 +123,9 @@ class Ledger:
             step=done.step,
             losses=losses,
             loss=loss,
-            teacher_loss=teacher[0] / teacher[1] if teacher[1] else None,
+            seen={
+                name: part / whole for name, part, whole in zip(done.seen, seen[::2], seen[1::2], strict=True) if whole
+            },
             tokens=int(counts["tokens"]),
             seconds=seconds[0],
             waited=seconds[1],

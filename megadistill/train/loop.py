@@ -96,14 +96,14 @@ def _loop(config: RunConfig, parts: Parts, directory: RunDirectory, job: Job, wo
             if (ending := job.obey(word, step)) is not None:
                 return ending
 
-            sums, teacher = job.accumulate(step, micro_batches, counts)
+            sums, seen = job.accumulate(step, micro_batches, counts)
             factor = schedule.factor(config.schedule, step, config.total_steps)
             update = job.engine.step(factor)
             job.after_step(step, micro_batches)
 
             rate, seconds = config.optimizer.learning_rate * factor, time.perf_counter() - started
             forward, hashed = job.stopwatch.seconds, job.parameter_hash(step)
-            ledger.pending = Done(step, counts, sums, teacher, update, seconds, waited, forward, rate, hashed)
+            ledger.pending = Done(step, counts, sums, seen, update, seconds, waited, forward, rate, hashed)
             # the first real step is the rehearsal: what would fail at hour six fails now
             scores = job.due(step, config.evaluate.every_steps)
             saves = job.due(step, config.checkpoint.every_steps) or step == 1 or word & stop.SAVE
@@ -126,12 +126,12 @@ def _counts(micro_batches: list[Batch]) -> torch.Tensor:
 
 
 def _conclude(report: Report | None, record: Recorder, job: Job) -> None:
-    """Write a step down (where parameters are hashed every one, else those that are due), and judge it."""
+    """Write a step down (where parameters are hashed every one, else those that are due or looked at), and judge it."""
     if report is None:
         return
     if report.parameter_hash is not None:
         record.step(report.step, report.values(), {"parameter_hash": report.parameter_hash})
-    elif record.due(report.step):
+    elif record.due(report.step) or report.seen:
         record.step(report.step, report.values())
     job.judge(report)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from megadistill.core.dist import gather_objects
@@ -37,7 +38,14 @@ class DistillStep(nn.Module):
         """Objective label -> what its sum runs over; complete after the first forward."""
         return self.mixture.count_of
 
-    def forward(self, batch: Batch, teacher: Signals | None, shares: Tensor | None, step: int = 1) -> Any:
+    @property
+    def watched(self) -> dict[str, Tensor]:
+        """`label/name` -> [2], a sum and the number it is to be divided by; of the last forward that watched."""
+        return self.mixture.watched
+
+    def forward(
+        self, batch: Batch, teacher: Signals | None, shares: Tensor | None, step: int = 1, watch: bool = False
+    ) -> Any:
         """One micro-batch: its share of the loss, or (`shares` None) its scores.
 
         Args:
@@ -45,7 +53,8 @@ class DistillStep(nn.Module):
             teacher: its signals, or None when no objective reads a teacher.
             shares: [len(COUNT_KINDS)] what one unit of each count weighs in the loss: 1 / its global count, times
                 the ranks and micro-batches that DeepSpeed will divide by. None: score instead.
-            step: counted from 1; weights may change with it.
+            step: counted from 1; weights and temperatures may change with it.
+            watch: fill `watched` with what terms have to tell beside their sums.
 
         Returns:
             the loss [] to run backward on, and every objective's plain sum [num objectives], detached;
@@ -53,8 +62,21 @@ class DistillStep(nn.Module):
         """
         if shares is None:
             return score_rows(self.student.signals(batch, frozenset()), teacher, batch)
-        student = self.student.signals(batch, self.needs.student_hidden, self.needs.student_attention)
-        return self.mixture(student, teacher, batch, shares, step)
+        return self.mixture(self._signals(batch), teacher, batch, shares, step, watch)
+
+    def gradient_norms(self, batch: Batch, teacher: Signals | None, shares: Tensor, step: int) -> Tensor:
+        """[num objectives] the norm of each objective's own gradient with respect to the student, for one micro-batch:
+        one backward pass each, outside of what is trained. Weights must be whole (ZeRO 0 to 2).
+        """
+        learning = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+        norms = []
+        for loss in self.mixture.apart(self._signals(batch), teacher, batch, shares, step):
+            gradients = torch.autograd.grad(loss, learning, retain_graph=True, allow_unused=True)
+            norms.append(torch.stack([g.float().norm() for g in gradients if g is not None] or [loss.new_zeros(())]))
+        return torch.stack([parts.norm() for parts in norms]).detach()
+
+    def _signals(self, batch: Batch) -> Signals:
+        return self.student.signals(batch, self.needs.student_hidden, self.needs.student_attention)
 
 
 def refuse_uneven_gradients(loss: Tensor, module: nn.Module, step: int, micro_batch: int) -> None:

@@ -36,26 +36,28 @@ class Watchdog:
         self.heartbeat.parent.mkdir(exist_ok=True)
         self._output: IO[str] = open(self.stacks, "w", encoding="utf-8")  # noqa: SIM115 the timer writes to it
         self._phase, self._since, self._said = "", time.monotonic(), -HEARTBEAT_SECONDS
+        self._patience = 0.0
         self.longest_step = 0.0
         """Seconds, of this attempt's steps but the first."""
         self._steps = 0
 
-    def enter(self, phase: str, step: int) -> None:
-        """This rank now does `phase` (`step`, or anything else) of step number `step`."""
+    def enter(self, phase: str, step: int, patience: float = 0.0) -> None:
+        """This rank now does `phase` (`step`, or anything else) of step number `step`, and may take so many seconds
+        more than usual for it."""
         now = time.monotonic()
         if self._phase == "step":
             self._steps += 1
             self.longest_step = max(self.longest_step, now - self._since) if self._steps > 1 else 0.0
         if phase != self._phase or now - self._said >= HEARTBEAT_SECONDS:
             self._say(phase, step, now)
-        self._phase, self._since = phase, now
+        self._phase, self._since, self._patience = phase, now, patience
         faulthandler.dump_traceback_later(self.limit(), exit=True, file=self._output)
 
     def limit(self) -> float:
         """Seconds that the phase now entered may take."""
         if self._phase == "step" and self._steps:
             return max(self.step_seconds, SLACK * self.longest_step)
-        return max(self.step_seconds, self.other_seconds)
+        return max(self.step_seconds, self.other_seconds) + self._patience
 
     def __enter__(self) -> Watchdog:
         return self

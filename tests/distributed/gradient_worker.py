@@ -9,6 +9,7 @@ from megadistill.core import dist
 from megadistill.engine.deepspeed import BatchShape, Engine, EngineConfig
 from megadistill.engine.optimizer import OptimizerConfig
 from megadistill.objectives.cosine import Cosine
+from megadistill.objectives.counterfactual import Counterfactual
 from megadistill.objectives.hard_ce import HardCE
 from megadistill.objectives.soft_ce import SoftCE
 from megadistill.teachers.online import OnlineSource
@@ -22,24 +23,28 @@ OBJECTIVES = [
     HardCE(kind="hard_ce", weight=2),
     Cosine(kind="cosine"),
 ]
+EXCHANGING = [*OBJECTIVES, Counterfactual(kind="counterfactual", cosine=1.0)]
 
 
-def gradient(world, device, rows, seed, micro, stage, precision, architecture):
-    """{parameter name: fp32 tensor} of the global batch's loss, the same on every rank."""
+def gradient(world, device, rows, seed, micro, stage, precision, architecture, exchanging=False, look=False):
+    """{parameter name: fp32 tensor} of the global batch's loss, the same on every rank; with `look`, also what is
+    logged beside the losses."""
     whole = tiny.batch(rows, seed=seed)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     name, _, untied = architecture.partition("-")
     tying = {"tie_word_embeddings": False} if untied else {}
     teacher = OnlineSource("tiny", tiny.language_model(name, 3, seed=1).to(dtype))
     student = tiny.language_model(name, 2, seed=2, **tying)
-    step = DistillStep(student, OBJECTIVES, [o.build(student.dims, teacher.dims) for o in OBJECTIVES])
+    objectives = EXCHANGING if exchanging else OBJECTIVES
+    step = DistillStep(student, objectives, [o.build(student.dims, teacher.dims) for o in objectives])
     shape = BatchShape(rows, micro, rows // (micro * world.size))
     config = EngineConfig(zero_stage=stage, precision=precision, persistence_threshold=0)
     engine = Engine(config, OptimizerConfig(gradient_clipping=0.0), step, shape, device)
     mine = whole.split(micro)[world.rank :: world.size]
     counts = dist.sum_over_ranks(torch.stack([b.counts() for b in mine]).sum(0))
-    accumulate(
-        engine, teacher, mine, counts, step=1, seed=0, check_ranks=True, ask_teacher=False, stopwatch=Stopwatch(device)
+    looks = {"watch": look, "share_gradients": look and stage < 3}
+    _, seen = accumulate(
+        engine, teacher, mine, counts, step=1, seed=0, check_ranks=True, stopwatch=Stopwatch(device), **looks
     )
 
     from deepspeed.utils import safe_get_full_grad
@@ -50,7 +55,7 @@ def gradient(world, device, rows, seed, micro, stage, precision, architecture):
         value = parameter.grad if plain else safe_get_full_grad(parameter)
         result[name] = torch.zeros(()) if value is None else value.detach().float().cpu().clone()
     engine.engine.destroy()
-    return result
+    return result | {name: dist.sum_over_ranks(value.detach().double().cpu()) for name, value in seen.items()}
 
 
 def main():

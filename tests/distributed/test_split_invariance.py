@@ -27,6 +27,8 @@ def random_splits(number, seed):
 
 
 SPLITS = list(random_splits(20, seed=5))
+EXCHANGES = [(ranks, stage, "bert", look) for ranks in (1, 2) for stage, look in ((0, False), (2, True), (3, True))]
+"""(ranks, stage, architecture, look) with the counterfactual objective; `look`: at what is logged beside the losses."""
 BATCH_SEEDS = {"bert": 3, "bert-untied": 5, "gpt2": 4}
 
 
@@ -42,8 +44,11 @@ def gradients(tmp_path_factory):
             {"rows": ROWS, "seed": BATCH_SEEDS[a], "micro": m, "stage": s, "precision": p, "architecture": a}
             for _, s, m, p, a in splits
         ]
+        exchanges = [e for e in EXCHANGES if e[0] == ranks]
+        usual = {"rows": ROWS, "seed": 3, "micro": 6, "precision": "fp32", "exchanging": True}
+        specs += [{**usual, "stage": stage, "architecture": name, "look": look} for _, stage, name, look in exchanges]
         run([WORKER, json.dumps(specs), str(folder / "g.pt")], ranks)
-        found.update(zip(splits, torch.load(folder / "g.pt"), strict=True))
+        found.update(zip(splits + exchanges, torch.load(folder / "g.pt"), strict=True))
     return found
 
 
@@ -69,6 +74,22 @@ def test_bf16_gradients_do_not_depend_on_the_split(gradients, split):
     pair = gradients[split], gradients[1, 1, ROWS, "bf16", split[4]]
     assert distance(*pair, lambda name: "embeddings.weight" not in name and ".wte" not in name) <= 4e-3
     assert distance(*pair) <= 2.5e-2
+
+
+@pytest.mark.parametrize("exchange", [e for e in EXCHANGES if e[3]], ids=str)
+def test_exchanging_states_and_looking_on_change_no_gradient_at_any_stage(gradients, exchange):
+    """Gradient shares (stage 2) and interchange accuracy (stages 2 and 3, where weights are in pieces) only look."""
+    parameters = gradients[exchange[0], 0, "bert", False]
+    found = gradients[exchange]
+    assert distance({name: found[name] for name in parameters}, parameters) <= 1e-5
+    agreed, targets = found["train/counterfactual/interchange_accuracy"].tolist()
+    assert 0 <= agreed <= targets
+    assert targets > 0
+    shares = {name: pair.tolist() for name, pair in found.items() if name.startswith("train/gradient_share/")}
+    assert (len(shares) == 4) == (exchange[1] == 2)
+    for part, whole in shares.values():
+        assert 0 < part < whole
+    assert not shares or sum(p for p, _ in shares.values()) == pytest.approx(next(iter(shares.values()))[1], rel=1e-5)
 
 
 def test_every_stage_and_both_numbers_of_ranks_are_among_the_splits():

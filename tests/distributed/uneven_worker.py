@@ -36,9 +36,7 @@ engine = Engine(EngineConfig(zero_stage=2), OptimizerConfig(), step, BatchShape(
 batch = tiny.batch(4, seed=world.rank)
 counts = dist.sum_over_ranks(batch.counts())
 try:
-    accumulate(
-        engine, None, [batch], counts, step=1, seed=0, check_ranks=True, ask_teacher=False, stopwatch=Stopwatch(device)
-    )
+    accumulate(engine, None, [batch], counts, step=1, seed=0, check_ranks=True, stopwatch=Stopwatch(device))
     verdict = "trained"
 except UserError as error:
     verdict = f"refused: {error.what} ({error.why})"

@@ -23,7 +23,7 @@ def run(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     config = workspace.make(folder, causal=request.param == "causal")
     megadistill("prepare", config)
-    megadistill("train", config, "train.steps=8")
+    megadistill("train", config, "train.steps=8", "log.gradient_shares_every_steps=5")
     return folder / "runs" / "tiny"
 
 
@@ -38,6 +38,10 @@ def test_the_run_directory_tells_what_happened(run):
     parts = sum(w * last[f"train/objective/{n}"] for n, w in (("soft_ce", 5), ("hard_ce", 2), ("cosine", 1)))
     assert last["train/loss"] == pytest.approx(parts, rel=1e-12)
     assert last["teacher/loss"] > 0
+    fifth = next(row for row in rows if row["step"] == 5 and "train/loss" in row)
+    shares = [fifth[f"train/gradient_share/{n}"] for n in ("soft_ce", "hard_ce", "cosine")]
+    assert min(shares) > 0
+    assert sum(shares) == pytest.approx(1, rel=1e-6)
     assert 0 < last["train/data_wait"] < 1
     assert json.loads((run / "STATUS").read_text())["state"] == "done"
 
@@ -93,6 +97,8 @@ def test_wikitext_is_scored_and_a_missing_folder_is_told(run, tmp_path):
 def test_another_config_is_refused_and_nothing_is_lost(run):
     before = sorted(path.name for path in (run / "checkpoints").iterdir())
     config = run.parent.parent / "run.yaml"
-    told = megadistill("train", config, "train.steps=8", "objectives.0.temperature=3", code=2)
+    told = megadistill(
+        "train", config, "train.steps=8", "log.gradient_shares_every_steps=5", "objectives.0.temperature=3", code=2
+    )
     assert "objectives.0.temperature: 3.0 here / 2.0 in the run" in told
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == before

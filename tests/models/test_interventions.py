@@ -34,6 +34,23 @@ def test_chosen_positions_alone_are_replaced_and_the_hooks_are_gone(name):
     assert torch.equal(model.signals(batch, frozenset({-1})).hidden[-1], base.hidden[-1])
 
 
+@pytest.mark.parametrize("name", tiny.FAMILIES)
+def test_what_lies_below_is_not_run_again_and_makes_no_difference(name):
+    """Two exchanged layers, with the lower one's own states known or not: one answer and one gradient."""
+    model = tiny.language_model(name, 4, seed=3).double().eval()
+    batch = tiny.batch(3, seed=2)
+    where = batch.mask & batch.mask.roll(1, 0)
+    found = []
+    for hidden in ({2, 3, -1}, {3, -1}):
+        base = model.signals(batch, frozenset({2, 3, -1}))
+        values = {layer: base.hidden[layer].roll(1, 0) for layer in (2, 3)}
+        state = model.signals(batch, frozenset(hidden)).again(values, where).hidden[-1]
+        gradient = torch.autograd.grad(state[batch.mask].square().sum(), list(model.parameters()), allow_unused=True)
+        found.append([state.detach(), *(g for g in gradient if g is not None)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
 def test_the_gradient_flows_through_what_was_put_in():
     model = tiny.language_model("bert", 2, seed=3).double().eval()
     batch = tiny.batch(2, ragged=False)

@@ -36,6 +36,18 @@ def test_every_weight_of_a_narrower_student_comes_from_its_teacher(name, width):
     assert bool(signals.hidden[-1].isfinite().all())
 
 
+@pytest.mark.parametrize("width", ["slice", "svd"])
+def test_as_many_positions_or_entries_as_the_model_is_wide_are_no_width(width):
+    sizes = {"n_positions": tiny.WIDTH, "vocab_size": tiny.WIDTH}
+    teacher = tiny.language_model("gpt2", 2, seed=1, **sizes)
+    student = tiny.language_model("gpt2", 2, seed=2, **sizes, **NARROW["gpt2"])
+    copy_teacher_layers(student.hf, teacher.hf, "first", width)
+    basis = torch.eye(tiny.WIDTH)[:, :8] if width == "slice" else principal(teacher.hf, 8).float()
+    for table in ("wte", "wpe"):
+        theirs, ours = (getattr(model.hf.transformer, table).weight for model in (teacher, student))
+        torch.testing.assert_close(ours, theirs @ basis)
+
+
 @pytest.mark.parametrize("name", tiny.FAMILIES)
 def test_equal_sizes_make_slicing_a_copy(name):
     teacher, student = tiny.language_model(name, 2, seed=1), tiny.language_model(name, 2, seed=2)

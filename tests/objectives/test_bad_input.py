@@ -42,7 +42,7 @@ def test_layer_maps(name, ours, theirs, expected):
         (HiddenMSE(kind="hidden_mse", layers={}), SIX, TWELVE, "no layers"),
         (HiddenMSE(kind="hidden_mse", layer_weights=[1, 2]), SIX, TWELVE, "layer_weights: 2 weights for 6 pairs"),
         (HiddenMSE(kind="hidden_mse", projection="none"), SMALL, TWELVE, "768 values, the student's 312"),
-        (Cosine(kind="cosine"), SMALL, TWELVE, "the teacher has 768, the student 312"),
+        (Cosine(kind="cosine"), SMALL, TWELVE, "the teacher has 768, the student 312 values"),
         (PKD(kind="pkd"), SMALL, TWELVE, "768 values, the student's 312"),
         (PKD(kind="pkd"), Dims(1, 768, 1), TWELVE, "leaves nothing of a student of one layer"),
         (AttentionMSE(kind="attention_mse"), Dims(4, 312, 1, 6), TWELVE, "12 attention heads a layer, the student 6"),

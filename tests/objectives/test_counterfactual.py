@@ -67,6 +67,22 @@ def test_it_is_the_divergence_after_the_same_exchange_in_both(name):
     torch.testing.assert_close(term.sum, kl + 0.5 * (1 - cosine).sum(), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_interchange_accuracy_is_the_share_of_targets_where_both_rank_one_token_first(name):
+    student, teacher = pair(name)
+    batch = tiny.batch(5, seed=3)
+    torch.manual_seed(7)
+    where = spans(batch.mask, 0.3)
+    torch.manual_seed(7)
+    term = ask(Counterfactual(**CF), student, teacher, batch)
+    ours, goal = by_hand(student, 1, batch, where), by_hand(teacher.model, 2, batch, where)
+    first = [
+        s.head(lambda h, w, b: torch.nn.functional.linear(h, w, b), batch.targets).argmax(-1) for s in (ours, goal)
+    ]
+    agreed = int((first[0] == first[1]).sum())
+    assert term.watch["interchange_accuracy"]().tolist() == [agreed, len(batch.targets)]
+
+
 def test_the_student_learns_through_both_rows_and_the_teacher_does_not():
     student, teacher = pair("bert")
     batch = tiny.batch(4, seed=3)
@@ -94,17 +110,18 @@ def test_swapped_layers_are_noticed():
     assert abs(together) < 1e-9
 
 
-def test_it_costs_one_more_forward_of_each_model():
-    student, teacher = pair("bert")
+def test_it_runs_again_only_what_lies_above_the_exchange():
+    student, teacher = pair("bert")  # of 2 and 4 layers; 1 and 2 are exchanged
     calls = {"student": 0, "teacher": 0}
     for name, model in (("student", student), ("teacher", teacher.model)):
 
         def count(*_, name=name):
             calls[name] += 1
 
-        model.hf.bert.register_forward_hook(count)
+        for layer in model.hf.bert.encoder.layer:
+            layer.attention.register_forward_hook(count)
     ask(Counterfactual(**CF), student, teacher, tiny.batch(4))
-    assert calls == {"student": 2, "teacher": 2}
+    assert calls == {"student": 2 + 1, "teacher": 4 + 2}
 
 
 @pytest.mark.parametrize("proportion", [0.1, 0.3, 1.0])
@@ -141,7 +158,7 @@ def test_what_cannot_be_exchanged_is_refused(fields, message):
 def test_signals_that_cannot_be_asked_again_are_refused_with_what_to_do():
     student, teacher = states.states(1), states.states(2, layers=4)
     loss = Counterfactual(**CF).build(student.dims, teacher.dims)
-    with pytest.raises(UserError, match="no model in the process"):
+    with pytest.raises(UserError, match="no one model in the process"):
         loss(student.signals(), teacher.signals(), states.batch(3))
 
 

@@ -225,19 +225,20 @@ def test_the_gram_form_is_the_same_sum(positions):
     assert forms[1] == pytest.approx(forms[0], rel=1e-12)
 
 
-def test_attention_mse_over_all_positions_is_tinyberts_mean():
-    """Its code: scores at or below -100 (the mask) are 0 on both sides, then `MSELoss()` over everything. Attended keys
-    of padding queries are compared there too and not here, so rows without padding must agree exactly."""
+@pytest.mark.parametrize("form", ["pairs", "gram"])
+def test_attention_mse_over_all_positions_is_tinyberts_code(form):
+    """Scores at or below -100, which are those of masked keys, become 0 on both sides; then `MSELoss()` over all."""
     student, teacher = models()
-    full = states.given(torch.ones(4, 5, dtype=torch.bool))
-    result, _ = term(AttentionMSE(kind="attention_mse", positions="all"), student, teacher, full)
-    expected = sum(
-        torch.nn.functional.mse_loss(
-            0.7 * student.query[m] @ student.key[m].transpose(-1, -2),
-            0.7 * teacher.query[2 * m + 1] @ teacher.key[2 * m + 1].transpose(-1, -2),
-        )
-        for m in range(2)
-    )
+    hidden = ~BATCH.mask[:, None, None, :]
+
+    def published(model, layer):
+        scores = 0.7 * model.query[layer - 1] @ model.key[layer - 1].transpose(-1, -2)
+        scores = scores + torch.where(hidden, -10_000.0, 0.0)
+        return torch.where(scores <= -1e2, torch.zeros_like(scores), scores)
+
+    mse = torch.nn.functional.mse_loss
+    expected = sum(mse(published(student, m), published(teacher, 2 * m)) for m in (1, 2))
+    result, _ = term(AttentionMSE(kind="attention_mse", positions="all", form=form), student, teacher)
     close(result, 4 * expected, "sequences")
 
 

@@ -24,6 +24,7 @@ def test_a_page_holds_everything_and_loads_nothing(tmp_path: Path) -> None:
     for text in (
         "held-out perplexity",
         "objective soft_ce",
+        "gradient share of mlm",
         "learning rate",
         "4,300,000",
         "resumed at step 200",

@@ -91,6 +91,37 @@ def test_one_pass_gives_what_the_losses_give_alone():
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
+def test_gradient_norms_are_those_of_each_objective_alone():
+    teacher, step = parts()
+    batch = tiny.batch(6)
+    signals, shares = teacher.signals(batch, step.needs), torch.linspace(0.3, 0.9, len(COUNT_KINDS))
+    step(batch, signals, shares)  # tells what every sum runs over
+    norms = step.gradient_norms(batch, signals, shares, 1)
+    for number, objective in enumerate(OBJECTIVES):
+        alone = DistillStep(step.student, [objective], [objective.build(step.student.dims, teacher.dims)])
+        loss, _ = alone(batch, teacher.signals(batch, alone.needs), shares)
+        gradients = torch.autograd.grad(loss, list(step.student.parameters()), allow_unused=True)
+        norm = torch.cat([g.flatten() for g in gradients if g is not None]).norm()
+        torch.testing.assert_close(norms[number], norm, rtol=1e-4, atol=1e-7)
+    assert all(p.grad is None for p in step.parameters())
+
+
+def test_a_temperature_with_a_ramp_is_that_of_its_step():
+    teacher, step = parts()
+    ramp = {"from_step": 10, "to_step": 20, "start": 1, "end": 0.5}
+    batch = tiny.batch(6)
+
+    def sums(at, **fields):
+        objective = SoftCE(kind="soft_ce", **fields)
+        one = DistillStep(step.student, [objective], [objective.build(step.student.dims, teacher.dims)])
+        return one(batch, teacher.signals(batch, one.needs), (1 / batch.counts()).float(), at)[1].item()
+
+    for at, temperature in ((1, 4.0), (10, 4.0), (15, 3.0), (20, 2.0), (99, 2.0)):
+        expected = pytest.approx(sums(1, temperature=temperature), rel=1e-6)
+        assert sums(at, temperature=4.0, temperature_ramp=ramp) == expected
+    assert sums(1, temperature=4.0) != pytest.approx(sums(1, temperature=2.0), rel=1e-4)
+
+
 def test_losses_on_targets_only_look_at_no_other_row():
     teacher, step = parts()
     objectives = [SoftCE(kind="soft_ce", scope="targets"), HardCE(kind="hard_ce", label_smoothing=0.1)]

@@ -53,6 +53,14 @@ def test_what_ends_in_time_leaves_no_stacks(run):
     assert '"left"' in (run / "heartbeats" / "rank-0000.json").read_text()
 
 
+def test_who_may_wait_for_another_run_is_given_the_time(run):
+    with Watchdog(run, 1, 0, step_seconds=100, other_seconds=1000) as watchdog:
+        watchdog.enter("teacher", 3, patience=5000)
+        assert watchdog.limit() == 6000
+        watchdog.enter("evaluate", 3)
+        assert watchdog.limit() == 1000
+
+
 def test_limits_follow_the_phase_and_the_pace(run, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])

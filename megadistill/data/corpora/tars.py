@@ -70,7 +70,7 @@ def _members(source: Source, extension: str) -> Iterator[tuple[str, bytes]]:
                             what = f"{source.name} member {entry.name} is longer than {LINE_BYTES / 1e6:,.0f} MB"
                             raise UserError(what, "a document is held in memory as a whole", "cut it into several")
                         yield entry.name, handle.read()
-                    tar.members.clear()  # type: ignore[attr-defined]  # else it remembers every one
+                    tar.members.clear()  # else it remembers every one
                 end = tar.offset
         except (tarfile.TarError, EOFError, OSError, zlib.error, zstd_error()) as error:
             raise UserError(f"{source.name} cannot be read as a tar", str(error), _AGAIN) from None

@@ -8,13 +8,13 @@ of rows serve as flash attention's tiles do; the gradient dS = A_s - A_t is form
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from megadistill.kernels.attention_losses.score_mse import check, default_scales
+from megadistill.kernels.forward_gradient import with_gradient
 
 BLOCK_VALUES = 1 << 22
 """Scores of each model that exist at once."""
@@ -54,47 +54,32 @@ def relation_kl(
         raise ValueError(f"segments must be {list(mask.shape)}, not {list(segments.shape)}")
     if seen is not None and seen.shape != (len(mask), 1, mask.shape[1], mask.shape[1]):
         raise ValueError(f"seen must be [B, 1, L, L] of {list(mask.shape)}, not {list(seen.shape)}")
-    theirs = teacher_queries.detach(), teacher_keys.detach()
-    scales = scales or default_scales(queries, teacher_queries)
-    result: Tensor = _RelationKL.apply(queries, keys, *theirs, mask, segments, causal, seen, scales)
-    return result
+    scale, teacher_scale = scales or default_scales(queries, teacher_queries)
+    batch, heads, length, _ = queries.shape
+    wide = torch.promote_types(queries.dtype, torch.float32)
+    places = torch.arange(length, device=queries.device)
+    num_rows = min(max(BLOCK_VALUES // max(heads * length, 1), 1), length)
+    num_sequences = max(BLOCK_VALUES // max(heads * length * length, 1), 1)
 
+    def unseen(part: slice, rows: slice) -> Tensor:
+        """[b, 1, rows, L] the keys that a query does not see."""
+        hidden = ~mask[part, None, :].expand(-1, rows.stop - rows.start, -1)
+        if segments is not None:
+            hidden = hidden | (segments[part, rows, None] != segments[part, None, :])
+        if causal:
+            hidden = hidden | (places[rows, None] < places)
+        hidden = hidden.unsqueeze(1)
+        return hidden if seen is None else hidden | ~seen[part, :, rows]
 
-class _RelationKL(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        queries: Tensor,
-        keys: Tensor,
-        teacher_queries: Tensor,
-        teacher_keys: Tensor,
-        mask: Tensor,
-        segments: Tensor | None,
-        causal: bool,
-        seen: Tensor | None,
-        scales: tuple[float, float],
-    ) -> Tensor:
-        batch, heads, length, _ = queries.shape
-        wide = torch.promote_types(queries.dtype, torch.float32)
+    def compute(needed: Sequence[bool]) -> tuple[Tensor, list[Tensor]]:
         dq, dk = torch.empty_like(queries, dtype=wide), torch.zeros_like(keys, dtype=wide)
         total = torch.zeros((), dtype=wide, device=queries.device)
-        scale, teacher_scale = scales
-        places = torch.arange(length, device=queries.device)
-        num_rows = min(max(BLOCK_VALUES // max(heads * length, 1), 1), length)
-        num_sequences = max(BLOCK_VALUES // max(heads * length * length, 1), 1)
         for first in range(0, batch, num_sequences):
             part = slice(first, first + num_sequences)
             q, k, u, v = (t[part].to(wide) for t in (queries, keys, teacher_queries, teacher_keys))
             for start in range(0, length, num_rows):
                 rows = slice(start, min(start + num_rows, length))
-                hidden = ~mask[part, None, :].expand(-1, rows.stop - start, -1)
-                if segments is not None:
-                    hidden = hidden | (segments[part, rows, None] != segments[part, None, :])
-                if causal:
-                    hidden = hidden | (places[rows, None] < places)
-                hidden = hidden.unsqueeze(1)
-                if seen is not None:
-                    hidden = hidden | ~seen[part, :, rows]
+                hidden = unseen(part, rows)
                 log_q = (q[:, :, rows] @ k.mT).mul_(scale).masked_fill_(hidden, -1e30).log_softmax(-1)
                 log_p = (u[:, :, rows] @ v.mT).mul_(teacher_scale).masked_fill_(hidden, -1e30).log_softmax(-1)
                 nothing = hidden | ~mask[part, None, rows, None]  # keys that nobody sees, rows of padding
@@ -103,12 +88,6 @@ class _RelationKL(torch.autograd.Function):
                 ds = log_q.exp_().sub_(p).masked_fill_(nothing, 0).mul_(scale)
                 dq[part, :, rows] = ds @ k
                 dk[part] += ds.mT @ q[:, :, rows]
-        ctx.save_for_backward(dq, dk)
-        ctx.dtypes = queries.dtype, keys.dtype
-        return total
+        return total, [dq, dk]
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        scaled = [(g * upstream).to(dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
-        return (*scaled, *[None] * 7)
+    return with_gradient((queries, keys), compute)

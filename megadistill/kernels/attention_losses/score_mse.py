@@ -7,11 +7,12 @@ attended key: true for a bidirectional model with one document in a row, and for
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from megadistill.kernels.forward_gradient import with_gradient
 
 CHUNK_VALUES = 1 << 22
 """fp64 values of P and R that exist at once."""
@@ -24,6 +25,7 @@ def score_mse(
     teacher_keys: Tensor,
     mask: Tensor,
     scales: tuple[float, float] | None = None,
+    asking: Tensor | None = None,
 ) -> Tensor:
     """Sum over sequences, heads and attended pairs of (student score - teacher score)^2, before the softmax.
 
@@ -32,6 +34,7 @@ def score_mse(
         teacher_queries: [B, A, L, E]; `teacher_keys` likewise; no gradient flows into them.
         mask: [B, L] bool, the attended positions.
         scales: what multiplies the student's and the teacher's products; None: D ** -0.5 and E ** -0.5.
+        asking: [B, L] bool, the positions whose queries are compared, where they are not `mask`.
 
     Returns:
         [] fp32 (fp64 for fp64 input). Computed in fp64, because it cancels when the models agree.
@@ -40,9 +43,27 @@ def score_mse(
         ValueError: shapes that do not fit.
     """
     check(queries, keys, teacher_queries, teacher_keys, mask)
-    theirs = teacher_queries.detach(), teacher_keys.detach()
-    result: Tensor = _ScoreMSE.apply(queries, keys, *theirs, mask, scales or default_scales(queries, teacher_queries))
-    return result
+    asking = mask if asking is None else asking
+    ours, theirs = scales or default_scales(queries, teacher_queries)
+    batch, heads, length, width = queries.shape
+
+    def compute(needed: Sequence[bool]) -> tuple[Tensor, list[Tensor]]:
+        gradients = [torch.empty_like(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in (queries, keys)]
+        total = torch.zeros((), dtype=torch.float64, device=queries.device)
+        size = max(CHUNK_VALUES // max(2 * heads * length * (width + teacher_queries.shape[-1]), 1), 1)
+        for start in range(0, batch, size):
+            part = slice(start, start + size)
+            p = torch.cat([queries[part].double() * ours, teacher_queries[part].double() * -theirs], -1)
+            p *= asking[part, None, :, None]
+            r = torch.cat([keys[part].double(), teacher_keys[part].double()], -1) * mask[part, None, :, None]
+            pp, rr = p.transpose(-1, -2) @ p, r.transpose(-1, -2) @ r
+            total += (pp * rr).sum()
+            if any(needed):
+                gradients[0][part] = 2 * ours * (p @ rr[..., :width])
+                gradients[1][part] = 2 * (r @ pp[..., :width])
+        return total.to(gradients[0].dtype), gradients
+
+    return with_gradient((queries, keys), compute)
 
 
 def default_scales(queries: Tensor, teacher_queries: Tensor) -> tuple[float, float]:
@@ -65,41 +86,3 @@ def check(queries: Tensor, keys: Tensor, teacher_queries: Tensor, teacher_keys: 
             )
     if mask.dtype != torch.bool or mask.shape != (queries.shape[0], queries.shape[2]):
         raise ValueError(f"mask must be bool [B, L] = {[queries.shape[0], queries.shape[2]]}, not {list(mask.shape)}")
-
-
-class _ScoreMSE(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        queries: Tensor,
-        keys: Tensor,
-        teacher_queries: Tensor,
-        teacher_keys: Tensor,
-        mask: Tensor,
-        scales: tuple[float, float],
-    ) -> Tensor:
-        batch, heads, length, width = queries.shape
-        ours, theirs = scales
-        needed = any(ctx.needs_input_grad[:2])
-        gradients = [torch.empty_like(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in (queries, keys)]
-        total = torch.zeros((), dtype=torch.float64, device=queries.device)
-        size = max(CHUNK_VALUES // max(2 * heads * length * (width + teacher_queries.shape[-1]), 1), 1)
-        for start in range(0, batch, size):
-            part = slice(start, start + size)
-            rows = mask[part, None, :, None].double()
-            p = torch.cat([queries[part].double() * ours, teacher_queries[part].double() * -theirs], -1) * rows
-            r = torch.cat([keys[part].double(), teacher_keys[part].double()], -1) * rows
-            pp, rr = p.transpose(-1, -2) @ p, r.transpose(-1, -2) @ r
-            total += (pp * rr).sum()
-            if needed:
-                gradients[0][part] = 2 * ours * (p @ rr[..., :width])
-                gradients[1][part] = 2 * (r @ pp[..., :width])
-        ctx.save_for_backward(*gradients)
-        ctx.dtypes = queries.dtype, keys.dtype
-        return total.to(gradients[0].dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        scaled = [(g * upstream).to(dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
-        return (*scaled, None, None, None, None)

@@ -16,6 +16,11 @@ class Student(Strict):
     def fetch(self) -> None:
         """Bring here, while there is network, what `build` will read without; `prepare` calls it."""
 
+    @property
+    def starts_from_teacher(self) -> bool:
+        """Whether `build` reads the teacher's model."""
+        return True
+
     def build(
         self,
         teacher: LanguageModel | None,
@@ -34,3 +39,14 @@ class Student(Strict):
             special: the tokenizer's ids by role (pad, cls, sep, mask, unk); None where it has no such token.
         """
         raise NotImplementedError
+
+    def empty(
+        self,
+        teacher: LanguageModel | None,
+        vocabulary_size: int,
+        causal: bool,
+        special: Mapping[str, int | None] | None = None,
+    ) -> LanguageModel | None:
+        """What `build` would make of a teacher without weights: its sizes, found out without any weight (on torch's
+        meta device). None where that cannot be told; raises what `build` would."""
+        return None

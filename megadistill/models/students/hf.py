@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from fnmatch import fnmatch
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 
 from megadistill.core.errors import UserError
@@ -19,7 +20,7 @@ from megadistill.models.initialize import (
     copy_teacher_layers,
     seeded,
 )
-from megadistill.models.loading import first_line, load_pretrained
+from megadistill.models.loading import first_line, load_empty, load_pretrained
 from megadistill.models.signals import LanguageModel
 from megadistill.models.students.base import Student
 
@@ -40,6 +41,10 @@ class HFStudent(Student):
         if isinstance(self.init, Folder):
             load_pretrained(self.init.path)
 
+    @property
+    def starts_from_teacher(self) -> bool:
+        return isinstance(self.init, TeacherLayers) or (self.architecture is None and not isinstance(self.init, Folder))
+
     def build(
         self,
         teacher: LanguageModel | None,
@@ -48,7 +53,19 @@ class HFStudent(Student):
         seed: int,
         special: Mapping[str, int | None] | None = None,
     ) -> LanguageModel:
-        student = self._made(teacher, vocabulary_size, causal, seed, special)
+        return self._frozen(self._made(teacher, vocabulary_size, causal, seed, special, load_pretrained))
+
+    def empty(
+        self,
+        teacher: LanguageModel | None,
+        vocabulary_size: int,
+        causal: bool,
+        special: Mapping[str, int | None] | None = None,
+    ) -> LanguageModel:
+        with torch.device("meta"):
+            return self._frozen(self._made(teacher, vocabulary_size, causal, 0, special, load_empty))
+
+    def _frozen(self, student: LanguageModel) -> LanguageModel:
         names = [name for name, _ in student.hf.named_parameters()]
         for pattern in self.freeze:
             found = [name for name in names if fnmatch(name, pattern)]
@@ -71,6 +88,7 @@ class HFStudent(Student):
         causal: bool,
         seed: int,
         special: Mapping[str, int | None] | None,
+        load: Callable[[str], LanguageModel],
     ) -> LanguageModel:
         from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
@@ -81,7 +99,7 @@ class HFStudent(Student):
                     f"student.init: {{kind: folder, path: {self.init.path}}} without student.architecture",
                     "remove student.config, or name the student.architecture that it changes",
                 )
-            return load_pretrained(self.init.path)
+            return load(self.init.path)
         config = self._config(teacher, vocabulary_size, special or {})
         auto = AutoModelForCausalLM if causal else AutoModelForMaskedLM
         if type(config) not in auto._model_mapping:
@@ -101,7 +119,7 @@ class HFStudent(Student):
                 raise UserError("student.init takes the teacher's layers, and there is no teacher", "teacher: null")
             copy_teacher_layers(student.hf, teacher.hf, self.init.layers, self.init.width)
         elif isinstance(self.init, Folder):
-            loaded = load_pretrained(self.init.path).hf
+            loaded = load(self.init.path).hf
             copy_teacher_layers(student.hf, loaded, list(range(loaded.config.num_hidden_layers)))
         return student
 
@@ -160,6 +178,7 @@ class HFStudent(Student):
             raise UserError(
                 f"student.config: {architecture} has no field {', '.join(unknown)}",
                 f"it has {', '.join(names)}",
+                "mend the name",
             )
 
 
