@@ -203,6 +203,8 @@ def data_table(results: Path) -> str:
             f"| rows taken twice or never, of {simulation['rows_audited']:,} audited over {simulation['kills']} kills "
             f"| 0 | {simulation['rows_twice'] + simulation['rows_missing']} |",
         ]
+    note = "On two cores shared with other work, which slows readers of several processes more than one of one."
+    lines += ["", note]
     return "\n".join(lines) if bench or simulation else ""
 
 
