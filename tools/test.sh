@@ -14,7 +14,8 @@ ruff format --check .
 mypy
 lint-imports
 if [[ "${1:-}" != --slow ]]; then
-    exec python -m pytest -m "not soak" --numprocesses "$NPROC" --dist loadfile "$@"
+    # in order of names, not of the number of tests: a file of one long test must not come last
+    exec python -m pytest -m "not soak" --numprocesses "$NPROC" --dist loadfile --no-loadscope-reorder "$@"
 fi
 found=$(mktemp)
 python -m pytest -m soak --junitxml "$found" "${@:2}" && code=0 || code=$?
