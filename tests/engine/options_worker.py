@@ -35,7 +35,6 @@ def trained(path, assignments, world, device):
             step=number,
             seed=config.seed,
             check_ranks=True,
-            ask_teacher=False,
             stopwatch=Stopwatch(device),
         )
         assert engine.step(1.0).applied
