@@ -1,4 +1,4 @@
-"""A few kills of the fifty that tools/kill_test.py is for (tools/results/kill_test.json): nothing may be lost."""
+"""A few kills of the fifty that tools/kill_test.py is for: nothing may be lost."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "kill_test.py"
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.distributed
 def test_five_kills_lose_nothing(tmp_path):
     command = [sys.executable, str(TOOL), "--kills", "5", "--seed", "1", "--folder", str(tmp_path), "--json"]
