@@ -30,6 +30,7 @@ from megadistill.core.files import read_lines, write_json
 from megadistill.engine import checkpoint
 from megadistill.run.directory import RunDirectory
 from megadistill.testing import processes, workspace
+from megadistill.testing.traces import trace
 
 RANKS, EVERY = 2, 5
 STEPS_A_KILL = 12
@@ -156,12 +157,6 @@ class KillTest:
             twice += sum(count - 1 for count in seen.values())
             missing += len(rows) - len(seen) if len(rows) < epoch else epoch - len(seen)
         return twice, missing, len(trained)
-
-
-def trace(run: Path) -> dict[int, tuple[str, str]]:
-    """Step -> (loss, parameter hash) of a run, as the last attempt at it left them."""
-    rows = [row for row in read_lines(run / "metrics.jsonl") if "loss_hex" in row]
-    return {row["step"]: (row["loss_hex"], row["parameter_hash"]) for row in rows}
 
 
 def last_step(run: Path) -> int:

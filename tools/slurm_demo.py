@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # megadistill.test
 
 from megadistill.core.files import read_lines
 from megadistill.testing import processes, slurm, workspace
+from megadistill.testing.traces import trace
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 40
@@ -40,7 +41,7 @@ def demonstrate(cluster: slurm.Cluster, config: Path, folder: Path) -> None:
     command = ["--nodes", "2", "--ntasks-per-node", "1", "--exclusive", "--output", str(log), "--chdir", str(ROOT)]
     say(f"sbatch {' '.join(command[:5])} slurm/train.sbatch run.yaml name=preempted")
     job = cluster.submit(ROOT / "slurm" / "train.sbatch", str(config), "name=preempted", options=command)
-    cluster.wait(lambda: len(slurm.trace(run)) >= STEPS // 4, 180)
+    cluster.wait(lambda: len(trace(run)) >= STEPS // 4, 180)
     sys.stdout.write(cluster.command("squeue"))
 
     say("a job of a partition that goes first wants the nodes")
@@ -61,7 +62,7 @@ def demonstrate(cluster: slurm.Cluster, config: Path, folder: Path) -> None:
     say("what the run's journal says")
     for row in read_lines(run / "journal.jsonl"):
         sys.stdout.write(f"{row['time'][11:19]} attempt {row['attempt']} {row['event']:<8} step {row['step']}\n")
-    same = slurm.trace(run) == slurm.trace(config.parent / "runs" / "undisturbed")
+    same = trace(run) == trace(config.parent / "runs" / "undisturbed")
     say(f"{STEPS} losses and parameter hashes {'are' if same else 'are NOT'} those of the undisturbed run, bit for bit")
     sys.exit(0 if same else 1)
 

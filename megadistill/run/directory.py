@@ -106,7 +106,7 @@ class RunDirectory:
         if self.path.is_dir() and any(self.path.iterdir()):
             identity = self._read_identity()
             if not fresh or _already_fresh(identity):
-                self._continue(identity, here, now)
+                self._continue(identity, config, here, now)
                 return
             self._move_aside()
         self.id = secrets.token_hex(8)
@@ -121,8 +121,8 @@ class RunDirectory:
         }
         self._create({self.identity.name: json.dumps(identity, indent=2) + "\n", **self._documents})
 
-    def _continue(self, identity: dict[str, Any], here: dict[str, Any], now: dict[str, Any]) -> None:
-        there = yaml.safe_load(self.resolved_config.read_text(encoding="utf-8"))
+    def _continue(self, identity: dict[str, Any], config: RunConfig, here: dict[str, Any], now: dict[str, Any]) -> None:
+        there = _as_of_now(config, yaml.safe_load(self.resolved_config.read_text(encoding="utf-8")))
         self.changed, consequential = sameness.compare(here, there)
         if consequential:
             if identity["code"] != now["code"]:
@@ -298,6 +298,15 @@ def _already_fresh(identity: dict[str, Any]) -> bool:
     """Whether this Slurm job, now requeued with its `--fresh`, created the run itself."""
     job = os.environ.get("SLURM_JOB_ID")
     return job is not None and identity["slurm_job"] == job and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+
+
+def _as_of_now(config: RunConfig, stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored config as this version resolves it: fields that have come since have their defaults. As it is where this
+    version knows some of it no more."""
+    try:
+        return type(config).model_validate(stored).model_dump(mode="json")
+    except ValueError:
+        return stored
 
 
 def _yaml(value: Any) -> str:

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from megadistill.core.files import read_lines
 from megadistill.testing.processes import free_port
 
 PROGRAMS = ("slurmctld", "slurmd", "srun", "sbatch", "scancel", "scontrol", "squeue", "sinfo")
@@ -51,12 +50,6 @@ JobCompLoc={folder}/completed.txt
 PartitionName=batch Nodes=ALL Default=YES PriorityTier=1 GraceTime=30 State=UP
 PartitionName=urgent Nodes=ALL PriorityTier=10 State=UP
 """
-
-
-def trace(run: Path) -> dict[int, tuple[str, str]]:
-    """Step -> (loss, parameter hash), bit for bit, as the last attempt at it left them."""
-    rows = [row for row in read_lines(run / "metrics.jsonl") if "loss_hex" in row]
-    return {row["step"]: (row["loss_hex"], row["parameter_hash"]) for row in rows}
 
 
 def missing() -> str:

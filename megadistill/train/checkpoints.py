@@ -124,15 +124,11 @@ class Checkpoints:
         committed = on_main("list the checkpoints", partial(checkpoint.committed, self.directory.checkpoints))
         return min((step for step, _, _ in committed), default=0)
 
-    def layout(self) -> dict[str, Any]:
-        """What must be equal for a checkpoint to be loaded as it is."""
-        return layout(self.config, self.world)
-
     def _past(self) -> tuple[checkpoint.History, float]:
         return self.directory.history(), undone_from(self.directory.events())
 
     def _load(self, found: checkpoint.Found) -> None:
-        there, here = found.manifest["facts"]["layout"], self.layout()
+        there, here = found.manifest["facts"]["layout"], layout(self.config, self.world)
         # at stage 0 nothing is sharded, so it does not matter how many ranks there are
         if there == here or self.config.engine.zero_stage == 0:
             self.engine.load(found.path)
@@ -148,7 +144,7 @@ class Checkpoints:
     def _facts(self, heldout_loss: float | None) -> dict[str, Any]:
         """What a checkpoint's manifest says of the run that wrote it."""
         return {
-            "layout": self.layout(),
+            "layout": layout(self.config, self.world),
             "updates": self.engine.updates(),
             "data": self.parts.stream.fingerprint,
             "tokenizer": self.parts.tokenizer,
@@ -177,5 +173,5 @@ class Checkpoints:
 
 
 def layout(config: RunConfig, world: World) -> dict[str, Any]:
-    """How a checkpoint of this run is cut."""
+    """How a checkpoint of this run is cut: what must be equal for it to be loaded as it is."""
     return {"ranks": world.size, "zero_stage": config.engine.zero_stage, "precision": config.engine.precision}

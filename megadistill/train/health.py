@@ -19,13 +19,14 @@ WINDOW = 100
 class RollBack(Exception):
     """Steps have to be undone: the run goes on from a checkpoint before them, in a new attempt."""
 
-    def __init__(self, first: int, last: int, why: str) -> None:
+    def __init__(self, first: int, last: int, why: str, wrong: str = "") -> None:
         """
         Args:
             first, last: the steps, counted from 1, that are undone and whose data is left out.
+            wrong: what `Health.judge` found in the last one; nothing where a person asked.
         """
         super().__init__(f"steps {first} to {last} are undone: {why}")
-        self.first, self.last, self.why = first, last, why
+        self.first, self.last, self.why, self.wrong = first, last, why, wrong
 
 
 class Health:
@@ -53,7 +54,7 @@ class Health:
         limit = self.config.max_nonfinite_steps if wrong == "nonfinite" else self.config.spike_steps
         if spoilt or len(self._bad) >= limit:
             why = f"{len(self._bad)} bad step(s) in a row, the last a {wrong} one with loss {report.loss:.6g}"
-            raise RollBack(self._bad[0], report.step, why)
+            raise RollBack(self._bad[0], report.step, why, wrong)
         return wrong
 
     def _wrong(self, report: Report) -> str:

@@ -143,8 +143,8 @@ class Job:
         try:
             wrong = self.health.judge(report)
         except RollBack as rollback:
-            self._journal_bad(report, "spike" if report.finite and report.applied else "nonfinite")
-            self._roll_back(rollback, asked_for=False)
+            self._journal_bad(report, rollback.wrong)
+            self._roll_back(rollback)
             raise
         if wrong:
             self._journal_bad(report, wrong)
@@ -245,14 +245,14 @@ class Job:
         """Let go of what DeepSpeed holds, so that another attempt can be made in this process."""
         self.engine.close()
 
-    def _roll_back(self, rollback: RollBack, asked_for: bool) -> None:
+    def _roll_back(self, rollback: RollBack) -> None:
         """Journal what is undone and left out; the next attempt reads it there.
 
         Raises:
             Diverged: the run has gone back by itself often enough, or cannot go back so far.
         """
         self._save_through()
-        if not asked_for:
+        if rollback.wrong:
             events = on_main("read the journal", self.directory.events)
             give_up(rollback, events, self.config.train.max_rollbacks, self.checkpoints.oldest())
         skips = self.parts.stream.window(rollback.first - 1, rollback.last)
@@ -262,7 +262,7 @@ class Job:
             first=rollback.first,
             skips=skips,
             why=rollback.why,
-            asked_for=asked_for,
+            asked_for=not rollback.wrong,
         )
         self.say(f"{rollback}; rows {skips[0]} to {skips[1] - 1} of the order are left out from here on")
 
@@ -273,7 +273,7 @@ class Job:
         oldest = self.checkpoints.oldest()
         rollback = RollBack(int(first), step, "control/ROLLBACK") if oldest < first <= step else None
         if rollback is not None:
-            self._roll_back(rollback, asked_for=True)
+            self._roll_back(rollback)
         on_main("obey control/ROLLBACK", partial(stop.done, control, stop.ROLLBACK))
         if rollback is not None:
             raise rollback

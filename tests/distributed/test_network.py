@@ -11,7 +11,7 @@ from megadistill.core.files import read_lines
 from megadistill.data.prepare import prepare
 from megadistill.run.config import load
 from megadistill.testing import processes, workspace
-from megadistill.testing.slurm import trace
+from megadistill.testing.traces import trace
 
 pytestmark = [pytest.mark.soak, pytest.mark.distributed]
 HOSTS = ("mdhost0", "mdhost1")

@@ -9,7 +9,7 @@ from megadistill.data.prepare import prepare
 from megadistill.engine import checkpoint
 from megadistill.run.config import load
 from megadistill.testing import workspace
-from megadistill.testing.slurm import trace
+from megadistill.testing.traces import trace
 
 pytestmark = [pytest.mark.soak, pytest.mark.distributed]
 MIB = 2**20

@@ -5,6 +5,7 @@ import pytest
 from megadistill.data.prepare import prepare
 from megadistill.run.config import load
 from megadistill.testing import processes, slurm, workspace
+from megadistill.testing.traces import trace
 
 
 @pytest.fixture(scope="session")
@@ -26,4 +27,4 @@ def config(cluster, tmp_path_factory):
 def whole(config):
     """The losses of an uninterrupted run of two processes."""
     processes.run(["-m", "megadistill", "train", str(config), "name=whole"], 2)
-    return slurm.trace(config.parent / "runs" / "whole")
+    return trace(config.parent / "runs" / "whole")

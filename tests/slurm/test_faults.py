@@ -9,7 +9,7 @@ import pytest
 import megadistill
 from megadistill.core.files import read_lines
 from megadistill.engine import checkpoint
-from megadistill.testing.slurm import trace
+from megadistill.testing.traces import trace
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "slurm" / "train.sbatch"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from megadistill.core.files import read_lines
-from megadistill.testing.slurm import trace
+from megadistill.testing.traces import trace
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.distributed

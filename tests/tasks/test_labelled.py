@@ -201,15 +201,19 @@ def test_rows_are_framed_and_cut_as_berts_tokenizer_does(tmp_path):
             assert [int(place >= split) for place in range(len(row))] == wanted["token_type_ids"]
 
 
-def test_ranks_are_views_of_one_order_and_every_example_comes_once_an_epoch(tmp_path):
-    task = GlueTask(
+@pytest.fixture
+def sst2(tmp_path):
+    return GlueTask(
         kind="glue",
         name="sst2",
         folder=task_files.sst2(tmp_path / "glue"),
         tokenizer=str(task_files.tokenizer(tmp_path / "tokenizer")),
         sequence_length=16,
     )
-    rows = TaskRows(task.open("train").encoded, task.sequence_length)
+
+
+def test_ranks_are_views_of_one_order_and_every_example_comes_once_an_epoch(sst2):
+    rows = TaskRows(sst2.open("train").encoded, sst2.sequence_length)
 
     def steps(size, micro):
         streams = [Stream(rows, World(rank, size), 16, micro, seed=3) for rank in range(size)]
@@ -224,15 +228,8 @@ def test_ranks_are_views_of_one_order_and_every_example_comes_once_an_epoch(tmp_
     assert [sum(len(b.ids) for b in one) for one in held_out] == [10, 10]
 
 
-def test_batches_hold_the_rows_whatever_else_is_in_them(tmp_path):
-    task = GlueTask(
-        kind="glue",
-        name="sst2",
-        folder=task_files.sst2(tmp_path / "glue"),
-        tokenizer=str(task_files.tokenizer(tmp_path / "tokenizer")),
-        sequence_length=16,
-    )
-    rows = TaskRows(task.open("train").encoded, task.sequence_length)
+def test_batches_hold_the_rows_whatever_else_is_in_them(sst2):
+    rows = TaskRows(sst2.open("train").encoded, sst2.sequence_length)
     whole = rows.take(np.arange(64))
     for number in (0, 7, 63):
         alone = rows.take(np.array([number]))
@@ -244,6 +241,6 @@ def test_batches_hold_the_rows_whatever_else_is_in_them(tmp_path):
     assert len(whole.targets) == 64
     assert rows.counts.tolist() == [32, 32]
     assert rows.fingerprint(0) != rows.fingerprint(1)
-    few = task.model_copy(update={"max_train_examples": 10})
+    few = sst2.model_copy(update={"max_train_examples": 10})
     assert len(few.open("train").encoded) == 10
     assert len(few.open("dev").encoded) == 32
