@@ -121,6 +121,16 @@ def test_another_config_is_refused_with_every_differing_field(tmp_path):
     assert contents(run.path) == before
 
 
+def test_a_field_that_has_come_since_had_its_default(tmp_path):
+    run = open_run(tmp_path)
+    stored = yaml.safe_load(run.resolved_config.read_text())
+    default = stored.pop("seed")
+    run.resolved_config.write_text(yaml.safe_dump(stored))
+    open_run(tmp_path)
+    with pytest.raises(UserError, match=f"seed: {default + 1} here / {default} in the run"):
+        open_run(tmp_path, seed=default + 1)
+
+
 def test_harmless_fields_may_differ_and_are_told(tmp_path):
     first = open_run(tmp_path)
     second = open_run(tmp_path, train={"timeout_seconds": 5}, log={"every_steps": 1})
