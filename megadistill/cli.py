@@ -91,6 +91,41 @@ def validate(
 
 
 @app.command()
+def plan(
+    file: File,
+    assignments: Assignments = None,
+    gpus: Annotated[int, typer.Option(min=1, help="How many.")] = 8,
+    gpu: Annotated[str, typer.Option(metavar="NAME", help="a100, a100-40gb, h100, h200 or b200.")] = "h100",
+    memory: Annotated[str, typer.Option(metavar="SIZE", help="Of each, as in 80GB; by default the GPU's.")] = "",
+    peak: Annotated[float, typer.Option(metavar="TFLOPS", help="Of each; by default the GPU's.")] = 0.0,
+    mfu: Annotated[float, typer.Option(min=0.01, max=1, help="Share of it that a step reaches.")] = 0.4,
+    tokens_per_second: Annotated[float, typer.Option(min=0, help="Measured, of all GPUs, instead of --mfu.")] = 0.0,
+    failures: Annotated[float, typer.Option(metavar="HOURS", help="GPU-hours a failure.")] = 50_000,
+    as_json: Annotated[bool, typer.Option("--json", help="All numbers, in bytes and seconds.")] = False,
+) -> None:
+    """Say whether a run fits, what it takes, and what would make it fit. Needs no GPU and loads no weights."""
+    from megadistill.plan import machine as machines
+    from megadistill.plan.estimate import plan as make
+    from megadistill.plan.page import page, values
+    from megadistill.run.config import load
+    from megadistill.run.presets import resolve
+
+    config = load(resolve(file), assignments or [])
+    card = machines.gpu(gpu)
+    where = machines.Machine(
+        gpus,
+        machines.size(memory) if memory else card.memory,
+        peak * 1e12 or (card.fp32 if config.engine.precision == "fp32" else card.bf16),
+        mfu,
+        tokens_per_second or None,
+        hours_between_failures=failures,
+    )
+    made = make(config, where)
+    typer.echo(json.dumps(values(made), indent=2) if as_json else page(made, config))
+    raise typer.Exit(int(Exit.DONE if made.fits else Exit.USER_ERROR))
+
+
+@app.command()
 def schema(
     markdown: Annotated[bool, typer.Option("--markdown", help="A reference for people instead.")] = False,
 ) -> None:

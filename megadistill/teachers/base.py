@@ -98,5 +98,10 @@ class Teacher(Strict):
         """A model for the student's shapes and first weights, where the built source has none."""
         return None
 
+    def empty(self, device: torch.device) -> Source:
+        """What `build` makes for `device`, with its sizes and without its weights (on torch's meta device): `plan` runs
+        it for its shapes."""
+        return self.build(torch.device("meta"))
+
     def build(self, device: torch.device) -> Source:
         raise NotImplementedError

@@ -106,6 +106,9 @@ class CachedTeacher(Teacher):
         if stale:
             raise UserError(f"the teacher's answers in {self.dir} are stale", "\n  ".join(stale), AGAIN)
 
+    def empty(self, device: torch.device) -> ShapesOfAnswers:
+        return ShapesOfAnswers(self.keep, self.temperature, self.of.empty(device).dims.vocabulary)
+
     def build(self, device: torch.device) -> CachedSource:
         return CachedSource(Answers(self.dir), device)
 
@@ -178,6 +181,25 @@ class CachedSource:
     def identity(self) -> dict[str, Any]:
         """The folder and the fingerprint of all answers in it."""
         return {"kind": "cached", "dir": str(self.answers.folder), "sha256": self.answers.index.fingerprint}
+
+
+class ShapesOfAnswers(CachedSource):
+    """The teacher before it has answered: everything it says has its shape, and no values."""
+
+    def __init__(self, keep: Keep, temperature: float, vocabulary: int) -> None:
+        self.keep, self.temperature, self.vocabulary = keep, temperature, vocabulary
+
+    @property
+    def dims(self) -> Dims:
+        return Dims(layers=0, hidden=0, vocabulary=self.vocabulary)
+
+    def signals(self, batch: Batch, needs: Needs) -> Signals:
+        def kept(rows: Tensor) -> Kept:
+            ids = torch.zeros(len(rows), self.keep.entries, dtype=torch.int64)
+            log_probs = torch.empty(ids.shape, device="meta")
+            return Kept(ids, log_probs, ghost=self.keep.kind == "top_k", temperature=self.temperature)
+
+        return Signals(_no_head, kept=kept)
 
 
 def _no_head(fn: HeadFunction[Any], rows: Tensor, layers: Sequence[int] = (-1,)) -> Any:

@@ -73,7 +73,12 @@ class EnsembleTeacher(Teacher):
         return ""
 
     def build(self, device: torch.device) -> EnsembleSource:
-        members = [member.build(device) for member in self.members]
+        return self._joined([member.build(device) for member in self.members])
+
+    def empty(self, device: torch.device) -> EnsembleSource:
+        return self._joined([member.empty(device) for member in self.members])
+
+    def _joined(self, members: Sequence[OnlineSource]) -> EnsembleSource:
         weights = _shares(self.weights or [1.0] * len(self.members))
         return EnsembleSource(members, weights, self.mean, self.routes and [_shares(route) for route in self.routes])
 

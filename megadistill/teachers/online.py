@@ -13,7 +13,7 @@ from megadistill.core.errors import UserError
 from megadistill.core.files import sha256_file, sha256_json
 from megadistill.core.types import Batch, Dims, Needs, Signals
 from megadistill.data.tokenization import load_tokenizer
-from megadistill.models.loading import load_pretrained
+from megadistill.models.loading import load_empty, load_pretrained
 from megadistill.models.signals import LanguageModel
 from megadistill.teachers.base import Teacher
 
@@ -46,6 +46,11 @@ class OnlineTeacher(Teacher):
         model.placement = self.placement
         # what shall not be whole on a device is not put there even once
         return OnlineSource(self.path, model.to(device) if self.placement == "replicated" else model)
+
+    def empty(self, device: torch.device) -> OnlineSource:
+        model = load_empty(self.path).to(self.torch_dtype(device))
+        model.placement = self.placement
+        return OnlineSource(self.path, model)
 
     def torch_dtype(self, device: torch.device) -> torch.dtype:
         """The dtype that the weights have on `device`."""

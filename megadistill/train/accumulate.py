@@ -14,8 +14,8 @@ from megadistill.engine.deepspeed import Engine
 from megadistill.kernels.head_losses import linear_ce
 from megadistill.models.scoring import score_rows
 from megadistill.teachers.base import Source
-from megadistill.train.step import refuse_uneven_gradients
 from megadistill.train.stragglers import Stopwatch
+from megadistill.train.uneven import refuse_uneven_gradients
 
 
 def accumulate(

@@ -18,11 +18,12 @@ from megadistill.engine import checkpoint
 from megadistill.engine.deepspeed import BatchShape, Engine
 from megadistill.engine.frozen import spread
 from megadistill.kernels.dispatch import implementations
+from megadistill.objectives.step import DistillStep
 from megadistill.run.build import Parts
 from megadistill.run.config import RunConfig
 from megadistill.run.directory import RunDirectory
 from megadistill.run.quarantine import Quarantine
-from megadistill.train import held_out, stop
+from megadistill.train import held_out, rehearsal, stop
 from megadistill.train.accumulate import accumulate
 from megadistill.train.checkpoints import Checkpoints, layout
 from megadistill.train.deadline import Deadline, slurm_end
@@ -30,7 +31,6 @@ from megadistill.train.health import Health, RollBack, give_up
 from megadistill.train.ledger import Report
 from megadistill.train.predecessors import look_back, refuse_to_continue
 from megadistill.train.rows import RowLog
-from megadistill.train.step import DistillStep
 from megadistill.train.stragglers import Stopwatch, Stragglers
 from megadistill.train.watchdog import Watchdog
 
@@ -103,6 +103,12 @@ class Job:
             if self.config.teacher.patience:
                 self.watchdog.enter("teacher", step, self.config.teacher.patience)
             self.parts.teacher.after_step(step, self.parts.student)
+
+    def rehearsed(self) -> None:
+        """Compare the first step with the plan."""
+        if found := rehearsal.compare(self.config, self.world.size, self.device) if self.world.is_main else {}:
+            self.directory.journal("rehearsal", step=1, **found)
+            self.say(rehearsal.line(found) or f"memory is not compared with the plan: {found['no_estimate']}")
 
     def wish(self) -> int:
         """What this rank wants before the next step: bits of `stop.BITS`."""

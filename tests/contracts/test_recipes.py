@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from megadistill.objectives.mixture import Mixture
+from megadistill.objectives.step import DistillStep
 from megadistill.run.config import load
 from megadistill.teachers.ensemble import EnsembleSource
 from megadistill.teachers.online import OnlineSource
 from megadistill.testing import tiny
-from megadistill.train.step import DistillStep
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 FAMILY = {

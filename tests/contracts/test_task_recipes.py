@@ -10,13 +10,13 @@ import torch
 
 from megadistill.models.heads import TaskHead
 from megadistill.models.initialize import Folder
+from megadistill.objectives.step import DistillStep
 from megadistill.run.build import check_answers
 from megadistill.run.config import load
 from megadistill.tasks.rows import TaskRows
 from megadistill.teachers.ensemble import EnsembleSource
 from megadistill.teachers.online import OnlineSource
 from megadistill.testing import task_files, tiny
-from megadistill.train.step import DistillStep
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RECIPES = sorted(path.stem for path in (CONFIGS / "tasks").glob("*.yaml"))

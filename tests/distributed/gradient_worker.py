@@ -12,10 +12,10 @@ from megadistill.objectives.cosine import Cosine
 from megadistill.objectives.counterfactual import Counterfactual
 from megadistill.objectives.hard_ce import HardCE
 from megadistill.objectives.soft_ce import SoftCE
+from megadistill.objectives.step import DistillStep
 from megadistill.teachers.online import OnlineSource
 from megadistill.testing import tiny
 from megadistill.train.accumulate import accumulate
-from megadistill.train.step import DistillStep
 from megadistill.train.stragglers import Stopwatch
 
 OBJECTIVES = [

@@ -11,9 +11,9 @@ from megadistill.core.types import Term
 from megadistill.engine.deepspeed import BatchShape, Engine, EngineConfig
 from megadistill.engine.optimizer import OptimizerConfig
 from megadistill.objectives.base import Objective
+from megadistill.objectives.step import DistillStep
 from megadistill.testing import tiny
 from megadistill.train.accumulate import accumulate
-from megadistill.train.step import DistillStep
 from megadistill.train.stragglers import Stopwatch
 
 world = dist.from_environment()

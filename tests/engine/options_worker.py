@@ -8,10 +8,10 @@ import torch
 
 from megadistill.core import dist
 from megadistill.engine.deepspeed import BatchShape, Engine
+from megadistill.objectives.step import DistillStep
 from megadistill.run.build import build
 from megadistill.run.config import load
 from megadistill.train.accumulate import accumulate
-from megadistill.train.step import DistillStep
 from megadistill.train.stragglers import Stopwatch
 
 STEPS = 3

@@ -6,8 +6,8 @@ import torch
 from megadistill.core.errors import UserError
 from megadistill.objectives.hard_ce import HardCE
 from megadistill.objectives.mutual import Mutual
+from megadistill.objectives.step import DistillStep
 from megadistill.testing import tiny
-from megadistill.train.step import DistillStep
 
 SIZES = {
     "bert": {

@@ -11,9 +11,9 @@ from megadistill.objectives.cosine import Cosine
 from megadistill.objectives.hard_ce import HardCE
 from megadistill.objectives.mixture import Mixture, Weighed
 from megadistill.objectives.soft_ce import SoftCE
+from megadistill.objectives.step import DistillStep
 from megadistill.teachers.online import OnlineSource
 from megadistill.testing import tiny
-from megadistill.train.step import DistillStep
 
 OBJECTIVES = [SoftCE(kind="soft_ce", temperature=2, weight=5), HardCE(kind="hard_ce", weight=2), Cosine(kind="cosine")]
 

@@ -1,5 +1,6 @@
 """Losses between the vocabulary heads of student and teacher, from hidden states, without the logits of either."""
 
+from megadistill.kernels.head_losses.loop import workspace_bytes
 from megadistill.kernels.head_losses.op import head_losses, head_row_losses, linear_ce, linear_soft_ce
 from megadistill.kernels.head_losses.reference import reference_losses
 from megadistill.kernels.head_losses.terms import Divergence, Hard, HeadTerm, Projection, Soft, TopK
@@ -16,4 +17,5 @@ __all__ = [
     "linear_ce",
     "linear_soft_ce",
     "reference_losses",
+    "workspace_bytes",
 ]

@@ -299,7 +299,7 @@ def _flat(
 def _autocast(given: Projection) -> Projection:
     """As `nn.Linear` does under autocast: hidden states and weight in its dtype."""
     device = given.hidden.device.type
-    if not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return given
     dtype = torch.get_autocast_dtype(device)
     return Projection(given.hidden.to(dtype), given.weight.to(dtype), given.bias)

@@ -1,0 +1,173 @@
+"""From a config to everything that a plan says of it. Loads no weights and needs no GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from megadistill.core.errors import UserError
+from megadistill.core.schema import override
+from megadistill.data.tokenization import load_tokenizer
+from megadistill.engine.optimizer import build_optimizer
+from megadistill.objectives.step import DistillStep
+from megadistill.plan.footprint import Footprint, footprint, typical_batch
+from megadistill.plan.machine import Machine
+from megadistill.plan.work import Projection, Work, checkpoint_bytes, interval, project, work
+from megadistill.plan.zero import DTYPES, Sharded
+from megadistill.run.config import RunConfig, check, dump
+from megadistill.run.trained import located
+
+PROJECTED = (8, 64, 512)
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """How many values models have."""
+
+    student: int
+    learned: int
+    """All that the optimizer moves: of the student, and what objectives learn besides."""
+    teacher: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is and takes."""
+
+    parameters: Parameters
+    footprint: Footprint
+    machine: Machine
+    accumulation: int
+    work: Work
+    checkpoint: int
+    """Bytes of one."""
+    save_seconds: float
+    best_interval: float
+    """Seconds between two checkpoints."""
+    projections: list[Projection]
+    change: str | None
+    """The cheapest change that makes it fit; None where it fits, or nothing tried does."""
+
+    @property
+    def fits(self) -> bool:
+        return self.footprint.peak <= self.machine.memory * USABLE
+
+
+USABLE = 0.9
+"""Share of a GPU's memory that is left beside CUDA's context, NCCL's buffers and what the allocator cannot fill."""
+
+
+def plan(config: RunConfig, machine: Machine) -> Plan:
+    """Everything.
+
+    Raises:
+        UserError: the batch does not divide by the GPUs, models do not fit together, or the run is of a task.
+    """
+    parameters, found = measure(config, machine.gpus)
+    done = work(config, found, machine)
+    size = checkpoint_bytes(config, parameters.learned, parameters.student)
+    save = size / machine.disk
+    computing = done.step_seconds or 0.0
+    made = Plan(
+        parameters,
+        found,
+        machine,
+        config.batch.accumulation(machine.gpus),
+        done,
+        size,
+        save,
+        interval(save, machine.hours_between_failures * 3600 / machine.gpus),
+        [project(config, parameters.learned, computing, machine, n, s) for n in PROJECTED for s in (1, 2, 3)],
+        None,
+    )
+    return made if made.fits else replace(made, change=_cheapest(config, machine))
+
+
+def measure(config: RunConfig, ranks: int) -> tuple[Parameters, Footprint]:
+    """Sizes, and what a rank of so many GPUs holds and computes.
+
+    Raises:
+        UserError: as `plan`.
+    """
+    if config.task is not None:
+        raise UserError(
+            "plan is for pretraining", "the models of a task's run are made from its data", "give a config with `data`"
+        )
+    gpu = torch.device("cuda")
+    vocabulary = load_tokenizer(config.text.tokenizer)
+    teacher = None if config.teacher is None else config.teacher.empty(gpu)
+    models = teacher.models if teacher is not None else ()
+    causal = config.text.targets.kind == "clm"
+    origin = models[0] if models or config.teacher is None else None
+    student = located(config.student).empty(origin, vocabulary.vocabulary_size, causal, vocabulary.special.as_dict())
+    if student is None:
+        raise UserError(f"plan cannot tell the sizes of student: {config.student.kind}", "", "use student: hf")
+    if teacher is not None:
+        teacher.attach(student)
+        models = teacher.models
+    for model in (student, *models):
+        model.attends = config.attention
+    with torch.device("meta"):
+        dims = teacher.dims if teacher is not None else None
+        losses = [objective.build(student.dims, dims) for objective in config.objectives]
+        step = DistillStep(student, config.objectives, losses).to(DTYPES[config.engine.precision]).train()
+    if config.engine.activation_checkpointing:
+        student.hf.gradient_checkpointing_enable({"use_reentrant": False})
+    groups = [group["params"] for group in build_optimizer(config.optimizer, step).param_groups]
+    sizes = Parameters(
+        sum(p.numel() for p in student.parameters()),
+        sum(p.numel() for group in groups for p in group),
+        sum(p.numel() for model in models for p in model.parameters()),
+    )
+    found = footprint(
+        step,
+        teacher if any(o.needs().teacher for o in config.objectives) else None,
+        typical_batch(config, vocabulary.vocabulary_size),
+        lambda: Sharded(config.engine, groups, ranks, on_gpu=True),
+        config.batch.accumulation(ranks),
+        ranks,
+        on_gpu=True,
+    )
+    return sizes, found
+
+
+def _cheapest(config: RunConfig, machine: Machine) -> str | None:
+    """The first change that makes it fit, of those that cost nothing, then some, then more."""
+    for changes in _changes(config, machine.gpus):
+        try:
+            changed = check(override(dump(config), changes), "the change")
+            _, found = measure(changed, machine.gpus)
+        except UserError:
+            continue
+        if found.peak <= machine.memory * USABLE:
+            return " ".join(changes)
+    return None
+
+
+def _changes(config: RunConfig, ranks: int) -> Iterator[list[str]]:
+    """Overrides, the cheapest first."""
+    engine, micro = config.engine, config.batch.micro_size
+    stage = ["engine.zero_stage=2"] if engine.zero_stage < 2 else []
+    if stage and engine.gradient_accumulation_dtype == engine.precision != "fp32":
+        stage.append("engine.gradient_accumulation_dtype=fp32")
+    if stage:
+        yield stage  # the same bytes are sent
+    smaller = []
+    while micro % 2 == 0:
+        micro //= 2
+        smaller.append([f"batch.micro_size={micro}"])
+    yield from smaller[:2]  # the same gradient, in more and less busy passes
+    spread = ["teacher.placement=sharded"] if getattr(config.teacher, "placement", "") == "replicated" else []
+    if spread and ranks > 1:
+        yield spread  # the teacher is gathered for every pass
+    less = [] if engine.activation_checkpointing else ["engine.activation_checkpointing=true"]
+    if less:
+        yield less  # a third more compute
+        yield stage + less
+    yield from (stage + less + each for each in smaller)
+    whole = ["engine.zero_stage=3", *stage[1:]]
+    yield whole + less + (smaller[-1] if smaller else [])
+    yield whole + less + spread + (smaller[-1] if smaller else [])
+    yield [*whole, *less, *spread, *(smaller[-1] if smaller else []), "engine.offload_optimizer=cpu"]

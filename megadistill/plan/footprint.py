@@ -1,0 +1,144 @@
+"""What one rank holds in memory at every moment of a step, part by part, and how much it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from megadistill.core.types import IGNORE, Batch
+from megadistill.models.signals import LanguageModel
+from megadistill.objectives.step import DistillStep
+from megadistill.plan.trace import META, Trace
+from megadistill.plan.zero import Sharded
+from megadistill.run.config import RunConfig
+from megadistill.teachers.base import Source
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes on one rank."""
+
+    resting: dict[str, int]
+    """Part -> what stays from step to step."""
+    answers: int
+    """What the teacher's pass leaves for the student's: hidden states, and what its head will read."""
+    teacher_pass: int
+    """The most that the teacher's pass needs besides."""
+    activations: int
+    """What the student's forward pass leaves for its backward pass."""
+    workspace: int
+    """What the rest of the step needs at its most: gradients on their way, buckets, blocks of logits."""
+    peak: int
+    """The most at any moment of a step."""
+    teacher_flops: int
+    """Of one micro-batch; the teacher's vocabulary head counts with the student's, which asks it."""
+    forward_flops: int
+    backward_flops: int
+
+    @property
+    def flops(self) -> int:
+        """Of one micro-batch."""
+        return self.teacher_flops + self.forward_flops + self.backward_flops
+
+
+def footprint(
+    step: DistillStep,
+    teacher: Source | None,
+    batch: Batch,
+    sharded: Callable[[], Sharded],
+    accumulation: int,
+    ranks: int,
+    on_gpu: bool,
+) -> Footprint:
+    """Go through one step without numbers.
+
+    Args:
+        step: the student and its objectives on the meta device, in the dtype of its forward pass.
+        teacher: on the meta device too.
+        batch: a micro-batch, on the CPU; only its shapes and its numbers of targets matter.
+        sharded: makes the state of a rank.
+        accumulation: micro-batches a step and rank.
+        ranks: how many share what is sharded.
+        on_gpu: as on a GPU: its allocator, its kernels.
+    """
+    with Trace(on_gpu) as trace:
+        resting: dict[str, int] = {}
+
+        resting["student's weights"] = _weights(trace, step)
+        models = teacher.models if teacher is not None else ()
+        spread = [_spread(model, ranks) for model in models if model.placement != "replicated"]
+        resting["teacher's weights"] = sum(_weights(trace, m) for m in models if m.placement == "replicated")
+        resting["teacher's weights"] += sum(tensor.nbytes for tensor in spread)
+        state = sharded()
+        resting |= {name: sum(t.nbytes for t in tensors) for name, tensors in state.resting.items()}
+        base = trace.live
+        shares = torch.ones(3)
+        hooks = [p.register_post_accumulate_grad_hook(state.on_gradient) for p in state.parameters]
+        try:
+            for number in range(min(accumulation, 2)):
+                with trace.measured() as teaching:
+                    signals = teacher.signals(batch, step.needs) if teacher is not None else None
+                teacher_flops, answers = trace.take_flops(), trace.live - base
+                loss, _ = step(batch, signals, shares, 1)
+                forward_flops = trace.take_flops()
+                activations = trace.live - base - answers
+                loss.backward()
+                state.after_backward()
+                backward_flops = trace.take_flops()
+                if number == 0:
+                    first = answers, activations
+                del loss, _, signals
+            state.step()
+        finally:
+            for hook in hooks:
+                hook.remove()
+        peak = trace.peak
+    answers, activations = first
+    return Footprint(
+        resting,
+        answers,
+        max(teaching[0] - answers, 0),
+        activations,
+        peak - base - answers - activations,
+        peak,
+        teacher_flops,
+        forward_flops,
+        backward_flops,
+    )
+
+
+def _weights(trace: Trace, module: nn.Module) -> int:
+    before = trace.live
+    for value in (*module.parameters(), *module.buffers()):
+        trace.hold(value)
+    return trace.live - before
+
+
+def _spread(model: LanguageModel, ranks: int) -> torch.Tensor:
+    """What stands for the weights of a model that is sharded or in host memory: a rank's share, and what is gathered
+    ahead of its use (DeepSpeed's default of 50 million values, at least the largest weight)."""
+    sizes = [p.numel() for p in model.parameters()]
+    share = -(-sum(sizes) // ranks) if model.placement == "sharded" else 0
+    ahead = min(sum(sizes), max(50_000_000, *sizes))
+    return torch.empty(share + ahead, dtype=next(model.parameters()).dtype, device=META)
+
+
+def typical_batch(config: RunConfig, vocabulary: int) -> Batch:
+    """A micro-batch as the data will give them: whole rows of one document, as many targets as are asked for."""
+    rows, length = config.batch.micro_size, config.rows.sequence_length
+    ids = torch.arange(rows * length).view(rows, length) % max(vocabulary, 1)
+    labels = torch.full_like(ids, IGNORE)
+    if config.task is not None:
+        labels[:, 0] = 0
+    elif config.text.targets.kind == "clm":
+        labels[:, :-1] = ids[:, 1:]
+    else:
+        share = getattr(config.text.targets, "probability", 1.0)
+        chosen = np.linspace(0, rows * length - 1, max(round(share * rows * length), 1)).astype(np.int64)
+        labels.view(-1)[torch.from_numpy(chosen)] = ids.view(-1)[torch.from_numpy(chosen)]
+    whole = torch.ones_like(ids)
+    return Batch(ids, whole.bool(), whole, labels, torch.arange(rows))

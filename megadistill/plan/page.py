@@ -1,0 +1,127 @@
+"""A plan as text for a terminal, and as plain values."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from megadistill.plan.estimate import USABLE, Plan
+from megadistill.run.config import RunConfig
+
+
+def page(plan: Plan, config: RunConfig) -> str:
+    """All of it."""
+    return "\n".join(
+        [*_models(plan), "", *_memory(plan), "", *_work(plan), "", *_disk(plan, config), "", *_scale(plan)]
+    )
+
+
+def values(plan: Plan) -> dict[str, Any]:
+    """The same as plain values, bytes and seconds."""
+    work = asdict(plan.work) | {"gpu_hours": _gpu_hours(plan)}
+    return asdict(plan) | {"fits": plan.fits, "work": work}
+
+
+def _models(plan: Plan) -> list[str]:
+    p = plan.parameters
+    besides = p.learned - p.student
+    learned = f", {p.learned:,} learned" if besides else ""
+    teacher = f"{p.teacher:,} parameters" if p.teacher else "none in the process"
+    return [f"student  {p.student:,} parameters{learned}", f"teacher  {teacher}"]
+
+
+def _memory(plan: Plan) -> list[str]:
+    found, machine = plan.footprint, plan.machine
+    parts = {
+        **found.resting,
+        "teacher's answers": found.answers,
+        "activations": found.activations,
+        "gradients, buckets and blocks at the peak": found.workspace,
+    }
+    rows = [(name, _bytes(size)) for name, size in parts.items() if size]
+    usable = machine.memory * USABLE
+    verdict = "fits" if plan.fits else "does NOT fit"
+    rows.append(("peak", f"{_bytes(found.peak)}  {verdict}: {_bytes(usable)} of {_bytes(machine.memory)} are usable"))
+    lines = [f"memory of each of {machine.gpus} GPUs", *_table(rows)]
+    if not plan.fits:
+        told = f"fits with: {plan.change}" if plan.change else "nothing that was tried makes it fit"
+        lines.append(f"  -> {told}")
+    return lines
+
+
+def _work(plan: Plan) -> list[str]:
+    done, machine = plan.work, plan.machine
+    how = (
+        f"at {machine.mfu:.0%} of {machine.peak / 1e12:,.0f} TFLOP/s a GPU" if machine.tokens_per_second is None else ""
+    )
+    rows = [
+        ("steps", f"{done.steps:,} of {done.tokens_per_step:,} tokens, {plan.accumulation} micro-batches a rank"),
+        ("tokens", f"{done.tokens:,}"),
+        ("operations", f"{done.flops:.3g}, {done.flops / done.tokens:.3g} a token"),
+    ]
+    if done.seconds is not None and done.tokens_per_second is not None:
+        rows.append(("speed", f"{done.tokens_per_second:,.0f} tokens/s {how}".rstrip()))
+        rows.append(("time", f"{_time(done.seconds)}, {_gpu_hours(plan):,.1f} GPU-hours"))
+    return ["work", *_table(rows)]
+
+
+def _disk(plan: Plan, config: RunConfig) -> list[str]:
+    kept = config.checkpoint.keep + bool(config.checkpoint.keep_best)
+    if config.checkpoint.keep_every_steps:
+        kept += config.train.steps // config.checkpoint.keep_every_steps
+    failures = plan.machine.hours_between_failures
+    rows = [
+        ("checkpoint", f"{_bytes(plan.checkpoint)}, {_time(plan.save_seconds)} to write at "
+                       f"{_bytes(plan.machine.disk)}/s; {kept} are kept: {_bytes(kept * plan.checkpoint)}"),
+        ("shards", f"{_bytes(4 * plan.work.tokens)} at most, where no row is seen twice"),
+        ("best interval", f"{_time(plan.best_interval)}{_steps(plan)} (one failure in {failures:,.0f} GPU-hours; "
+                          f"checkpoint.every_steps is {config.checkpoint.every_steps:,})"),
+    ]  # fmt: skip
+    return ["disk", *_table(rows)]
+
+
+def _steps(plan: Plan) -> str:
+    seconds = plan.work.step_seconds
+    return f", {max(round(plan.best_interval / seconds), 1):,} steps" if seconds else ""
+
+
+def _scale(plan: Plan) -> list[str]:
+    if not plan.work.step_seconds:
+        return []
+    machine = plan.machine
+    title = (
+        f"a step with these micro-batches on more GPUs, nothing overlapped, {_bytes(machine.inside)}/s inside a node "
+        f"of {machine.gpus_per_node} and {_bytes(machine.outside)}/s between nodes"
+    )
+    lines = [title, "  GPUs  " + "".join(f"{f'ZeRO {stage}':>26}" for stage in (1, 2, 3))]
+    for ranks in sorted({p.ranks for p in plan.projections}):
+        cells = [
+            f"{p.seconds * 1e3:,.1f} ms {p.efficiency:5.1%} {_bytes(p.sent):>8}"
+            for p in plan.projections
+            if p.ranks == ranks
+        ]
+        lines.append(f"  {ranks:>4}  " + "".join(f"{cell:>26}" for cell in cells))
+    return lines
+
+
+def _gpu_hours(plan: Plan) -> float:
+    return (plan.work.seconds or 0.0) / 3600 * plan.machine.gpus
+
+
+def _table(rows: list[tuple[str, str]]) -> list[str]:
+    width = max(len(name) for name, _ in rows)
+    return [f"  {name:<{width}}  {value}" for name, value in rows]
+
+
+def _bytes(size: float) -> str:
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if size >= factor:
+            return f"{size / factor:.3g} {unit}" if size < 1e3 * factor else f"{size / factor:,.0f} {unit}"
+    return f"{size / 1e3:.3g} kB"
+
+
+def _time(seconds: float) -> str:
+    for unit, factor in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * factor:
+            return f"{seconds / factor:.1f} {unit}"
+    return f"{seconds:.1f} s"

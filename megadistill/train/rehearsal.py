@@ -1,0 +1,34 @@
+"""The first real step is the rehearsal of the plan: what was estimated is compared with what the allocator held."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from megadistill.core.errors import UserError
+from megadistill.plan.estimate import measure
+from megadistill.run.config import RunConfig
+
+
+def compare(config: RunConfig, ranks: int, device: torch.device) -> dict[str, Any]:
+    """Bytes at the peak so far on this rank, `estimated` and `measured`; empty where no allocator counts (CPUs)."""
+    if device.type != "cuda":
+        return {}
+    measured = torch.cuda.max_memory_allocated(device)
+    try:
+        _, found = measure(config, ranks)
+    except UserError as error:  # a plan cannot tell of every run
+        return {"measured": measured, "no_estimate": error.what}
+    return {"measured": measured, "estimated": found.peak}
+
+
+def line(found: dict[str, Any]) -> str:
+    """For the console; empty where nothing was compared."""
+    if "estimated" not in found:
+        return ""
+    measured, estimated = found["measured"], found["estimated"]
+    return (
+        f"memory at the peak of step 1: {measured / 1e9:.2f} GB on this GPU, planned {estimated / 1e9:.2f} "
+        f"({estimated / measured - 1:+.0%})"
+    )
