@@ -41,7 +41,7 @@ def test_parameters_tokens_and_steps_are_those_of_the_config(whole):
 
 
 def test_operations_are_six_a_weight_and_token_for_the_student_and_two_for_the_teacher(whole):
-    """Kaplan et al. 2020, section 2.1; and attention: 4 L d a layer and token forward, two and a half times that back."""
+    """Kaplan et al. 2020, section 2.1; and attention: 4 L d a layer and token, two and a half times that backward."""
     tables, head = (4096 + 128) * 128, 4096 * 128  # tables are read, not multiplied; the head is tied to the larger
     weights = 6 * (whole.parameters.student - tables + head) + 2 * (whole.parameters.teacher - tables + head)
     attention = 4 * 128 * 128 * (3 * 3.5 + 6)
