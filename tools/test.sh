@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Does everything hold? `bash tools/test.sh [pytest arguments]`: style, types, layers, tests, in that order.
-# `bash tools/test.sh --slow` runs the tests that take minutes each instead, one after another: faults on a real Slurm,
-# cut networks, full disks. What it found goes to tools/results/slow_tests.json.
+# `bash tools/test.sh --slow [files]` runs the tests that take minutes each instead, one after another: every command of
+# the README, kills, faults on a real Slurm, cut networks, full disks. What all of them found goes to
+# tools/results/slow_tests.json.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash launch/setup.sh
@@ -19,6 +20,8 @@ if [[ "${1:-}" != --slow ]]; then
 fi
 found=$(mktemp)
 python -m pytest -m soak --junitxml "$found" "${@:2}" && code=0 || code=$?
-python tools/results.py tests "$found" slow_tests
+if [[ $# == 1 ]]; then
+    python tools/results.py tests "$found" slow_tests
+fi
 rm -f "$found"
 exit "$code"

@@ -12,6 +12,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from megadistill.testing.warm import ROOT, Warm
 
 
 def free_port() -> int:
@@ -21,35 +24,53 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def launch(arguments: list[str], world_size: int, environ: dict[str, str] | None = None) -> list[subprocess.Popen[str]]:
-    """Start `python arguments...` once per rank, connected to one another."""
+def launch(
+    arguments: list[str], world_size: int, environ: dict[str, str] | None = None, *, cold: bool = False
+) -> list[Any]:
+    """Start `python arguments...` once per rank, connected to one another.
+
+    Args:
+        cold: have each import everything itself (see `warm`).
+
+    Returns:
+        a `subprocess.Popen` or alike for each.
+    """
     port = str(free_port())
-    root = str(Path(__file__).resolve().parents[2])
-    processes = []
-    for rank in range(world_size):
-        env = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")])),
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(world_size),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-            "OMP_NUM_THREADS": "1",
-            "DS_ACCELERATOR": "cpu",
-            **(environ or {}),
-        }
-        env.pop("LOCAL_SIZE", None)
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, *arguments],
-                env=env,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    return processes
+    ranks = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        _start(arguments, {**ranks, "RANK": str(rank), "LOCAL_RANK": str(rank), **(environ or {})}, cold=cold)
+        for rank in range(world_size)
+    ]
+
+
+def finish(
+    arguments: list[str], environ: dict[str, str] | None = None, *, timeout: float = 300, cold: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """`python arguments...`, alone and to its end, whatever its exit code."""
+    process = _start(arguments, environ or {}, apart=True, cold=cold)
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def megadistill(
+    *arguments: object, environ: dict[str, str] | None = None, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """`megadistill arguments...`, to its end."""
+    return finish(["-m", "megadistill", *map(str, arguments)], environ, timeout=timeout)
+
+
+def _start(arguments: list[str], environ: dict[str, str], *, apart: bool = False, cold: bool = False) -> Any:
+    path = os.pathsep.join(filter(None, [ROOT, environ.get("PYTHONPATH", os.environ.get("PYTHONPATH", ""))]))
+    # one's own world is not the one of a test that was started in a job
+    outer = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_SIZE")}
+    env = {**outer, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **environ, "PYTHONPATH": path}
+    if not cold and (warm := Warm.one()).suits(env):
+        return warm.start(arguments, env, apart=apart)
+    err = subprocess.PIPE if apart else subprocess.STDOUT
+    return subprocess.Popen([sys.executable, *arguments], env=env, stdout=subprocess.PIPE, stderr=err, text=True)
 
 
 def run(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import yaml
 from megadistill.run.config import check
 from megadistill.run.presets import presets
 from megadistill.run.show import DEFAULT, annotated
+from megadistill.testing import processes
 from megadistill.testing.synthetic_run import write_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,9 +21,7 @@ PRESET = str(presets()[0].path)
 
 
 def megadistill(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
-    command = [sys.executable, "-m", "megadistill", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environ, timeout=120)
+    return processes.megadistill(*arguments, environ=variables)
 
 
 def test_every_mistake_is_told_at_once_with_exit_code_2() -> None:

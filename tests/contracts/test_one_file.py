@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from megadistill.core.files import read_lines
-from megadistill.testing import workspace
+from megadistill.testing import processes, workspace
 
 ROOT = Path(__file__).resolve().parents[2]
 OBJECTIVE = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)[0]
@@ -21,17 +19,10 @@ OBJECTIVE = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(
 def test_adding_an_objective_is_one_file(tmp_path: Path) -> None:
     config = workspace.make(tmp_path)
     (tmp_path / "small_hidden.py").write_text(OBJECTIVE)
-    environ = {
-        **os.environ,
-        "PYTHONPATH": f"{ROOT}:{tmp_path}",
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
-    }
     options = ["plugins=[small_hidden]", "train.steps=3", "log.every_steps=1"]
 
     def megadistill(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "megadistill", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, env=environ, timeout=300)
+        return processes.megadistill(*arguments, environ={"PYTHONPATH": str(tmp_path)})
 
     mistake = megadistill("validate", str(config), *options, "objectives=[{kind: small_hiden}]")
     assert mistake.returncode == 2

@@ -84,7 +84,7 @@ def test_every_path_that_the_readme_names_exists() -> None:
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.distributed
 def test_every_command_runs(workplace: Path, environ: dict[str, str]) -> None:
     for command, appended in commands():

@@ -1,14 +1,12 @@
 """A run on a teacher's kept answers, with a second member that learns in the same step, stopped and continued."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import yaml
 from safetensors.torch import load_file
 
-from megadistill.testing import workspace
+from megadistill.testing import processes, workspace
 
 pytestmark = pytest.mark.slow
 
@@ -16,9 +14,7 @@ MEMBER = {"n_layer": 1, "n_embd": 8, "n_head": 2, "n_positions": workspace.LENGT
 
 
 def megadistill(*arguments):
-    done = subprocess.run(
-        [sys.executable, "-m", "megadistill", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
+    done = processes.megadistill(*arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -2,9 +2,6 @@
 that must go back too often ends with 93, its checkpoints intact."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +12,7 @@ from megadistill.data.prepare import prepare
 from megadistill.data.stream import Stream
 from megadistill.engine import checkpoint
 from megadistill.run.config import load
-from megadistill.testing import workspace
+from megadistill.testing import processes, workspace
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +25,8 @@ def config(tmp_path_factory):
 def train(config, name, exploding, *more):
     objectives = f"objectives=[{{kind: hard_ce}}, {{kind: exploding, {exploding}}}]"
     settings = [f"name={name}", objectives, "plugins=[exploding_objective]", "batch.micro_size=16", "train.steps=6"]
-    command = [sys.executable, "-m", "megadistill", "train", str(config), *settings]
-    command += ["train.max_nonfinite_steps=2", "checkpoint.every_steps=2", "log.rows=true", *more]
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    settings += ["train.max_nonfinite_steps=2", "checkpoint.every_steps=2", "log.rows=true", *more]
+    done = processes.megadistill("train", config, *settings, environ={"PYTHONPATH": str(Path(__file__).parent)})
     run = config.parent / "runs" / name
     events = [(row["event"], row["step"]) for row in read_lines(run / "journal.jsonl")]
     return done, events, {row["step"]: row for row in read_lines(run / "metrics.jsonl") if "loss_hex" in row}

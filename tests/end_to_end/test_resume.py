@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -13,12 +11,9 @@ from megadistill.testing import processes, workspace
 
 
 def megadistill(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "megadistill", *map(str, arguments)],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    done = processes.megadistill(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 @pytest.fixture(scope="module")

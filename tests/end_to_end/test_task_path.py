@@ -1,23 +1,19 @@
 """Fine-tune a teacher, kill it, continue, distil it, score it, export it: a task's run is a run like any other."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import yaml
 
 from megadistill.core.files import read_lines
-from megadistill.testing import task_files
+from megadistill.testing import processes, task_files
 
 SIZES = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
 SIZES |= {"max_position_embeddings": 16, "initializer_range": 0.1}
 
 
 def megadistill(*arguments, code=0):
-    done = subprocess.run(
-        [sys.executable, "-m", "megadistill", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
+    done = processes.megadistill(*arguments)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 

@@ -4,25 +4,24 @@ import os
 import pickle
 import random
 import stat
-import subprocess
-import sys
 
 import pytest
 
 from megadistill.data.prepare import prepare
 from megadistill.engine import checkpoint
 from megadistill.run.config import load
-from megadistill.testing import workspace
+from megadistill.testing import processes, workspace
 
 SECRET = "hf_thisIsNobodysToken0123456789"
+SECRETS = {"HF_TOKEN": SECRET, "WANDB_API_KEY": SECRET}
 
 
 def train(config, *assignments):
-    command = [sys.executable, "-m", "megadistill", "train", str(config), "batch.micro_size=16", *assignments]
-    environ = {**os.environ, "HF_TOKEN": SECRET, "WANDB_API_KEY": SECRET}
-    return subprocess.run(
-        ["bash", "-c", 'umask 027; exec "$@"', "-", *command], env=environ, capture_output=True, text=True, check=False
-    )
+    before = os.umask(0o027)
+    try:
+        return processes.megadistill("train", config, "batch.micro_size=16", *assignments, environ=SECRETS)
+    finally:
+        os.umask(before)
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,15 @@
 """prepare, train, evaluate, export, report: a masked and a causal pair, in one process each."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 
-from megadistill.testing import workspace
+from megadistill.testing import processes, workspace
 
 
 def megadistill(*arguments, code=0):
-    done = subprocess.run(
-        [sys.executable, "-m", "megadistill", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
+    done = processes.megadistill(*arguments)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 

@@ -1,8 +1,6 @@
 """Scores on tasks: which are asked for, by which configs, and what several seeds say together."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,7 +11,7 @@ from megadistill.evaluate.ask import Request, ask
 from megadistill.evaluate.finetune import Plan, chosen
 from megadistill.evaluate.speed import flops, speed
 from megadistill.models.loading import load_pretrained, save_pretrained
-from megadistill.testing import task_files, tiny
+from megadistill.testing import processes, task_files, tiny
 
 SIZES = {"max_position_embeddings": 64, "initializer_range": 0.1}
 
@@ -75,8 +73,7 @@ def test_seeds_are_runs_that_are_scored_together_and_are_not_trained_twice(data,
     settings = ["engine.precision=fp32", "batch={global_size: 16, micro_size: 16}", "task.sequence_length=32"]
 
     def evaluate():
-        command = [sys.executable, "-m", "megadistill", "evaluate", str(model), *settings, *options]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = processes.megadistill("evaluate", model, *settings, *options)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 

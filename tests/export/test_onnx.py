@@ -1,8 +1,5 @@
 """What ONNX answers is compared with torch, so that an export that is wrong never stands there as one."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +8,7 @@ from megadistill.export import onnx
 from megadistill.models.heads import TaskHead
 from megadistill.tasks.glue import GlueTask
 from megadistill.tasks.rows import TaskRows
-from megadistill.testing import task_files, tiny
+from megadistill.testing import processes, task_files, tiny
 
 pytest.importorskip("onnxruntime")
 
@@ -69,7 +66,6 @@ def test_a_model_that_answers_otherwise_is_seen(exported, batches):
 
 def test_a_format_that_is_not_there_is_told(tmp_path):
     (tmp_path / "run.json").write_text("{}")
-    command = [sys.executable, "-m", "megadistill", "export", str(tmp_path), "--to", "tflite"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = processes.megadistill("export", tmp_path, "--to", "tflite")
     assert done.returncode == 2
     assert "there are: hf, onnx, onnx-int8" in done.stderr

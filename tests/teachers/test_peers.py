@@ -1,7 +1,5 @@
 """Two runs that teach each other: which checkpoint, when, and what is said when it does not come."""
 
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -97,7 +95,7 @@ def test_two_runs_of_two_processes_learn_from_each_other(tmp_path):
         checkpoint={"every_steps": 4, "keep_every_steps": 4},
         log={"every_steps": 1, "tensorboard": False},
     )  # fmt: skip
-    subprocess.run([sys.executable, "-m", "megadistill", "prepare", str(config)], check=True, capture_output=True)
+    assert processes.megadistill("prepare", config).returncode == 0
     started = []
     for name, other, seed in (("left", "right", 1), ("right", "left", 2)):
         tree = yaml.safe_load(config.read_text()) | {

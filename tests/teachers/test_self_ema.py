@@ -1,8 +1,5 @@
 """A teacher that is the student's past."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 import yaml
@@ -11,7 +8,7 @@ from megadistill.core.errors import UserError
 from megadistill.core.files import read_lines
 from megadistill.core.types import Needs
 from megadistill.teachers.self_ema import SelfEMASource, SelfEMATeacher
-from megadistill.testing import tiny, workspace
+from megadistill.testing import processes, tiny, workspace
 
 CPU = torch.device("cpu")
 RUNS = """
@@ -114,7 +111,7 @@ def test_a_resumed_run_repeats_its_average_bit_for_bit(tmp_path):
     tree = yaml.safe_load(config.read_text())
     tree["data"]["attention"] = "document"
     config.write_text(yaml.safe_dump(tree))
-    result = subprocess.run([sys.executable, "-c", RUNS, str(config)], capture_output=True, text=True, timeout=300)
+    result = processes.finish(["-c", RUNS, str(config)])
     assert result.returncode == 0, result.stdout + result.stderr
     hashes = [
         {row["step"]: row["parameter_hash"] for row in read_lines(path) if "parameter_hash" in row}
