@@ -98,7 +98,7 @@ class KillTest:
         if fault is not None and fault.partition(".")[2] in ("described", "renamed", "trashed"):
             rank = 0  # who does these things
         environ = {VARIABLE: f"{fault}:{rank}"} if fault else {}
-        ranks = processes.launch(self.command("killed"), RANKS, environ)
+        ranks = processes.launch(self.command("killed"), RANKS, environ, cold=True)  # its imports are killed too
         if fault is None:
             self.wait_for_steps(ranks, before, self.draw.choice([0, 0, 1, 3, 6, 9]))
             time.sleep(self.draw.uniform(0, 6 * pace))
