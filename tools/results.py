@@ -28,6 +28,7 @@ from xml.etree import ElementTree
 
 import yaml
 from recipe_tables import ablation_table, cache_table, counterfactual_line, scores
+from trust_tables import kill_table, measured, overhead_table, slow_tests_line
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "tools" / "results"
@@ -113,6 +114,9 @@ def tables(results: Path = RESULTS) -> str:
         counterfactual_line,
         data_table,
         corpora_table,
+        kill_table,
+        overhead_table,
+        slow_tests_line,
     )
     parts = [part for part in (make(results) for make in makers) if part]
     return "\n\n".join(parts) if parts else "Nothing measured yet."
@@ -172,7 +176,7 @@ def preset_table(results: Path) -> str:
 
 def data_table(results: Path) -> str:
     """What the data's goals are, and what was measured."""
-    bench, simulation = (_measured(results, name) for name in ("data/bench", "simulate_order/simulation"))
+    bench, simulation = (measured(results, name) for name in ("data/bench", "simulate_order/simulation"))
     lines = ["| data | goal | measured |", "|---|--:|--:|"]
     if bench:
         ratios, found = bench["ratios"], bench["figures"]
@@ -210,7 +214,7 @@ def data_table(results: Path) -> str:
 
 def corpora_table(results: Path) -> str:
     """What the real corpora became with each tokenizer."""
-    prepared = _measured(results, "data/prepare_real")
+    prepared = measured(results, "data/prepare_real")
     head = [
         "tokenizer",
         "packing",
@@ -237,12 +241,6 @@ def corpora_table(results: Path) -> str:
             both = f"{made['seconds']}" if number == 0 else ""
             lines.append("| " + " | ".join([name, made["packing"], stats["name"], *cells, both]) + " |")
     return "\n".join(lines) if prepared else ""
-
-
-def _measured(results: Path, name: str) -> dict[str, Any]:
-    file = results / f"{name}.json"
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["result"] if file.exists() else {}
-    return found
 
 
 def _runs(results: Path) -> Iterator[list[str]]:
