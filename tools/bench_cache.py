@@ -30,11 +30,11 @@ from megadistill.data.prepare import prepare
 from megadistill.data.stream import Stream
 from megadistill.kernels.head_losses import Projection, Soft, TopK, head_losses
 from megadistill.objectives.soft_ce import SoftCE
+from megadistill.objectives.step import DistillStep
 from megadistill.run.build import build
 from megadistill.run.config import RunConfig, load
 from megadistill.teachers.answers import Answers, Keep, chosen, read_back, row_keys
 from megadistill.teachers.cached import CachedTeacher
-from megadistill.train.step import DistillStep
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "tools" / "results" / "cache" / "bench.json"

@@ -28,8 +28,8 @@ from megadistill.objectives.cosine import Cosine
 from megadistill.objectives.counterfactual import Counterfactual
 from megadistill.objectives.hard_ce import HardCE
 from megadistill.objectives.soft_ce import SoftCE
+from megadistill.objectives.step import DistillStep
 from megadistill.teachers.online import OnlineSource
-from megadistill.train.step import DistillStep
 
 RESULT = Path(__file__).resolve().parents[1] / "tools" / "results" / "counterfactual" / "bench.json"
 PLAIN = [SoftCE(kind="soft_ce", temperature=2), HardCE(kind="hard_ce"), Cosine(kind="cosine")]

@@ -1,0 +1,392 @@
+"""How fast is a whole distillation step, in how much memory, beside the textbook's?
+
+    python tools/bench_step.py [--device cpu|cuda] [--size distilbert|small] [--rounds 5] [--json]
+
+Side by side, on the same batches, from the same weights: (a) the step as published distillation code writes it (Sanh et
+al. 2019: both models' logits for every token, each loss by itself, each read with `.item()`), (b) the same under
+torch.compile, (c) ours, (d) ours with both losses at masked positions only. All compute the same loss; that is checked
+first, without dropout. They take turns, so that what else the machine does meets all of them; ratios are medians over
+rounds. Memory is the peak beyond what lies there between steps, at 32 rows on a CPU. `scaling` is the step of one
+process on one core over that of two on two, each with the same rows. The last line of --json is one object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+from torch.nn import functional  # noqa: E402
+
+from megadistill.core import dist  # noqa: E402
+from megadistill.core.types import IGNORE, Batch  # noqa: E402
+from megadistill.engine.deepspeed import BatchShape, Engine, EngineConfig  # noqa: E402
+from megadistill.engine.optimizer import OptimizerConfig, build_optimizer  # noqa: E402
+from megadistill.models.signals import LanguageModel  # noqa: E402
+from megadistill.objectives.cosine import Cosine  # noqa: E402
+from megadistill.objectives.hard_ce import HardCE  # noqa: E402
+from megadistill.objectives.soft_ce import SoftCE  # noqa: E402
+from megadistill.objectives.step import DistillStep  # noqa: E402
+from megadistill.plan.footprint import footprint  # noqa: E402
+from megadistill.plan.zero import Sharded  # noqa: E402
+from megadistill.teachers.online import OnlineSource  # noqa: E402
+from megadistill.testing import processes  # noqa: E402
+from megadistill.train.accumulate import accumulate  # noqa: E402
+from megadistill.train.stragglers import Stopwatch  # noqa: E402
+
+T, SOFT, HARD, COSINE = 2.0, 5.0, 2.0, 1.0
+CLIP = 5.0
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
+"""bf16 operations a second, dense, by their data sheets."""
+SIZES = {
+    "distilbert": {"vocabulary": 30522, "hidden": 768, "heads": 12, "teacher_layers": 12, "layers": 6},
+    "small": {"vocabulary": 30522, "hidden": 256, "heads": 4, "teacher_layers": 4, "layers": 2},
+}
+ROWS = {"cpu": (8, 128, 32), "cuda": (64, 512, 64)}
+"""Rows and positions of a micro-batch, and rows where memory is measured."""
+
+
+def models(size: dict[str, int]) -> tuple[nn.Module, nn.Module]:
+    """(teacher, student) in Hugging Face's classes, random, the same at every call."""
+    from transformers import BertConfig, BertForMaskedLM, DistilBertConfig, DistilBertForMaskedLM
+
+    torch.manual_seed(0)
+    h, v, heads = size["hidden"], size["vocabulary"], size["heads"]
+    teacher = BertConfig(
+        vocab_size=v,
+        hidden_size=h,
+        num_hidden_layers=size["teacher_layers"],
+        num_attention_heads=heads,
+        intermediate_size=4 * h,
+        initializer_range=0.04,
+    )
+    student = DistilBertConfig(
+        vocab_size=v, dim=h, n_layers=size["layers"], n_heads=heads, hidden_dim=4 * h, initializer_range=0.04
+    )
+    return BertForMaskedLM(teacher).eval().requires_grad_(False), DistilBertForMaskedLM(student).train()
+
+
+def batch(rows: int, length: int, vocabulary: int, seed: int) -> Batch:
+    """Whole rows, 15 % of the positions masked."""
+    draw = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, vocabulary, (rows, length), generator=draw)
+    labels = torch.where(torch.rand(ids.shape, generator=draw) < 0.15, ids, IGNORE)
+    whole = torch.ones_like(ids)
+    return Batch(ids, whole.bool(), whole, labels, torch.arange(rows))
+
+
+def textbook_loss(student: nn.Module, teacher: nn.Module, given: Batch) -> tuple[Tensor, list[Tensor]]:
+    """All logits of both models, then one loss after the other."""
+    with torch.no_grad():
+        theirs = teacher(input_ids=given.ids, attention_mask=given.mask.long(), output_hidden_states=True)
+    ours = student(input_ids=given.ids, attention_mask=given.mask.long(), output_hidden_states=True)
+    chosen = given.mask.unsqueeze(-1)
+
+    def flat(values: Tensor) -> Tensor:
+        return values.masked_select(chosen.expand_as(values)).view(-1, values.shape[-1])
+
+    z, u = flat(ours.logits), flat(theirs.logits)
+    soft = functional.kl_div((z / T).log_softmax(-1), (u / T).softmax(-1), reduction="batchmean") * T * T
+    hard = functional.cross_entropy(ours.logits.flatten(0, 1), given.labels.flatten(), ignore_index=IGNORE)
+    states = flat(ours.hidden_states[-1]), flat(theirs.hidden_states[-1])
+    cosine = functional.cosine_embedding_loss(*states, states[0].new_ones(len(states[0])))
+    return SOFT * soft + HARD * hard + COSINE * cosine, [soft, hard, cosine]
+
+
+class Textbook:
+    """(a) and (b)."""
+
+    def __init__(self, size: dict[str, int], device: torch.device, compiled: bool) -> None:
+        self.teacher, self.student = (model.to(device) for model in models(size))
+        self.optimizer = build_optimizer(OptimizerConfig(), self.student)
+        self.device = device
+        self.loss = torch.compile(textbook_loss) if compiled else textbook_loss
+
+    def step(self, given: Batch) -> float:
+        self.optimizer.zero_grad(set_to_none=True)
+        moved = given.to(self.device)
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
+            loss, parts = self.loss(self.student, self.teacher, moved)
+        told = loss.item()
+        for part in parts:
+            part.item()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.student.parameters(), CLIP)
+        self.optimizer.step()
+        return told
+
+    def value(self, given: Batch) -> float:
+        """The loss without dropout, nothing learnt."""
+        self.student.eval()
+        with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
+            found = float(textbook_loss(self.student, self.teacher, given.to(self.device))[0])
+        self.student.train()
+        return found
+
+
+class Ours:
+    """(c) and (d)."""
+
+    def __init__(self, size: dict[str, int], device: torch.device, rows: int, masked_only: bool) -> None:
+        teacher, student = models(size)
+        on_gpu = device.type == "cuda"
+        where = LanguageModel(teacher).to(device, torch.bfloat16 if on_gpu else torch.float32)
+        self.teacher = OnlineSource("random", where)
+        objectives = [
+            SoftCE(kind="soft_ce", temperature=T, weight=SOFT, scope="targets" if masked_only else "tokens"),
+            HardCE(kind="hard_ce", weight=HARD),
+            Cosine(kind="cosine", weight=COSINE),
+        ]
+        model = LanguageModel(student)
+        self.module = DistillStep(model, objectives, [o.build(model.dims, self.teacher.dims) for o in objectives])
+        self.config = EngineConfig(zero_stage=1 if on_gpu else 0, precision="bf16" if on_gpu else "fp32")
+        world = dist.from_environment()
+        shape = BatchShape(rows * world.size, rows, 1)
+        self.engine = Engine(self.config, OptimizerConfig(gradient_clipping=CLIP), self.module, shape, device)
+        self.device, self.number = device, 0
+
+    def step(self, given: Batch) -> Tensor:
+        self.number += 1
+        counts = dist.sum_over_ranks(given.counts())
+        sums, _ = accumulate(
+            self.engine,
+            self.teacher,
+            [given],
+            counts,
+            step=self.number,
+            seed=0,
+            check_ranks=False,
+            stopwatch=Stopwatch(self.device),
+        )
+        self.engine.step(1.0)
+        return sums
+
+    def value(self, given: Batch) -> float:
+        self.module.eval()
+        with torch.no_grad():
+            moved = given.to(self.device)
+            shares = (1 / given.counts().clamp(min=1)).float().to(self.device)
+            signals = self.teacher.signals(moved, self.module.needs)
+            loss, _ = self.engine.forward(moved, signals, shares, 1)
+        self.module.train()
+        return float(loss)
+
+    def split(self, given: Batch) -> dict[str, float]:
+        """Seconds of each part of one step, waited for one by one."""
+        times: dict[str, float] = {}
+
+        @contextmanager
+        def timed(name: str) -> Iterator[None]:
+            started = time.perf_counter()
+            yield
+            synchronise(self.device)
+            times[name] = time.perf_counter() - started
+
+        moved = given.to(self.device)
+        shares = (1 / given.counts()).float().to(self.device)
+        engine, module = self.engine, self.module
+        engine.accumulate_over(1)
+        with timed("teacher forward"):
+            signals = self.teacher.signals(moved, module.needs)
+        student = module.student
+        whole = student.signals
+        states: list[Any] = []
+
+        def once(*arguments: Any) -> Any:
+            with timed("student forward"):
+                states.append(whole(*arguments))
+            return states[-1]
+
+        student.signals = once  # type: ignore[method-assign]
+        with timed("head and other losses"):
+            loss, _ = engine.forward(moved, signals, shares, 1)
+        times["head and other losses"] -= times["student forward"]
+        del student.signals
+        with timed("backward"):
+            engine.backward(loss)
+        with timed("optimizer"):
+            engine.step(1.0)
+        return times
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds(work: Callable[[], Any], device: torch.device) -> float:
+    synchronise(device)
+    started = time.perf_counter()
+    work()
+    synchronise(device)
+    return time.perf_counter() - started
+
+
+def memory(work: Callable[[], Any], device: torch.device) -> int:
+    """The most bytes beyond those before."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
+        work()
+    events = recorded.profiler.kineto_results.events()  # type: ignore[union-attr]
+    live = most = 0
+    for _, size in sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"):
+        live += size
+        most = max(most, live)
+    return most
+
+
+def operations(size: dict[str, int], given: Batch, masked_only: bool) -> int:
+    """Those of the models in one step, counted on the meta device."""
+    with torch.device("meta"):
+        teacher, student = models(size)
+        source, model = OnlineSource("random", LanguageModel(teacher)), LanguageModel(student)
+        scope = "targets" if masked_only else "tokens"
+        objectives = [SoftCE(kind="soft_ce", temperature=T, scope=scope), HardCE(kind="hard_ce"), Cosine(kind="cosine")]
+        step = DistillStep(model, objectives, [o.build(model.dims, source.dims) for o in objectives])
+    made = lambda: Sharded(EngineConfig(zero_stage=0), [list(step.parameters())], 1, on_gpu=True)  # noqa: E731
+    return footprint(step, source, given, made, 1, 1, on_gpu=True).flops
+
+
+def compare(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """All cases."""
+    size = SIZES[options.size]
+    rows, length, rows_of_memory = ROWS[device.type]
+    rows, rows_of_memory = options.rows or rows, options.rows or rows_of_memory
+    batches = [batch(rows, length, size["vocabulary"], seed) for seed in range(options.rounds + 2)]
+    cases: dict[str, Textbook | Ours] = {
+        "textbook": Textbook(size, device, compiled=False),
+        "compiled": Textbook(size, device, compiled=True),
+        "ours": Ours(size, device, rows, masked_only=False),
+        "ours, masked only": Ours(size, device, rows, masked_only=True),
+    }
+    values = {name: cases[name].value(batches[0]) for name in ("textbook", "ours")}
+    tolerance = 2e-2 if device.type == "cuda" else 1e-4
+    assert abs(values["ours"] / values["textbook"] - 1) < tolerance, f"not the same loss: {values}"
+    times: dict[str, list[float]] = {name: [] for name in cases}
+    for number, given in enumerate(batches):
+        order = list(cases) if number % 2 else list(reversed(cases))
+        for name in order:
+            took = seconds(lambda name=name, given=given: cases[name].step(given), device)  # type: ignore[misc]
+            if number >= 2:  # the first ones compile and allocate
+                times[name].append(took)
+            tell(f"round {number} {name}: {took:.3f} s")
+    large = batch(rows_of_memory, length, size["vocabulary"], 99)
+    needed = {name: memory(lambda one=one: one.step(large), device) for name, one in cases.items()}  # type: ignore[misc]
+    ours = cases["ours"]
+    assert isinstance(ours, Ours)
+    found: dict[str, Any] = {}
+    peak = next(
+        (p for name, p in PEAKS.items() if device.type == "cuda" and name in torch.cuda.get_device_name()), None
+    )
+    for name in cases:
+        middle = statistics.median(times[name])
+        flops = operations(size, batches[0], masked_only="masked" in name)
+        found[name] = {
+            "seconds": middle,
+            "tokens_per_second": rows * length / middle,
+            "extra_memory_mb": needed[name] / 2**20,
+            "tera_operations_per_second": flops / middle / 1e12,
+            "mfu": None if peak is None else flops / middle / peak,
+        }
+    found["ours"]["split_seconds"] = ours.split(batches[0])
+
+    def ratio(theirs: str, name: str) -> float:
+        return statistics.median(t / o for t, o in zip(times[theirs], times[name], strict=True))
+
+    return {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "size": options.size,
+        "rows": rows,
+        "length": length,
+        "rows_of_memory": rows_of_memory,
+        "loss": values,
+        "cases": found,
+        "ratios": {
+            "speed_vs_textbook": ratio("textbook", "ours"),
+            "masked_speed_vs_textbook": ratio("textbook", "ours, masked only"),
+            "memory_vs_textbook": needed["ours"] / needed["textbook"],
+            "masked_memory_vs_textbook": needed["ours, masked only"] / needed["textbook"],
+            "speed_vs_compiled": ratio("compiled", "ours"),
+        },
+    }
+
+
+def scaling(options: argparse.Namespace) -> float:
+    """One process's step over two processes', each on a core of its own with the same rows."""
+    command = [str(Path(__file__).resolve()), "--worker", "--size", options.size, "--rounds", str(options.rounds)]
+    took = {}
+    for ranks in (1, 2):
+        output = processes.run(command, ranks, timeout=3600)[0]
+        took[ranks] = float(output.splitlines()[-1])
+        tell(f"{ranks} process(es): {took[ranks]:.3f} s a step")
+    return took[1] / took[2]
+
+
+def work_of_one_rank(options: argparse.Namespace) -> None:
+    world = dist.from_environment()
+    device = dist.connect(world, 600)
+    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[world.local_rank % os.cpu_count()]})
+    torch.set_num_threads(1)
+    size = SIZES[options.size]
+    rows, length, _ = ROWS["cpu"]
+    ours = Ours(size, device, rows, masked_only=False)
+    given = batch(rows, length, size["vocabulary"], world.rank)
+    took = [seconds(lambda: ours.step(given), device) for _ in range(options.rounds + 1)][1:]
+    if world.is_main:
+        sys.stdout.write(f"{statistics.median(took)}\n")
+    dist.disconnect()
+
+
+def tell(line: str) -> None:
+    sys.stderr.write(line + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--size", choices=SIZES, default="distilbert")
+    parser.add_argument("--rows", type=int, help="of a micro-batch, and where memory is measured")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no-scaling", action="store_true")
+    parser.add_argument("--json", action="store_true", help="only the result, as the last line")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        return work_of_one_rank(options)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("MASTER_PORT", str(processes.free_port()))
+    if options.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    device = dist.connect(dist.from_environment(), 600)
+    found = compare(options, device)
+    dist.disconnect()
+    if device.type == "cpu" and not options.no_scaling:
+        found["ratios"]["weak_scaling_efficiency"] = scaling(options)
+    sys.stdout.write(json.dumps(found, indent=None if options.json else 2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
