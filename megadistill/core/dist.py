@@ -40,6 +40,12 @@ def from_environment(environ: dict[str, str] | None = None) -> World:
     return World()
 
 
+def meet(world: World, timeout_seconds: float) -> dist.Store:
+    """Where all ranks that were started can leave word for one another, before they form groups."""
+    timeout = timedelta(seconds=timeout_seconds)
+    return next(iter(dist.rendezvous("env://", world.rank, world.size, timeout=timeout)))[0]
+
+
 def connect(world: World, timeout_seconds: float, store: dist.Store | None = None) -> torch.device:
     """Join the process group (gloo on CPU; nccl beside gloo on GPU) and return this rank's device.
 
@@ -52,18 +58,23 @@ def connect(world: World, timeout_seconds: float, store: dist.Store | None = Non
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     if world.size == 1:
         os.environ.setdefault("MASTER_PORT", "0")
-    if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu":
-        # srun --gpus-per-task=1 shows every task one device, whatever its local rank
-        device = torch.device("cuda", world.local_rank % torch.cuda.device_count())
-        backend = "cpu:gloo,cuda:nccl"
+    device = device_of(world)
+    backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+    if device.type == "cuda":
         torch.cuda.set_device(device)
-    else:
-        device, backend = torch.device("cpu"), "gloo"
     timeout = timedelta(seconds=timeout_seconds)
     if world.size == 1:
         store = dist.HashStore()
     dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
     return device
+
+
+def device_of(world: World) -> torch.device:
+    """This rank's: a GPU, unless there is none or DS_ACCELERATOR=cpu says to leave it alone."""
+    if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu":
+        # srun --gpus-per-task=1 shows every task one device, whatever its local rank
+        return torch.device("cuda", world.local_rank % torch.cuda.device_count())
+    return torch.device("cpu")
 
 
 def best_device() -> torch.device:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from megadistill.core.errors import UserError
-from megadistill.core.types import IGNORE, AnswerKind, Attention, Batch, Dims, HeadFunction, Signals
+from megadistill.core.types import IGNORE, AnswerKind, Attention, Batch, Dims, Head, HeadFunction, Signals
 from megadistill.models.attention import attending, positions
 from megadistill.models.heads import answers, is_causal, output_layer, read_at, transform
 from megadistill.models.interventions import replacing
@@ -38,7 +38,7 @@ class LanguageModel(nn.Module):
 
     attends: Literal["row", "document"] = "row"
     """What a position may see: its whole row, or (and then positions restart) its own document only."""
-    placement: Literal["replicated", "sharded", "offloaded"] = "replicated"
+    placement: Literal["replicated", "sharded", "offloaded", "own_ranks"] = "replicated"
     """Where its weights are while it trains others (see `teachers.online`)."""
 
     def __init__(self, hf: Any) -> None:
@@ -112,6 +112,23 @@ class LanguageModel(nn.Module):
         last = body.last_hidden_state
         states = {layer: last if layer == -1 else body.hidden_states[layer] for layer in hidden}
 
+        def again(values: Mapping[int, Tensor], where: Tensor) -> Signals:
+            lowest = min(values, default=depth)
+            above = frozenset(layer for layer in hidden if layer % (depth + 1) >= lowest)
+            with torch.set_grad_enabled(last.requires_grad):
+                run = self.signals if self.placement == "replicated" else self
+                return run(batch, above, frozenset(), values, where, states.get(lowest))
+
+        return Signals(
+            self.head_on(batch, last, states),
+            states,
+            {layer: kept[number] for layer, number in numbers.items()},
+            again,
+        )
+
+    def head_on(self, batch: Batch, last: Tensor, states: Mapping[int, Tensor]) -> Head:
+        """The head, over the last hidden state [B, L, H] of a batch and others by number."""
+
         def head(fn: HeadFunction[Result], rows: Tensor, layers: Sequence[int] = (-1,)) -> Result:
             rows = read_at(self.hf, rows, batch.mask)
             chosen = [
@@ -121,19 +138,7 @@ class LanguageModel(nn.Module):
             together = torch.cat(chosen) if len(chosen) > 1 else chosen[0]
             return output_layer(self.hf)(transform(self.hf, together), fn)
 
-        def again(values: Mapping[int, Tensor], where: Tensor) -> Signals:
-            lowest = min(values, default=depth)
-            above = frozenset(layer for layer in hidden if layer % (depth + 1) >= lowest)
-            with torch.set_grad_enabled(last.requires_grad):
-                run = self.signals if self.placement == "replicated" else self
-                return run(batch, above, frozenset(), values, where, states.get(lowest))
-
-        return Signals(
-            head,
-            states,
-            {layer: kept[number] for layer, number in numbers.items()},
-            again,
-        )
+        return head
 
     def _attending(self, batch: Batch, layers: frozenset[int]) -> Any:
         if self.attends == "row" and not layers:

@@ -65,7 +65,10 @@ def plan(config: RunConfig, machine: Machine) -> Plan:
     Raises:
         UserError: the batch does not divide by the GPUs, models do not fit together, or the run is of a task.
     """
-    parameters, found = measure(config, machine.gpus)
+    students = machine.gpus - config.teacher_ranks
+    if students < 1:
+        raise UserError(f"--gpus {machine.gpus}: all of them are the teacher's", "teacher.own_ranks", "give more")
+    parameters, found = measure(config, students)
     done = work(config, found, machine)
     size = checkpoint_bytes(config, parameters.learned, parameters.student)
     save = size / machine.disk
@@ -74,7 +77,7 @@ def plan(config: RunConfig, machine: Machine) -> Plan:
         parameters,
         found,
         machine,
-        config.batch.accumulation(machine.gpus),
+        config.batch.accumulation(students),
         done,
         size,
         save,
@@ -138,7 +141,7 @@ def _cheapest(config: RunConfig, machine: Machine) -> str | None:
     for changes in _changes(config, machine.gpus):
         try:
             changed = check(override(dump(config), changes), "the change")
-            _, found = measure(changed, machine.gpus)
+            _, found = measure(changed, machine.gpus - changed.teacher_ranks)
         except UserError:
             continue
         if found.peak <= machine.memory * USABLE:

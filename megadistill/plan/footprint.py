@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from megadistill.core.types import IGNORE, Batch
+from megadistill.models.heads import output_layer
 from megadistill.models.signals import LanguageModel
 from megadistill.objectives.step import DistillStep
 from megadistill.plan.trace import META, Trace
@@ -119,8 +120,13 @@ def _weights(trace: Trace, module: nn.Module) -> int:
 
 
 def _spread(model: LanguageModel, ranks: int) -> torch.Tensor:
-    """What stands for the weights of a model that is sharded or in host memory: a rank's share, and what is gathered
-    ahead of its use (DeepSpeed's default of 50 million values, at least the largest weight)."""
+    """What stands for the weights of a model that is not whole on every rank: the head of one with ranks of its own; a
+    rank's share of one that is sharded or in host memory, and what is gathered ahead of its use (DeepSpeed's default
+    of 50 million values, at least the largest weight)."""
+    if model.placement == "own_ranks":
+        body = {id(p) for p in model.hf.base_model.parameters()}
+        head = [p for p in model.parameters() if id(p) not in body] + [output_layer(model.hf).weight]
+        return torch.empty(sum(p.numel() for p in head), dtype=head[-1].dtype, device=META)
     sizes = [p.numel() for p in model.parameters()]
     share = -(-sum(sizes) // ranks) if model.placement == "sharded" else 0
     ahead = min(sum(sizes), max(50_000_000, *sizes))

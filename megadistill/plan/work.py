@@ -85,7 +85,7 @@ def project(
     twice where the student is too large to stay gathered (Rajbhandari et al. 2020, section 7).
     """
     item, wire = _ITEM[config.engine.precision], _ITEM[config.engine.communication_dtype]
-    accumulation = config.batch.accumulation(machine.gpus)
+    accumulation = config.batch.accumulation(machine.gpus - config.teacher_ranks)
     ring = (ranks - 1) / ranks
     reduced = 2 * wire * trainable * (accumulation if stage >= 2 else 1)
     gathers = accumulation * (2 if trainable > _GATHERED_ONCE else 1) if stage == 3 else 1

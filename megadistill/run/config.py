@@ -190,6 +190,12 @@ class RunConfig(Strict):
         return self.data
 
     @property
+    def teacher_ranks(self) -> int:
+        """How many of the ranks that a run is started with are its teacher's."""
+        apart = getattr(self.teacher, "placement", "") == "own_ranks"
+        return int(getattr(self.teacher, "own_ranks", 0)) if apart else 0
+
+    @property
     def rows(self) -> DataConfig | Task:
         """What training reads: either has a tokenizer and a sequence_length."""
         return self.text if self.task is None else self.task

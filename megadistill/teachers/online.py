@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import Field
 
 from megadistill.core.errors import UserError
 from megadistill.core.files import sha256_file, sha256_json
@@ -15,6 +16,7 @@ from megadistill.core.types import Batch, Dims, Needs, Signals
 from megadistill.data.tokenization import load_tokenizer
 from megadistill.models.loading import load_empty, load_pretrained
 from megadistill.models.signals import LanguageModel
+from megadistill.teachers import apart
 from megadistill.teachers.base import Teacher
 
 
@@ -29,9 +31,13 @@ class OnlineTeacher(Teacher):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of its weights; `auto` is bfloat16 on a GPU (float16 on one that lacks it) and float32 on a CPU."""
 
-    placement: Literal["replicated", "sharded", "offloaded"] = "replicated"
+    placement: Literal["replicated", "sharded", "offloaded", "own_ranks"] = "replicated"
     """Where its weights are: whole on every rank; each rank's share on its device, whole layers gathered for their use
-    (ZeRO 3); or each rank's share in host memory. The losses are the same, to the last bit in float32."""
+    (ZeRO 3); each rank's share in host memory; or whole on the last `own_ranks` ranks of the run, which do nothing else
+    (their answers come as hidden states, so no attention can be asked for). The losses are the same, to the last bit in
+    float32."""
+    own_ranks: int = Field(1, gt=0)
+    """placement own_ranks: how many of the ranks that the run is started with."""
 
     def fetch(self) -> None:
         load_pretrained(self.path, self.revision)  # the hub's cache keeps it
@@ -41,8 +47,17 @@ class OnlineTeacher(Teacher):
     def paths(self) -> list[str]:
         return [self.path]
 
+    def cannot(self, needs: Needs) -> str:
+        if self.placement == "own_ranks" and (needs.teacher_attention or needs.again):
+            return "from its own ranks it sends hidden states only; set another teacher.placement"
+        return ""
+
     def build(self, device: torch.device) -> OnlineSource:
         model = load_pretrained(self.path, self.revision, self.torch_dtype(device))
+        if self.placement == "own_ranks":
+            link = apart.current()  # none where only scores are wanted: it is asked here then
+            far = model if link is None else apart.FarModel(model.hf, link)
+            return OnlineSource(self.path, far.to(device))
         model.placement = self.placement
         # what shall not be whole on a device is not put there even once
         return OnlineSource(self.path, model.to(device) if self.placement == "replicated" else model)
@@ -67,6 +82,7 @@ class OnlineSource:
 
     def __init__(self, path: str, model: LanguageModel) -> None:
         self.path = path
+        self._sha256: str | None = None
         self.model = model.eval().requires_grad_(False)
         self.models = (self.model,)
 
@@ -80,7 +96,10 @@ class OnlineSource:
         return signals
 
     def attach(self, student: LanguageModel) -> None:
-        """It has a model of its own."""
+        """It has a model of its own; a body that is elsewhere is let go, now that the student has started from it."""
+        if isinstance(self.model, apart.FarModel):
+            self._sha256 = sha256_of(self.model)
+            self.model.let_go()
 
     def after_step(self, step: int, student: torch.nn.Module) -> None:
         """It never moves."""
@@ -93,7 +112,7 @@ class OnlineSource:
 
     def identity(self) -> dict[str, Any]:
         """Its path and the sha256 of its weights, so that a swapped teacher is noticed."""
-        return {"kind": "online", "path": self.path, "sha256": sha256_of(self.model)}
+        return {"kind": "online", "path": self.path, "sha256": self._sha256 or sha256_of(self.model)}
 
 
 def sha256_of(model: torch.nn.Module) -> str:

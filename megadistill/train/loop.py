@@ -11,7 +11,7 @@ import torch
 
 from megadistill.core import dist, log
 from megadistill.core.dist import World
-from megadistill.core.errors import Exit
+from megadistill.core.errors import Exit, UserError
 from megadistill.core.together import on_main
 from megadistill.core.types import COUNT_KINDS, Batch
 from megadistill.engine import schedule
@@ -19,6 +19,7 @@ from megadistill.engine.deepspeed import engine_fits
 from megadistill.run.build import Parts, build, held_out
 from megadistill.run.config import RunConfig, load
 from megadistill.run.directory import RunDirectory
+from megadistill.teachers import apart
 from megadistill.train import stop
 from megadistill.train.health import RollBack, skipped
 from megadistill.train.job import Job
@@ -32,10 +33,35 @@ def run(path: Path, assignments: list[str], fresh: bool) -> int:
     if config.train.deterministic:
         _be_deterministic()
     world = dist.from_environment()
+    if config.teacher_ranks:
+        return _apart(config, world, fresh)
     device = dist.connect(world, config.train.timeout_seconds)
     try:
         return train(config, world, device, fresh)
     finally:
+        dist.disconnect()
+
+
+def _apart(config: RunConfig, world: World, fresh: bool) -> int:
+    """The last ranks are the teacher's; to the others they do not exist."""
+    students = apart.divided(world, config.teacher_ranks)
+    store, patience = dist.meet(world, config.train.timeout_seconds), config.train.timeout_seconds
+    if world.rank >= students:
+        assert config.teacher is not None
+        model = config.teacher.build(dist.device_of(world)).models[0]
+        return int(apart.serve(model, store, world, students, patience, stop.requested))
+    apart.join(apart.Link(store, world.rank, patience, lambda: stop.request("a signal to a teacher's rank")))
+    ours = World(world.rank, students, world.local_rank)
+    device = dist.connect(ours, patience, torch.distributed.PrefixStore("students", store))
+    code = int(Exit.CRASH)
+    try:
+        code = int(train(config, ours, device, fresh))
+        return code
+    except UserError as error:
+        code = int(error.exit_code)
+        raise
+    finally:
+        apart.leave(code)
         dist.disconnect()
 
 

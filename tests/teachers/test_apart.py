@@ -1,0 +1,88 @@
+"""A teacher on ranks of its own teaches what one on every rank teaches, and ends when its students do."""
+
+import signal
+
+import pytest
+
+from megadistill.core.dist import World
+from megadistill.core.errors import UserError
+from megadistill.core.files import read_lines
+from megadistill.data.prepare import prepare
+from megadistill.run.config import load
+from megadistill.teachers import apart
+from megadistill.testing import processes, workspace
+
+pytestmark = pytest.mark.distributed
+APART = ["teacher.placement=own_ranks", "teacher.own_ranks=1"]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = workspace.make(tmp_path_factory.mktemp("workspace"))
+    prepare(load(path).data, lambda line: None)
+    return path
+
+
+def command(config, name, *more):
+    settings = [f"name={name}", "train.steps=3", "schedule.total_steps=6", "evaluate.rows=16", "log.every_steps=1"]
+    return ["-m", "megadistill", "train", str(config), *settings, *more]
+
+
+def trace(run):
+    kept = ("step", "loss_hex", "parameter_hash", "teacher/loss", "heldout/agreement_top1")
+    return [{name: row[name] for name in kept if name in row} for row in read_lines(run / "metrics.jsonl")]
+
+
+def test_losses_are_those_of_a_replicated_teacher_also_after_a_resume(config):
+    runs = config.parent / "runs"
+    for more in ([], ["train.steps=6"]):
+        processes.run(command(config, "replicated", *more), 2)
+        processes.run(command(config, "apart", *APART, *more), 3)
+    ours, theirs = trace(runs / "apart"), trace(runs / "replicated")
+    assert len(theirs) >= 8
+    assert ours == theirs
+    events = read_lines(runs / "apart" / "journal.jsonl")
+    assert [event["world_size"] for event in events if "world_size" in event] == [2, 2]
+
+
+def test_a_signal_to_the_teachers_rank_stops_the_run(config):
+    ranks = processes.launch(command(config, "stopped", *APART, "train.steps=2000"), 3)
+    run = config.parent / "runs" / "stopped"
+    while not (run / "metrics.jsonl").exists() and all(rank.poll() is None for rank in ranks):
+        pass
+    ranks[2].send_signal(signal.SIGUSR1)
+    outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [85, 85, 85], "\n".join(outputs)
+    stops = [event["signals"] for event in read_lines(run / "journal.jsonl") if event["event"] == "signal"]
+    assert stops == ["a signal to a teacher's rank"]
+
+
+def test_a_teacher_that_dies_ends_the_run_and_the_same_command_continues(config):
+    ranks = processes.launch(command(config, "bereft", *APART, "train.steps=2000", "checkpoint.every_steps=1"), 3)
+    run = config.parent / "runs" / "bereft"
+    while not list(run.glob("checkpoints/step-*")) and all(rank.poll() is None for rank in ranks):
+        pass
+    ranks[2].kill()
+    outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert all(rank.returncode not in (0, 85) for rank in ranks), "\n".join(outputs)
+    reached = max(row["step"] for row in read_lines(run / "metrics.jsonl"))
+    processes.run(command(config, "bereft", *APART, f"train.steps={reached + 2}"), 3)
+
+
+def test_a_mistake_of_the_students_lets_the_teacher_go(config):
+    ranks = processes.launch(command(config, "wrong", *APART, "data.sequence_length=16"), 3)
+    outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [2, 2, 2], "\n".join(outputs)
+    assert "rows of 32 tokens" in outputs[0]
+
+
+def test_what_cannot_be_asked_from_afar_is_refused():
+    with pytest.raises(UserError, match="no rank would be"):
+        apart.divided(World(0, 1), 1)
+    assert apart.divided(World(0, 3), 1) == 2
+
+
+def test_attention_is_refused_with_the_config(config):
+    objectives = "objectives=[{kind: hard_ce}, {kind: attention_mse, layers: {1: 1}}]"
+    with pytest.raises(UserError, match="sends hidden states only"):
+        load(config, [*APART, objectives])
