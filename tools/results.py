@@ -176,7 +176,8 @@ def preset_table(results: Path) -> str:
 
 def data_table(results: Path) -> str:
     """What the data's goals are, and what was measured."""
-    bench, simulation = (measured(results, name) for name in ("data/bench", "simulate_order/simulation"))
+    names = ("data/bench", "simulate_order/simulation", "data/wait")
+    bench, simulation, wait = (measured(results, name) for name in names)
     lines = ["| data | goal | measured |", "|---|--:|--:|"]
     if bench:
         ratios, found = bench["ratios"], bench["figures"]
@@ -207,6 +208,9 @@ def data_table(results: Path) -> str:
             f"| rows taken twice or never, of {simulation['rows_audited']:,} audited over {simulation['kills']} kills "
             f"| 0 | {simulation['rows_twice'] + simulation['rows_missing']} |",
         ]
+    if wait:
+        of = f"{wait['wait_seconds'] * 1e3:.1f} ms of {wait['step_seconds']:.1f} s, on a CPU"
+        lines.append(f"| wait for data, of a step of the DistilBERT preset | under 1 % | {wait['share']:.3%} ({of}) |")
     note = "On two cores shared with other work, which slows readers of several processes more than one of one."
     lines += ["", note]
     return "\n".join(lines) if bench or simulation else ""

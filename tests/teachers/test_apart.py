@@ -35,12 +35,13 @@ def trace(run):
 
 def test_losses_are_those_of_a_replicated_teacher_also_after_a_resume(config):
     runs = config.parent / "runs"
-    for more in ([], ["train.steps=6"]):
-        processes.run(command(config, "replicated", *more), 2)
-        processes.run(command(config, "apart", *APART, *more), 3)
+    processes.run(command(config, "replicated", "train.steps=6"), 2)
+    for steps in (3, 6):
+        processes.run(command(config, "apart", *APART, f"train.steps={steps}"), 3)
     ours, theirs = trace(runs / "apart"), trace(runs / "replicated")
     assert len(theirs) >= 8
-    assert ours == theirs
+    assert [row for row in ours if "loss_hex" in row] == [row for row in theirs if "loss_hex" in row]
+    assert ours[-1] == theirs[-1]
     events = read_lines(runs / "apart" / "journal.jsonl")
     assert [event["world_size"] for event in events if "world_size" in event] == [2, 2]
 
