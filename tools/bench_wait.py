@@ -41,6 +41,7 @@ def waits(folder: Path, tokenizer: Path, steps: int) -> tuple[list[float], list[
         f"data.dir={folder / 'prepared'}",
         f"data.tokenizer={tokenizer}",
         "data.corpora=[{kind: synthetic, num_documents: 2000}]",
+        "data.held_out.fraction=0.05",
         f"teacher.path={teacher(folder / 'teacher')}",
         "teacher.guard=null",
         f"batch={{global_size: {2 * MICRO}, micro_size: {MICRO}}}",

@@ -211,7 +211,7 @@ def data_table(results: Path) -> str:
     if wait:
         of = f"{wait['wait_seconds'] * 1e3:.1f} ms of {wait['step_seconds']:.1f} s, on a CPU"
         lines.append(f"| wait for data, of a step of the DistilBERT preset | under 1 % | {wait['share']:.3%} ({of}) |")
-    note = "On two cores shared with other work, which slows readers of several processes more than one of one."
+    note = "`python tools/bench_data.py`, `tools/simulate_order.py`, `tools/bench_wait.py`: two cores, otherwise idle."
     lines += ["", note]
     return "\n".join(lines) if bench or simulation else ""
 
