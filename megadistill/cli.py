@@ -97,10 +97,10 @@ def plan(
     gpus: Annotated[int, typer.Option(min=1, help="How many.")] = 8,
     gpu: Annotated[str, typer.Option(metavar="NAME", help="a100, a100-40gb, h100, h200 or b200.")] = "h100",
     memory: Annotated[str, typer.Option(metavar="SIZE", help="Of each, as in 80GB; by default the GPU's.")] = "",
-    peak: Annotated[float, typer.Option(metavar="TFLOPS", help="Of each; by default the GPU's.")] = 0.0,
+    peak: Annotated[float, typer.Option(min=0, metavar="TFLOPS", help="Of each; by default the GPU's.")] = 0.0,
     mfu: Annotated[float, typer.Option(min=0.01, max=1, help="Share of it that a step reaches.")] = 0.4,
     tokens_per_second: Annotated[float, typer.Option(min=0, help="Measured, of all GPUs, instead of --mfu.")] = 0.0,
-    failures: Annotated[float, typer.Option(metavar="HOURS", help="GPU-hours a failure.")] = 50_000,
+    failures: Annotated[float, typer.Option(min=1, metavar="HOURS", help="GPU-hours a failure.")] = 50_000,
     as_json: Annotated[bool, typer.Option("--json", help="All numbers, in bytes and seconds.")] = False,
 ) -> None:
     """Say whether a run fits, what it takes, and what would make it fit. Needs no GPU and loads no weights."""

@@ -347,7 +347,8 @@ def scaling(options: argparse.Namespace) -> float:
 def work_of_one_rank(options: argparse.Namespace) -> None:
     world = dist.from_environment()
     device = dist.connect(world, 600)
-    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[world.local_rank % os.cpu_count()]})
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[world.local_rank % len(cores)]})
     torch.set_num_threads(1)
     size = SIZES[options.size]
     rows, length, _ = ROWS["cpu"]
@@ -379,7 +380,7 @@ def main() -> None:
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_PORT", str(processes.free_port()))
     if options.device == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        os.environ["DS_ACCELERATOR"] = "cpu"
     device = dist.connect(dist.from_environment(), 600)
     found = compare(options, device)
     dist.disconnect()

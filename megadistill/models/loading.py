@@ -115,13 +115,13 @@ def _load(auto: Any, path: str, **options: Any) -> tuple[Any, dict[str, Any]]:
     return hf, loading
 
 
-def load_empty(path: str) -> LanguageModel:
-    """The model of a local folder with its sizes and no weights (on torch's meta device).
+def load_empty(path: str, revision: str | None = None) -> LanguageModel:
+    """The model of a local folder, or of a hub name, with its sizes and no weights (on torch's meta device).
 
     Raises:
         UserError: there is no such folder, or its config describes no language model.
     """
-    config = load_config(path)
+    config = load_config(path, revision)
     try:
         with torch.device("meta"):
             return LanguageModel(_auto_class(config).from_config(config))

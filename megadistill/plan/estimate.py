@@ -52,11 +52,15 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        return self.footprint.peak <= self.machine.memory * USABLE
+        return _fits(self.footprint, self.machine)
 
 
 USABLE = 0.9
 """Share of a GPU's memory that is left beside CUDA's context, NCCL's buffers and what the allocator cannot fill."""
+
+
+def _fits(found: Footprint, machine: Machine) -> bool:
+    return max(found.peak, found.teacher_rank) <= machine.memory * USABLE
 
 
 def plan(config: RunConfig, machine: Machine) -> Plan:
@@ -65,14 +69,15 @@ def plan(config: RunConfig, machine: Machine) -> Plan:
     Raises:
         UserError: the batch does not divide by the GPUs, models do not fit together, or the run is of a task.
     """
-    students = machine.gpus - config.teacher_ranks
-    if students < 1:
-        raise UserError(f"--gpus {machine.gpus}: all of them are the teacher's", "teacher.own_ranks", "give more")
+    students = config.students(machine.gpus)
     parameters, found = measure(config, students)
     done = work(config, found, machine)
     size = checkpoint_bytes(config, parameters.learned, parameters.student)
     save = size / machine.disk
     computing = done.step_seconds or 0.0
+    if machine.tokens_per_second is not None:  # what was measured sends too
+        now = project(config, parameters.learned, computing, machine, students, config.engine.zero_stage)
+        computing = max(2 * computing - now.seconds, 0.0)
     made = Plan(
         parameters,
         found,
@@ -100,10 +105,12 @@ def measure(config: RunConfig, ranks: int) -> tuple[Parameters, Footprint]:
         )
     gpu = torch.device("cuda")
     vocabulary = load_tokenizer(config.text.tokenizer)
-    teacher = None if config.teacher is None else config.teacher.empty(gpu)
+    teacher = None if config.teacher is None else located(config.teacher).empty(gpu)
     models = teacher.models if teacher is not None else ()
     causal = config.text.targets.kind == "clm"
-    origin = models[0] if models or config.teacher is None else None
+    origin = models[0] if models else None
+    if origin is None and config.student.starts_from_teacher and (of := getattr(config.teacher, "of", None)):
+        origin = of.empty(gpu).models[0]  # who gave the answers that were kept
     student = located(config.student).empty(origin, vocabulary.vocabulary_size, causal, vocabulary.special.as_dict())
     if student is None:
         raise UserError(f"plan cannot tell the sizes of student: {config.student.kind}", "", "use student: hf")
@@ -141,10 +148,10 @@ def _cheapest(config: RunConfig, machine: Machine) -> str | None:
     for changes in _changes(config, machine.gpus):
         try:
             changed = check(override(dump(config), changes), "the change")
-            _, found = measure(changed, machine.gpus - changed.teacher_ranks)
+            _, found = measure(changed, changed.students(machine.gpus))
         except UserError:
             continue
-        if found.peak <= machine.memory * USABLE:
+        if _fits(found, machine):
             return " ".join(changes)
     return None
 
@@ -165,7 +172,9 @@ def _changes(config: RunConfig, ranks: int) -> Iterator[list[str]]:
     spread = ["teacher.placement=sharded"] if getattr(config.teacher, "placement", "") == "replicated" else []
     if spread and ranks > 1:
         yield spread  # the teacher is gathered for every pass
-    less = [] if engine.activation_checkpointing else ["engine.activation_checkpointing=true"]
+    exchanging = any(objective.needs().again for objective in config.objectives)
+    recomputed = engine.activation_checkpointing or exchanging  # what is recomputed is not what was exchanged
+    less = [] if recomputed else ["engine.activation_checkpointing=true"]
     if less:
         yield less  # a third more compute
         yield stage + less

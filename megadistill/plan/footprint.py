@@ -21,7 +21,7 @@ from megadistill.teachers.base import Source
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes on one rank."""
+    """Bytes on one rank, a student's."""
 
     resting: dict[str, int]
     """Part -> what stays from step to step."""
@@ -35,6 +35,8 @@ class Footprint:
     """What the rest of the step needs at its most: gradients on their way, buckets, blocks of logits."""
     peak: int
     """The most at any moment of a step."""
+    teacher_rank: int
+    """The most on a rank that is its teacher's own; 0 where there is none."""
     teacher_flops: int
     """Of one micro-batch; the teacher's vocabulary head counts with the student's, which asks it."""
     forward_flops: int
@@ -69,20 +71,31 @@ def footprint(
     with Trace(on_gpu) as trace:
         resting: dict[str, int] = {}
 
+        state = sharded()
+        if state.engine.zero_stage == 3:  # its share and what is gathered of it stand in the state
+            for value in step.parameters():
+                trace.ignore(value)
         resting["student's weights"] = _weights(trace, step)
         models = teacher.models if teacher is not None else ()
+        apart = any(model.placement == "own_ranks" for model in models)
+        for model in models:
+            if model.placement != "replicated":
+                for value in model.parameters():
+                    trace.ignore(value)
         spread = [_spread(model, ranks) for model in models if model.placement != "replicated"]
         resting["teacher's weights"] = sum(_weights(trace, m) for m in models if m.placement == "replicated")
         resting["teacher's weights"] += sum(tensor.nbytes for tensor in spread)
-        state = sharded()
         resting |= {name: sum(t.nbytes for t in tensors) for name, tensors in state.resting.items()}
-        base = trace.live
         shares = torch.ones(3)
+        base = trace.live
         hooks = [p.register_post_accumulate_grad_hook(state.on_gradient) for p in state.parameters]
         try:
             for number in range(min(accumulation, 2)):
+                before = trace.peak
                 with trace.measured() as teaching:
                     signals = teacher.signals(batch, step.needs) if teacher is not None else None
+                if apart:  # its pass is not on this rank
+                    trace.peak = max(before, trace.live)
                 teacher_flops, answers = trace.take_flops(), trace.live - base
                 loss, _ = step(batch, signals, shares, 1)
                 forward_flops = trace.take_flops()
@@ -99,13 +112,15 @@ def footprint(
                 hook.remove()
         peak = trace.peak
     answers, activations = first
+    whole = sum(p.nbytes for model in models for p in model.parameters())
     return Footprint(
         resting,
         answers,
-        max(teaching[0] - answers, 0),
+        0 if apart else max(teaching[0] - answers, 0),
         activations,
         peak - base - answers - activations,
         peak,
+        whole + teaching[0] if apart else 0,
         teacher_flops,
         forward_flops,
         backward_flops,

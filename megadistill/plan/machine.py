@@ -40,8 +40,8 @@ class Machine:
     peak: float
     """Operations a second a GPU, in the run's precision."""
     mfu: float = 0.4
-    """Which share of them a step reaches, where no tokens/s were measured (model FLOPs utilisation; PaLM, Chowdhery et
-    al. 2022, appendix B)."""
+    """Which share of them a step reaches, where no tokens/s were measured: of all operations, what is computed twice
+    among them (PaLM, Chowdhery et al. 2022, appendix B, calls that hardware FLOPs utilisation)."""
     tokens_per_second: float | None = None
     """Measured, of all ranks together."""
     gpus_per_node: int = 8

@@ -42,7 +42,10 @@ def _memory(plan: Plan) -> list[str]:
     usable = machine.memory * USABLE
     verdict = "fits" if plan.fits else "does NOT fit"
     rows.append(("peak", f"{_bytes(found.peak)}  {verdict}: {_bytes(usable)} of {_bytes(machine.memory)} are usable"))
-    lines = [f"memory of each of {machine.gpus} GPUs", *_table(rows)]
+    whose = "of the students' GPUs" if found.teacher_rank else f"of {machine.gpus} GPUs"
+    lines = [f"memory of each {whose}", *_table(rows)]
+    if found.teacher_rank:
+        lines.append(f"  of each of the teacher's own: {_bytes(found.teacher_rank)}")
     if not plan.fits:
         told = f"fits with: {plan.change}" if plan.change else "nothing that was tried makes it fit"
         lines.append(f"  -> {told}")

@@ -57,6 +57,10 @@ class Trace(TorchDispatchMode):
         self.peak = max(self.peak, self.live)
         weakref.finalize(storage, self._gone, key, size)
 
+    def ignore(self, tensor: Tensor) -> None:
+        """Never count what is accounted for otherwise, or is not on this device."""
+        self._counted.add(tensor.untyped_storage()._cdata)
+
     def workspace(self, size: int) -> None:
         """Count what an operator holds while it runs."""
         self.peak = max(self.peak, self.live + size)

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from megadistill.data.order import BatchSizes
 from megadistill.plan.footprint import Footprint
 from megadistill.plan.machine import Machine
+from megadistill.plan.zero import MOST_GATHERED
 from megadistill.run.config import RunConfig
 
 MASTER_AND_MOMENTS = 12
 """Bytes a parameter of fp32 weights and AdamW's two moments."""
-_GATHERED_ONCE = 1_000_000_000
-"""ZeRO 3 keeps so many gathered values for the backward pass (`stage3_max_reuse_distance`)."""
 _ITEM = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
@@ -80,15 +79,16 @@ def project(
 ) -> Projection:
     """What a step takes where `computing` seconds of it are computing.
 
-    Sent by a rank of P in rings, of N trainable values: gradients 2 (P-1)/P N once a step at stage 1, and for every
-    micro-batch at stages 2 and 3; updated weights (P-1)/P N; at stage 3 instead the weights for every micro-batch,
-    twice where the student is too large to stay gathered (Rajbhandari et al. 2020, section 7).
+    Sent by a rank of P in rings, of N trainable values: gradients 2 (P-1)/P N once a step at stage 1 and for every
+    micro-batch at stage 2 (DeepSpeed reduces whole buckets), (P-1)/P N for every one at stage 3; updated weights
+    (P-1)/P N; at stage 3 instead the weights for every micro-batch, twice where the student is too large to stay
+    gathered (Rajbhandari et al. 2020, section 7).
     """
     item, wire = _ITEM[config.engine.precision], _ITEM[config.engine.communication_dtype]
-    accumulation = config.batch.accumulation(machine.gpus - config.teacher_ranks)
+    accumulation = config.batch.accumulation(config.students(machine.gpus))
     ring = (ranks - 1) / ranks
-    reduced = 2 * wire * trainable * (accumulation if stage >= 2 else 1)
-    gathers = accumulation * (2 if trainable > _GATHERED_ONCE else 1) if stage == 3 else 1
+    reduced = (1 if stage == 3 else 2) * wire * trainable * (accumulation if stage >= 2 else 1)
+    gathers = accumulation * (2 if trainable > MOST_GATHERED else 1) if stage == 3 else 1
     sent = ring * (reduced + item * trainable * gathers)
     seconds = computing + sent / machine.link(ranks)
     return Projection(ranks, stage, seconds, computing / seconds, sent)

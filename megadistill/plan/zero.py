@@ -17,6 +17,8 @@ from megadistill.engine.deepspeed import EngineConfig
 _MIB = 2**20
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ADAM_MOMENTS = 2
+MOST_GATHERED = 1_000_000_000
+"""Values that ZeRO 3 keeps gathered (`stage3_max_live_parameters`, `stage3_max_reuse_distance`)."""
 
 
 @dataclass
@@ -41,7 +43,7 @@ class Sharded:
         self.sizes = [sum(p.numel() for p in group) for group in self.groups]
         shares = [-(-size // (self.ranks if stage else 1)) for size in self.sizes]
         self.shares = shares
-        on_host = engine.offload_optimizer != "none"
+        on_host = self.on_host = engine.offload_optimizer != "none"
         # DeepSpeed's BF16_Optimizer: the sums stay whole, and one flat tensor of them is reduced
         self.whole_sums = stage == 1 and self.dtype == torch.bfloat16 and self.sums == torch.float32 and not on_host
         master = stage > 0 or self.dtype != torch.float32
@@ -52,6 +54,7 @@ class Sharded:
         if self.whole_sums:
             self.resting["gradients"] = [_new(n, self.sums) for n in self.sizes]
         if stage == 3:
+            self.resting["student's weights, gathered"] = [_new(min(sum(self.sizes), MOST_GATHERED), self.dtype)]
             if engine.offload_parameters == "none":
                 self.resting["student's share"] = [_new(sum(shares), self.dtype)]
             if not on_host:
@@ -77,7 +80,7 @@ class Sharded:
             kept = parameter.__dict__.setdefault("plan_sum", gradient.to(self.sums))
             if kept is not gradient and kept.dtype == gradient.dtype:
                 kept.add_(gradient)
-        elif stage == 2 and not self.gradients:
+        elif stage == 2 and not self.gradients and not self.on_host:
             self.gradients = [_new(n, self.sums) for n in self.shares]
 
     def after_backward(self) -> None:
@@ -101,6 +104,10 @@ class Sharded:
             return
         if self.whole_sums:
             self._adam(max(self.shares))
+            return
+        if self.on_host:
+            for parameter in self.parameters:
+                parameter.__dict__.pop("plan_sum", None)
             return
         if stage == 1:
             self.gradients = [_new(n, self.sums) for n in self.shares]

@@ -195,6 +195,21 @@ class RunConfig(Strict):
         apart = getattr(self.teacher, "placement", "") == "own_ranks"
         return int(getattr(self.teacher, "own_ranks", 0)) if apart else 0
 
+    def students(self, ranks: int) -> int:
+        """How many of the ranks that a run is started with are students'; the teacher's are the last ones.
+
+        Raises:
+            UserError: fewer than the teacher's.
+        """
+        theirs = self.teacher_ranks
+        if ranks - theirs < max(theirs, 1):
+            raise UserError(
+                f"teacher.own_ranks is {theirs}, and {ranks} rank(s) are to run",
+                "each rank of a teacher answers at least one student's",
+                f"start at least {2 * theirs} ranks, or set another teacher.placement",
+            )
+        return ranks - theirs
+
     @property
     def rows(self) -> DataConfig | Task:
         """What training reads: either has a tokenizer and a sequence_length."""
@@ -255,6 +270,16 @@ class RunConfig(Strict):
             for where, needs in asked.items():
                 if why := self.teacher.cannot(needs):
                     raise ValueError(f"{where} and teacher: {self.teacher.kind} do not go together: {why}")
+        return self
+
+    @model_validator(mode="after")
+    def _a_teacher_apart_is_asked(self) -> RunConfig:
+        if not self.teacher_ranks:
+            return self
+        if self.task is not None:
+            raise ValueError("teacher.placement: own_ranks is for pretraining; a task's teacher has no such")
+        if not any(objective.needs().teacher for objective in self.objectives):
+            raise ValueError("teacher.placement: own_ranks, and no objective asks the teacher; use replicated")
         return self
 
     @model_validator(mode="after")

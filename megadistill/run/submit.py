@@ -81,7 +81,7 @@ def command(
     Raises:
         UserError: the batch does not divide by the ranks; told now, not when the job has come through the queue.
     """
-    config.batch.accumulation(nodes * cluster.tasks_per_node - config.teacher_ranks)
+    config.batch.accumulation(config.students(nodes * cluster.tasks_per_node))
     logs = config.directory / "slurm"
     options = [f"--job-name={config.name}", f"--output={logs / config.name}-%j.out", *cluster.options(nodes)]
     variables = {"MEGADISTILL_SETUP": cluster.setup, "MEGADISTILL_SRUN": shlex.join(cluster.srun)}

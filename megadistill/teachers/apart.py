@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from megadistill.core.dist import World
-from megadistill.core.errors import Exit, UserError
+from megadistill.core.errors import Exit
 from megadistill.core.types import IGNORE, Batch, Signals
 from megadistill.models.signals import LanguageModel
 
@@ -66,13 +66,15 @@ class Link:
 class FarModel(LanguageModel):
     """A model whose body is on another rank; its head is here."""
 
-    def __init__(self, hf: Any, link: Link) -> None:
+    def __init__(self, hf: Any, link: Link, device: torch.device) -> None:
         super().__init__(hf)
-        self.link = link
+        self.link, self.device = link, device
 
     def let_go(self) -> None:
-        """Drop the body: the student has taken from it what it starts with."""
+        """Drop the body, in host memory until now: the student has taken from it what it starts with. The head goes to
+        the device."""
         setattr(self.hf, self.hf.base_model_prefix, nn.Module())
+        self.to(self.device)
 
     @property
     def num_tokens(self) -> int:
@@ -121,22 +123,6 @@ def leave(code: int) -> None:
         _link = None
 
 
-def divided(world: World, teacher_ranks: int) -> int:
-    """How many of the ranks are students; teachers are the last ones.
-
-    Raises:
-        UserError: none would be.
-    """
-    students = world.size - teacher_ranks
-    if students < 1:
-        raise UserError(
-            f"teacher.own_ranks is {teacher_ranks}, and the run was started with {world.size} rank(s)",
-            "no rank would be a student's",
-            f"start at least {teacher_ranks + 1} ranks, or set another teacher.placement",
-        )
-    return students
-
-
 def serve(
     model: LanguageModel,
     store: dist.Store,
@@ -157,7 +143,7 @@ def serve(
         the exit code that the students have.
 
     Raises:
-        RuntimeError: a student went away without a word.
+        RuntimeError: a student went away without a word; or whatever the model raised.
     """
     model.check_head()
     mine, teachers = world.rank - students, world.size - students
@@ -177,7 +163,7 @@ def serve(
     for _ in ours:
         outcome = ended.get()
         if isinstance(outcome, Exception):
-            raise RuntimeError("a student's rank went away without a word") from outcome
+            raise outcome
         code = max(code, Exit(outcome))
     return code
 
@@ -187,7 +173,10 @@ def _answer(model: LanguageModel, group: Any, lock: threading.Lock, wish: Callab
     device = next(model.parameters()).device
     while True:
         header = torch.empty(_HEADER, dtype=torch.int64)
-        group.recv([header], 0, 0).wait()
+        try:
+            group.recv([header], 0, 0).wait()
+        except RuntimeError as error:
+            raise RuntimeError("a student's rank went away without a word") from error
         what, rows, length, document, count, *layers = header.tolist()
         if what == _BYE:
             return int(rows)

@@ -90,10 +90,11 @@ class CachedTeacher(Teacher):
         """
         index = read_index(self.dir)
         wanted = self.facts(data)
+        there = index.facts | {"teacher": _who(index.facts.get("teacher") or {})}
         stale = [
-            f"{name}: {index.facts.get(name)!r} there, {value!r} here"
+            f"{name}: {there.get(name)!r} there, {value!r} here"
             for name, value in wanted.items()
-            if index.facts.get(name) != value
+            if there.get(name) != value
         ]
         for path, (before, digest) in zip(self.paths(), index.weights.items(), strict=False):
             now = weights_sha256(path)
@@ -115,10 +116,7 @@ class CachedTeacher(Teacher):
     def facts(self, data: DataConfig) -> dict[str, Any]:
         """What decides the answers besides the weights, in words that a message can tell."""
         return {
-            # without its paths: folders may move, weights are compared by their hashes
-            "teacher": self.of.model_dump(
-                mode="json", exclude={"guard": True, "path": True, "members": {"__all__": {"path", "guard"}}}
-            ),
+            "teacher": _who(self.of.model_dump(mode="json")),
             "tokenizer": load_tokenizer(data.tokenizer).fingerprint,
             "corpora": {
                 corpus.name: shards.read_index(data.dir / corpus.name / "train").fingerprint for corpus in data.corpora
@@ -181,6 +179,16 @@ class CachedSource:
     def identity(self) -> dict[str, Any]:
         """The folder and the fingerprint of all answers in it."""
         return {"kind": "cached", "dir": str(self.answers.folder), "sha256": self.answers.index.fingerprint}
+
+
+def _who(teacher: dict[str, Any]) -> dict[str, Any]:
+    """What of a teacher's config decides its answers: not where it lies (weights are compared by their hashes), what it
+    had to prove, nor on which devices it was."""
+    kept = {name: value for name, value in teacher.items() if name not in _BESIDE_THE_POINT}
+    return kept | ({"members": [_who(member) for member in kept["members"]]} if "members" in kept else {})
+
+
+_BESIDE_THE_POINT = ("guard", "path", "placement", "own_ranks")
 
 
 class ShapesOfAnswers(CachedSource):

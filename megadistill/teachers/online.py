@@ -56,14 +56,15 @@ class OnlineTeacher(Teacher):
         model = load_pretrained(self.path, self.revision, self.torch_dtype(device))
         if self.placement == "own_ranks":
             link = apart.current()  # none where only scores are wanted: it is asked here then
-            far = model if link is None else apart.FarModel(model.hf, link)
-            return OnlineSource(self.path, far.to(device))
+            if link is None:
+                return OnlineSource(self.path, model.to(device))
+            return OnlineSource(self.path, apart.FarModel(model.hf, link, device))
         model.placement = self.placement
         # what shall not be whole on a device is not put there even once
         return OnlineSource(self.path, model.to(device) if self.placement == "replicated" else model)
 
     def empty(self, device: torch.device) -> OnlineSource:
-        model = load_empty(self.path).to(self.torch_dtype(device))
+        model = load_empty(self.path, self.revision).to(self.torch_dtype(device))
         model.placement = self.placement
         return OnlineSource(self.path, model)
 

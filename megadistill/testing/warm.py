@@ -128,7 +128,7 @@ class Warm:
         connection.sendall((json.dumps(said) + "\n").encode())
         for fd in {out_write, err_write}:
             os.close(fd)
-        pid = int(connection.recv(16))
+        pid = int(connection.recv(16, socket.MSG_WAITALL))
         err = None if err_read is None else os.fdopen(err_read, encoding="utf-8", errors="replace")
         return Process(pid, connection, os.fdopen(out_read, encoding="utf-8", errors="replace"), err)
 
@@ -183,7 +183,7 @@ def serve(address: str) -> None:
             for fd in fds:
                 os.close(fd)
             waiting[pid] = connection
-            connection.sendall(str(pid).encode())
+            connection.sendall(f"{pid:16d}".encode())
 
 
 def _become(said: dict[str, Any], fds: list[int]) -> None:
@@ -215,6 +215,7 @@ def _become(said: dict[str, Any], fds: list[int]) -> None:
 def _import() -> None:
     import torch.utils.tensorboard  # noqa: F401
     from transformers import BertForMaskedLM, DistilBertForMaskedLM, GPT2LMHeadModel  # noqa: F401
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     import megadistill.cli
     import megadistill.evaluate.heldout
@@ -224,6 +225,7 @@ def _import() -> None:
     from megadistill.engine.deepspeed import import_deepspeed
 
     import_deepspeed()
+    get_checkpoint_conversion_mapping("bert")  # it compiles a thousand patterns at the first loading of a model
 
 
 if __name__ == "__main__":

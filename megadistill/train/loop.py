@@ -19,6 +19,7 @@ from megadistill.engine.deepspeed import engine_fits
 from megadistill.run.build import Parts, build, held_out
 from megadistill.run.config import RunConfig, load
 from megadistill.run.directory import RunDirectory
+from megadistill.run.trained import located
 from megadistill.teachers import apart
 from megadistill.train import stop
 from megadistill.train.health import RollBack, skipped
@@ -44,11 +45,11 @@ def run(path: Path, assignments: list[str], fresh: bool) -> int:
 
 def _apart(config: RunConfig, world: World, fresh: bool) -> int:
     """The last ranks are the teacher's; to the others they do not exist."""
-    students = apart.divided(world, config.teacher_ranks)
+    students = config.students(world.size)
     store, patience = dist.meet(world, config.train.timeout_seconds), config.train.timeout_seconds
     if world.rank >= students:
         assert config.teacher is not None
-        model = config.teacher.build(dist.device_of(world)).models[0]
+        model = located(config.teacher).build(dist.device_of(world)).models[0]
         return int(apart.serve(model, store, world, students, patience, stop.requested))
     apart.join(apart.Link(store, world.rank, patience, lambda: stop.request("a signal to a teacher's rank")))
     ours = World(world.rank, students, world.local_rank)

@@ -20,6 +20,8 @@ def compare(config: RunConfig, ranks: int, device: torch.device) -> dict[str, An
         _, found = measure(config, ranks)
     except UserError as error:  # a plan cannot tell of every run
         return {"measured": measured, "no_estimate": error.what}
+    except Exception as error:  # nor may a run end for an estimate
+        return {"measured": measured, "no_estimate": f"{type(error).__name__}: {error}"}
     return {"measured": measured, "estimated": found.peak}
 
 

@@ -17,6 +17,7 @@ from megadistill.run.config import load
 QUICKSTART = Path(__file__).resolve().parents[2] / "configs" / "quickstart.yaml"
 """Its teacher and tokenizer ship with the project."""
 ACCUMULATING = ["batch.global_size=64", "batch.micro_size=4"]
+PLACEMENTS = ["sharded", "offloaded", "own_ranks"]
 EIGHT = ["batch.micro_size=4", "engine.reduce_bucket_mib=1"]
 
 
@@ -83,9 +84,7 @@ def test_attention_maps_are_never_whole():
     assert long.footprint.activations < 2.1 * short.footprint.activations
 
 
-def test_the_cheapest_change_is_named_and_makes_it_fit(whole):
-    small = machine(memory=whole.footprint.peak / USABLE * 0.85)
-    tight = made("engine.reduce_bucket_mib=1", "engine.zero_stage=1", where=small)
+def test_the_cheapest_change_is_named_and_makes_it_fit():
     needed = made("engine.reduce_bucket_mib=1", "engine.zero_stage=1").footprint.peak
     small = machine(memory=needed / USABLE * 0.9)
     tight = made("engine.reduce_bucket_mib=1", "engine.zero_stage=1", where=small)
@@ -113,6 +112,27 @@ def test_answers_that_were_kept_need_no_teacher(whole):
     cached = made(kept, objectives, student)
     assert cached.footprint.resting["teacher's weights"] == 0
     assert cached.work.flops < whole.work.flops
+
+
+def test_a_run_without_a_teacher_is_planned():
+    alone = "student={kind: hf, architecture: gpt2, config: {n_layer: 3, n_embd: 128, n_head: 2, n_positions: 128}}"
+    done = made("teacher=null", "objectives=[{kind: hard_ce}]", alone)
+    assert done.parameters.teacher == 0
+    assert done.footprint.answers == 0
+
+
+def test_where_a_teacher_is_decides_what_students_hold_of_it(whole):
+    found = {p: made(f"teacher.placement={p}", where=machine(3 if p == "own_ranks" else 2)) for p in PLACEMENTS}
+    assert {plan.footprint.answers for plan in found.values()} == {whole.footprint.answers}
+    weights = {p: plan.footprint.resting["teacher's weights"] for p, plan in found.items()}
+    values = 4 * whole.parameters.teacher // 2  # bf16 or fp16 on a GPU
+    assert weights["offloaded"] == values  # DeepSpeed gathers up to 50 million values ahead: all of so small a model
+    assert weights["sharded"] == values * 3 // 2
+    assert weights["own_ranks"] == 2 * 4096 * 128
+    apart = found["own_ranks"].footprint
+    assert apart.peak < whole.footprint.peak
+    assert apart.teacher_rank > values
+    assert [plan.footprint.teacher_rank for p, plan in found.items() if p != "own_ranks"] == [0, 0]
 
 
 def test_a_task_is_refused():

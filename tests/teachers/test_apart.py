@@ -1,15 +1,14 @@
 """A teacher on ranks of its own teaches what one on every rank teaches, and ends when its students do."""
 
 import signal
+import time
 
 import pytest
 
-from megadistill.core.dist import World
 from megadistill.core.errors import UserError
 from megadistill.core.files import read_lines
 from megadistill.data.prepare import prepare
 from megadistill.run.config import load
-from megadistill.teachers import apart
 from megadistill.testing import processes, workspace
 
 pytestmark = pytest.mark.distributed
@@ -26,6 +25,12 @@ def config(tmp_path_factory):
 def command(config, name, *more):
     settings = [f"name={name}", "train.steps=3", "schedule.total_steps=6", "evaluate.rows=16", "log.every_steps=1"]
     return ["-m", "megadistill", "train", str(config), *settings, *more]
+
+
+def wait_for(there, ranks, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not there() and all(rank.poll() is None for rank in ranks) and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def trace(run):
@@ -49,8 +54,7 @@ def test_losses_are_those_of_a_replicated_teacher_also_after_a_resume(config):
 def test_a_signal_to_the_teachers_rank_stops_the_run(config):
     ranks = processes.launch(command(config, "stopped", *APART, "train.steps=2000"), 3)
     run = config.parent / "runs" / "stopped"
-    while not (run / "metrics.jsonl").exists() and all(rank.poll() is None for rank in ranks):
-        pass
+    wait_for(lambda: (run / "metrics.jsonl").exists(), ranks)
     ranks[2].send_signal(signal.SIGUSR1)
     outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [85, 85, 85], "\n".join(outputs)
@@ -61,8 +65,7 @@ def test_a_signal_to_the_teachers_rank_stops_the_run(config):
 def test_a_teacher_that_dies_ends_the_run_and_the_same_command_continues(config):
     ranks = processes.launch(command(config, "bereft", *APART, "train.steps=2000", "checkpoint.every_steps=1"), 3)
     run = config.parent / "runs" / "bereft"
-    while not list(run.glob("checkpoints/step-*")) and all(rank.poll() is None for rank in ranks):
-        pass
+    wait_for(lambda: list(run.glob("checkpoints/step-*")), ranks)
     ranks[2].kill()
     outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
     assert all(rank.returncode not in (0, 85) for rank in ranks), "\n".join(outputs)
@@ -77,13 +80,14 @@ def test_a_mistake_of_the_students_lets_the_teacher_go(config):
     assert "rows of 32 tokens" in outputs[0]
 
 
-def test_what_cannot_be_asked_from_afar_is_refused():
-    with pytest.raises(UserError, match="no rank would be"):
-        apart.divided(World(0, 1), 1)
-    assert apart.divided(World(0, 3), 1) == 2
-
-
-def test_attention_is_refused_with_the_config(config):
-    objectives = "objectives=[{kind: hard_ce}, {kind: attention_mse, layers: {1: 1}}]"
+def test_what_cannot_be_is_refused_with_the_config(config):
+    attention = "objectives=[{kind: hard_ce}, {kind: attention_mse, layers: {1: 1}}]"
     with pytest.raises(UserError, match="sends hidden states only"):
-        load(config, [*APART, objectives])
+        load(config, [*APART, attention])
+    with pytest.raises(UserError, match="no objective asks the teacher"):
+        load(config, [*APART, "objectives=[{kind: hard_ce}]"])
+    found = load(config, APART)
+    assert found.students(3) == 2
+    for ranks in (0, 1):
+        with pytest.raises(UserError, match="at least one student"):
+            found.students(ranks)
