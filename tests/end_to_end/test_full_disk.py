@@ -1,4 +1,4 @@
-"""A disk that fills up during a save: a clean end, the last checkpoint intact, and on with more room."""
+"""A disk that is full before or during a save: a clean end, the last checkpoint intact, and on with more room."""
 
 import subprocess
 import sys
@@ -17,12 +17,12 @@ MIB = 2**20
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of its own, and what makes it so many bytes large."""
+    """A file system of its own, and what gives it so many bytes, and room for so many files."""
     folder = tmp_path / "disk"
     folder.mkdir()
 
-    def resize(size, how="remount,"):
-        command = ["mount", "-t", "tmpfs", "-o", f"{how}size={size}", "megadistill", str(folder)]
+    def resize(size, files=100_000, how="remount,"):
+        command = ["mount", "-t", "tmpfs", "-o", f"{how}size={size},nr_inodes={files}", "megadistill", str(folder)]
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
     if not resize(64 * MIB, how=""):
@@ -36,7 +36,9 @@ def used(folder):
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_full_disk_costs_nothing_but_time(tmp_path, small_disk, asynchronous):
+@pytest.mark.parametrize("during", [False, True])
+def test_a_full_disk_costs_nothing_but_time(tmp_path, small_disk, during, asynchronous):
+    """`during` a save: bytes are there when it begins, but no room for all its files."""
     folder, resize = small_disk
     config = workspace.make(tmp_path)
     prepare(load(config).data, lambda line: None)
@@ -54,9 +56,10 @@ def test_a_full_disk_costs_nothing_but_time(tmp_path, small_disk, asynchronous):
     assert first.returncode == 0, first.stdout + first.stderr
     run = folder / "full"
     _, _, newest = checkpoint.committed(run / "checkpoints")[0]
-    assert resize(used(folder) + int(1.3 * used(newest)))  # enough for the check before a save, not for two saves
-    filler = folder / "somebody else's"
-    filler.write_bytes(bytes(int(0.05 * used(newest))))
+    if during:
+        assert resize(64 * MIB, files=1 + sum(1 for _ in folder.rglob("*")) + 9)
+    else:
+        assert resize(used(folder) + used(newest))
     stopped = train("full", folder)
     assert stopped.returncode == 2, stopped.stdout + stopped.stderr
     assert "disk" in stopped.stderr
