@@ -61,7 +61,7 @@ def launch(config, *settings):
 def test_a_cut_link_ends_the_run_in_time_and_a_mended_one_lets_it_go_on(tmp_path, link):
     config = workspace.make(tmp_path)
     prepare(load(config).data, lambda line: None)
-    settings = ["train.steps=200", f"train.hang_seconds={HANG_SECONDS}", "checkpoint.every_steps=5"]
+    settings = ["train.steps=200", f"train.hang_seconds={HANG_SECONDS}", "checkpoint.every_steps=16"]
     processes.run(["-m", "megadistill", "train", str(config), "name=whole", *settings], 2)
     run = tmp_path / "runs" / "cut"
     ranks = launch(config, "name=cut", *settings)
