@@ -19,7 +19,8 @@ if [[ -z "${MASTER_ADDR:-}" ]]; then
     fi
 fi
 export MASTER_ADDR
-export MASTER_PORT="${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}"
+# Another port after a requeue: ranks that a dead node's daemon left behind may still hold the old one.
+export MASTER_PORT="${MASTER_PORT:-$((20000 + (SLURM_JOB_ID + 6007 * ${SLURM_RESTART_COUNT:-0}) % 20000))}"
 
 # The tasks of this node share its cores; SLURM_STEP_TASKS_PER_NODE reads like `4` or `4(x2),3`.
 tasks=${SLURM_STEP_TASKS_PER_NODE:-${SLURM_TASKS_PER_NODE:-1}}
