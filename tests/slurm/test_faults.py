@@ -75,7 +75,9 @@ def test_a_preempted_job_saves_in_its_grace_time_and_goes_on(cluster, config, wh
     cluster.wait(lambda: len(trace(run)) >= 5, 120)
     urgent = tmp_path / "urgent.sh"
     urgent.write_text("#!/bin/bash\nsleep 5\n", encoding="utf-8")
-    other = cluster.submit(urgent, options=["--partition", "urgent", "--nodes", "4", "--exclusive"])
+    other = cluster.submit(
+        urgent, options=["--partition", "urgent", "--nodes", "4", "--exclusive", "--output=/dev/null"]
+    )
     cluster.wait(lambda: cluster.job(job)["Restarts"] == "1", 120)
     assert [event for event, _ in events(run)][-1] == "signal", (tmp_path / "log").read_text()
     cluster.wait_for(other, "COMPLETED", timeout=60)
