@@ -41,16 +41,16 @@ from megadistill.objectives.hard_ce import HardCE  # noqa: E402
 from megadistill.objectives.soft_ce import SoftCE  # noqa: E402
 from megadistill.objectives.step import DistillStep  # noqa: E402
 from megadistill.plan.footprint import footprint  # noqa: E402
+from megadistill.plan.machine import GPUS  # noqa: E402
 from megadistill.plan.zero import Sharded  # noqa: E402
 from megadistill.teachers.online import OnlineSource  # noqa: E402
 from megadistill.testing import processes  # noqa: E402
+from megadistill.testing.memory import peak as allocated  # noqa: E402
 from megadistill.train.accumulate import accumulate  # noqa: E402
 from megadistill.train.stragglers import Stopwatch  # noqa: E402
 
 T, SOFT, HARD, COSINE = 2.0, 5.0, 2.0, 1.0
 CLIP = 5.0
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
-"""bf16 operations a second, dense, by their data sheets."""
 SIZES = {
     "distilbert": {"vocabulary": 30522, "hidden": 768, "heads": 12, "teacher_layers": 12, "layers": 6},
     "small": {"vocabulary": 30522, "hidden": 256, "heads": 4, "teacher_layers": 4, "layers": 2},
@@ -245,16 +245,7 @@ def memory(work: Callable[[], Any], device: torch.device) -> int:
         work()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
-        work()
-    events = recorded.profiler.kineto_results.events()  # type: ignore[union-attr]
-    live = most = 0
-    for _, size in sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"):
-        live += size
-        most = max(most, live)
-    return most
+    return allocated(work)
 
 
 def operations(size: dict[str, int], given: Batch, masked_only: bool) -> int:
@@ -297,9 +288,8 @@ def compare(options: argparse.Namespace, device: torch.device) -> dict[str, Any]
     ours = cases["ours"]
     assert isinstance(ours, Ours)
     found: dict[str, Any] = {}
-    peak = next(
-        (p for name, p in PEAKS.items() if device.type == "cuda" and name in torch.cuda.get_device_name()), None
-    )
+    card = torch.cuda.get_device_name().lower() if device.type == "cuda" else ""
+    peak = next((gpu.bf16 for name, gpu in GPUS.items() if name in card), None)
     for name in cases:
         middle = statistics.median(times[name])
         flops = operations(size, batches[0], masked_only="masked" in name)

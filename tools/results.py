@@ -209,9 +209,9 @@ def data_table(results: Path) -> str:
             f"| 0 | {simulation['rows_twice'] + simulation['rows_missing']} |",
         ]
     if wait:
-        of = f"{wait['wait_seconds'] * 1e3:.1f} ms of {wait['step_seconds']:.1f} s, on a CPU"
+        of = f"{wait['wait_seconds'] * 1e3:.1f} ms of {wait['step_seconds']:.1f} s on a CPU, `tools/bench_wait.py`"
         lines.append(f"| wait for data, of a step of the DistilBERT preset | under 1 % | {wait['share']:.3%} ({of}) |")
-    note = "`python tools/bench_data.py`, `tools/simulate_order.py`, `tools/bench_wait.py`: two cores, otherwise idle."
+    note = "`python tools/bench_data.py` and `tools/simulate_order.py`: two cores, otherwise idle."
     lines += ["", note]
     return "\n".join(lines) if bench or simulation else ""
 

@@ -27,6 +27,8 @@ from megadistill.engine import elastic
 from megadistill.engine.optimizer import OptimizerConfig, build_optimizer
 
 _MIB = 2**20
+MOST_GATHERED = 1_000_000_000
+"""Values that ZeRO 3 keeps gathered at most, and how far ahead of their next use."""
 
 
 class EngineConfig(Strict):
@@ -60,6 +62,11 @@ class EngineConfig(Strict):
     """ZeRO 3: parameters of fewer values than this stay whole on every rank."""
     loss_scale: float = Field(0.0, ge=0)
     """fp16 only: 0 scales dynamically."""
+
+    @property
+    def reduce_bucket_values(self) -> int:
+        """`reduce_bucket_mib` as DeepSpeed counts: in values, whatever their dtype."""
+        return self.reduce_bucket_mib * (_MIB // 4)
 
     @model_validator(mode="after")
     def _offload_fits_stage(self) -> EngineConfig:
@@ -145,7 +152,7 @@ def deepspeed_config(engine: EngineConfig, optimizer: OptimizerConfig, batch: Ba
         "stage": engine.zero_stage,
         "contiguous_gradients": True,
         "reduce_scatter": True,
-        "reduce_bucket_size": engine.reduce_bucket_mib * values_per_mib,
+        "reduce_bucket_size": engine.reduce_bucket_values,
         "use_multi_rank_bucket_allreduce": True,
         "allgather_partitions": True,
         "allgather_bucket_size": engine.allgather_bucket_mib * values_per_mib,
@@ -155,8 +162,8 @@ def deepspeed_config(engine: EngineConfig, optimizer: OptimizerConfig, batch: Ba
         "sub_group_size": 1_000_000_000,
         "stage3_prefetch_bucket_size": engine.prefetch_bucket_mib * values_per_mib,
         "stage3_param_persistence_threshold": engine.persistence_threshold,
-        "stage3_max_live_parameters": 1_000_000_000,
-        "stage3_max_reuse_distance": 1_000_000_000,
+        "stage3_max_live_parameters": MOST_GATHERED,
+        "stage3_max_reuse_distance": MOST_GATHERED,
         "stage3_gather_16bit_weights_on_model_save": False,
         "ignore_unused_parameters": True,
         "round_robin_gradients": False,

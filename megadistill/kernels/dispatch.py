@@ -78,13 +78,8 @@ def plan(hidden: Tensor, vocabulary: int, num_rows: int, teacher: bool, terms: s
     from megadistill.kernels import native
     from megadistill.kernels.head_losses import rows_torch
 
-    wide = torch.promote_types(hidden.dtype, torch.float32)
     kind, _ = row_implementation(hidden.device, hidden.dtype, terms, top_k)
-    if hidden.is_cuda:
-        operands, leading = hidden.dtype, -(-vocabulary // 64) * 64
-        logits = hidden.dtype if _settings.logits == "fast" else wide
-    else:
-        operands, logits, leading = wide, wide, vocabulary  # see `fp32_logits` for why
+    operands, logits, leading = block_layout(hidden.dtype, vocabulary, hidden.is_cuda)
     rows: Callable[..., None] = rows_torch.rows
     in_place = True
     if kind == "native":
@@ -93,14 +88,22 @@ def plan(hidden: Tensor, vocabulary: int, num_rows: int, teacher: bool, terms: s
         from megadistill.kernels.head_losses import rows_triton
 
         rows, in_place = rows_triton.rows, rows_triton.one_launch(terms)
-    inner, outer = block_rows(
-        num_rows,
-        leading,
-        logits.itemsize * (1 + teacher),
-        0 if operands == logits else operands.itemsize,
-        hidden.is_cuda,
-    )
+    inner, outer = block_rows(num_rows, leading, *block_bytes(operands, logits, teacher), hidden.is_cuda)
     return Plan(rows, in_place, operands, logits, vocabulary, leading, teacher, inner, outer)
+
+
+def block_layout(dtype: torch.dtype, vocabulary: int, on_gpu: bool) -> tuple[torch.dtype, torch.dtype, int]:
+    """The dtypes of a call's products and logits, and the values from one row of a block to the next, for hidden states
+    of `dtype`."""
+    wide = torch.promote_types(dtype, torch.float32)
+    if not on_gpu:
+        return wide, wide, vocabulary  # see `fp32_logits` for why
+    return dtype, dtype if _settings.logits == "fast" else wide, -(-vocabulary // 64) * 64
+
+
+def block_bytes(operands: torch.dtype, logits: torch.dtype, teacher: bool) -> tuple[int, int]:
+    """Bytes a value of all inner buffers together, and of the outer one, as `block_rows` takes them."""
+    return logits.itemsize * (1 + teacher), 0 if operands == logits else operands.itemsize
 
 
 def block_rows(num_rows: int, leading: int, inner_bytes: int, outer_bytes: int, on_gpu: bool) -> tuple[int, int]:

@@ -105,12 +105,13 @@ def measure(config: RunConfig, ranks: int) -> tuple[Parameters, Footprint]:
         )
     gpu = torch.device("cuda")
     vocabulary = load_tokenizer(config.text.tokenizer)
-    teacher = None if config.teacher is None else located(config.teacher).empty(gpu)
+    who = None if config.teacher is None else located(config.teacher)
+    teacher = None if who is None else who.empty(gpu)
     models = teacher.models if teacher is not None else ()
     causal = config.text.targets.kind == "clm"
     origin = models[0] if models else None
-    if origin is None and config.student.starts_from_teacher and (of := getattr(config.teacher, "of", None)):
-        origin = of.empty(gpu).models[0]  # who gave the answers that were kept
+    if origin is None and who is not None and config.student.starts_from_teacher:
+        origin = who.origin(empty=True)
     student = located(config.student).empty(origin, vocabulary.vocabulary_size, causal, vocabulary.special.as_dict())
     if student is None:
         raise UserError(f"plan cannot tell the sizes of student: {config.student.kind}", "", "use student: hf")

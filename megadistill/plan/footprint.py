@@ -70,7 +70,6 @@ def footprint(
     """
     with Trace(on_gpu) as trace:
         resting: dict[str, int] = {}
-
         state = sharded()
         if state.engine.zero_stage == 3:  # its share and what is gathered of it stand in the state
             for value in step.parameters():
@@ -78,13 +77,9 @@ def footprint(
         resting["student's weights"] = _weights(trace, step)
         models = teacher.models if teacher is not None else ()
         apart = any(model.placement == "own_ranks" for model in models)
-        for model in models:
-            if model.placement != "replicated":
-                for value in model.parameters():
-                    trace.ignore(value)
-        spread = [_spread(model, ranks) for model in models if model.placement != "replicated"]
-        resting["teacher's weights"] = sum(_weights(trace, m) for m in models if m.placement == "replicated")
-        resting["teacher's weights"] += sum(tensor.nbytes for tensor in spread)
+        spread = [_spread(trace, model, ranks) for model in models if model.placement != "replicated"]
+        whole = [_weights(trace, model) for model in models if model.placement == "replicated"]
+        resting["teacher's weights"] = sum(whole) + sum(tensor.nbytes for tensor in spread)
         resting |= {name: sum(t.nbytes for t in tensors) for name, tensors in state.resting.items()}
         shares = torch.ones(3)
         base = trace.live
@@ -112,7 +107,7 @@ def footprint(
                 hook.remove()
         peak = trace.peak
     answers, activations = first
-    whole = sum(p.nbytes for model in models for p in model.parameters())
+    weights = sum(p.nbytes for model in models for p in model.parameters())
     return Footprint(
         resting,
         answers,
@@ -120,7 +115,7 @@ def footprint(
         activations,
         peak - base - answers - activations,
         peak,
-        whole + teaching[0] if apart else 0,
+        weights + teaching[0] if apart else 0,
         teacher_flops,
         forward_flops,
         backward_flops,
@@ -134,10 +129,12 @@ def _weights(trace: Trace, module: nn.Module) -> int:
     return trace.live - before
 
 
-def _spread(model: LanguageModel, ranks: int) -> torch.Tensor:
+def _spread(trace: Trace, model: LanguageModel, ranks: int) -> torch.Tensor:
     """What stands for the weights of a model that is not whole on every rank: the head of one with ranks of its own; a
     rank's share of one that is sharded or in host memory, and what is gathered ahead of its use (DeepSpeed's default
     of 50 million values, at least the largest weight)."""
+    for value in model.parameters():
+        trace.ignore(value)
     if model.placement == "own_ranks":
         body = {id(p) for p in model.hf.base_model.parameters()}
         head = [p for p in model.parameters() if id(p) not in body] + [output_layer(model.hf).weight]

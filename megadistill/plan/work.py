@@ -6,14 +6,14 @@ import math
 from dataclasses import dataclass
 
 from megadistill.data.order import BatchSizes
+from megadistill.engine.deepspeed import MOST_GATHERED
 from megadistill.plan.footprint import Footprint
 from megadistill.plan.machine import Machine
-from megadistill.plan.zero import MOST_GATHERED
+from megadistill.plan.zero import DTYPES
 from megadistill.run.config import RunConfig
 
 MASTER_AND_MOMENTS = 12
 """Bytes a parameter of fp32 weights and AdamW's two moments."""
-_ITEM = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def work(config: RunConfig, footprint: Footprint, machine: Machine) -> Work:
 def checkpoint_bytes(config: RunConfig, trainable: int, parameters: int) -> int:
     """One checkpoint: fp32 weights and moments, the weights as they train, and the student for everybody else."""
     master = MASTER_AND_MOMENTS if config.engine.zero_stage or config.engine.precision != "fp32" else 8
-    return trainable * (master + _ITEM[config.engine.precision]) + 4 * parameters
+    return trainable * (master + DTYPES[config.engine.precision].itemsize) + 4 * parameters
 
 
 def interval(save_seconds: float, seconds_between_failures: float) -> float:
@@ -84,7 +84,7 @@ def project(
     (P-1)/P N; at stage 3 instead the weights for every micro-batch, twice where the student is too large to stay
     gathered (Rajbhandari et al. 2020, section 7).
     """
-    item, wire = _ITEM[config.engine.precision], _ITEM[config.engine.communication_dtype]
+    item, wire = (DTYPES[d].itemsize for d in (config.engine.precision, config.engine.communication_dtype))
     accumulation = config.batch.accumulation(config.students(machine.gpus))
     ring = (ranks - 1) / ranks
     reduced = (1 if stage == 3 else 2) * wire * trainable * (accumulation if stage >= 2 else 1)

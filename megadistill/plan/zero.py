@@ -12,13 +12,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from megadistill.engine.deepspeed import EngineConfig
+from megadistill.engine.deepspeed import MOST_GATHERED, EngineConfig
 
-_MIB = 2**20
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ADAM_MOMENTS = 2
-MOST_GATHERED = 1_000_000_000
-"""Values that ZeRO 3 keeps gathered (`stage3_max_live_parameters`, `stage3_max_reuse_distance`)."""
 
 
 @dataclass
@@ -34,6 +31,8 @@ class Sharded:
     """Part -> tensors that stay between steps: weights (where they are not the modules' own), optimizer, buffers."""
     gradients: list[Tensor] = field(default_factory=list)
     buckets: list[Tensor] = field(default_factory=list)
+    summed: dict[nn.Parameter, Tensor] = field(default_factory=dict)
+    """Stage 1: whole gradients, over the micro-batches of a step."""
 
     def __post_init__(self) -> None:
         stage, engine = self.engine.zero_stage, self.engine
@@ -59,7 +58,7 @@ class Sharded:
                 self.resting["student's share"] = [_new(sum(shares), self.dtype)]
             if not on_host:
                 self.resting["gradients"] = [_new(sum(shares), self.sums)]
-            self.resting["buckets"] = [_new(engine.reduce_bucket_mib * _MIB // 4, self.wire)]
+            self.resting["buckets"] = [_new(engine.reduce_bucket_values, self.wire)]
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -73,13 +72,13 @@ class Sharded:
             return  # they wait for the end of the backward pass
         if stage in (1, 2) and not self.buckets:
             staged = self.sums if stage == 1 and self.dtype != self.sums else self.dtype
-            values = self.engine.reduce_bucket_mib * _MIB // 4
+            values = self.engine.reduce_bucket_values
             self.buckets = [_new(values, staged) for _ in range(1 + self.engine.overlap_communication)]
         parameter.grad = None
         if stage == 1:
-            kept = parameter.__dict__.setdefault("plan_sum", gradient.to(self.sums))
-            if kept is not gradient and kept.dtype == gradient.dtype:
-                kept.add_(gradient)
+            self.summed.setdefault(
+                parameter, gradient if self.sums == gradient.dtype else _new(gradient.numel(), self.sums)
+            )
         elif stage == 2 and not self.gradients and not self.on_host:
             self.gradients = [_new(n, self.sums) for n in self.shares]
 
@@ -105,14 +104,11 @@ class Sharded:
         if self.whole_sums:
             self._adam(max(self.shares))
             return
-        if self.on_host:
-            for parameter in self.parameters:
-                parameter.__dict__.pop("plan_sum", None)
-            return
-        if stage == 1:
+        if stage == 1 and not self.on_host:
             self.gradients = [_new(n, self.sums) for n in self.shares]
-            for parameter in self.parameters:
-                parameter.__dict__.pop("plan_sum", None)
+        self.summed.clear()
+        if self.on_host:
+            return
         for number, size in enumerate(self.shares):
             flat = _new(size, torch.float32)
             if stage in (1, 2):

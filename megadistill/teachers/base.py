@@ -94,8 +94,8 @@ class Teacher(Strict):
         """How many seconds its `after_step` may wait for somebody else without the run being taken for hung."""
         return 0.0
 
-    def origin(self) -> LanguageModel | None:
-        """A model for the student's shapes and first weights, where the built source has none."""
+    def origin(self, empty: bool = False) -> LanguageModel | None:
+        """A model for the student's shapes and weights, where the built source has none (`empty`: for shapes only)."""
         return None
 
     def empty(self, device: torch.device) -> Source:

@@ -81,8 +81,8 @@ class CachedTeacher(Teacher):
         weights = {path: weights_sha256(path) for path in self.paths()}
         Asking(self.of, self.keep, self.temperature, self.facts(data), weights, self.dir, data, seed, say).run(share)
 
-    def origin(self) -> LanguageModel | None:
-        return self.of.build(torch.device("cpu")).models[0]
+    def origin(self, empty: bool = False) -> LanguageModel | None:
+        return (self.of.empty if empty else self.of.build)(torch.device("cpu")).models[0]
 
     def check(self, data: DataConfig) -> None:
         """Raises:

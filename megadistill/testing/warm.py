@@ -56,7 +56,8 @@ class Process:
             said[name] = "" if stream is None or stream.closed else stream.read()
 
         readers = [
-            threading.Thread(target=read, args=one, daemon=True) for one in zip("oe", self._streams, strict=True)
+            threading.Thread(target=read, args=one, daemon=True)
+            for one in zip("oe", (self.stdout, self.stderr), strict=True)
         ]
         for reader in readers:
             reader.start()
@@ -74,10 +75,6 @@ class Process:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
-
-    @property
-    def _streams(self) -> tuple[IO[str], IO[str] | None]:
-        return self.stdout, self.stderr
 
     def _learn(self) -> None:
         told = self._connection.recv(16)

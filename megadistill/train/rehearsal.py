@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from megadistill.core.errors import UserError
-from megadistill.plan.estimate import measure
 from megadistill.run.config import RunConfig
 
 
@@ -15,6 +14,8 @@ def compare(config: RunConfig, ranks: int, device: torch.device) -> dict[str, An
     """Bytes at the peak so far on this rank, `estimated` and `measured`; empty where no allocator counts (CPUs)."""
     if device.type != "cuda":
         return {}
+    from megadistill.plan.estimate import measure  # at start-up nobody needs it
+
     measured = torch.cuda.max_memory_allocated(device)
     try:
         _, found = measure(config, ranks)

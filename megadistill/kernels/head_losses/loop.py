@@ -92,14 +92,9 @@ def workspace_bytes(
     hidden: Tensor, weight: Tensor, teacher_hidden: Sequence[Tensor], teacher_weight: Sequence[Tensor], on_gpu: bool
 ) -> int:
     """What a call holds beside its arguments and results, on a machine that need not be this one."""
-    rows, leading = hidden.shape[0], weight.shape[0]
-    if on_gpu:
-        operands, logits, leading = hidden.dtype, wide(hidden.dtype), -(-leading // 64) * 64
-    else:
-        operands = logits = wide(hidden.dtype)
-    outer_bytes = 0 if operands == logits else operands.itemsize
-    inner_bytes = logits.itemsize * (1 + bool(teacher_hidden))
-    inner, outer = dispatch.block_rows(rows, leading, inner_bytes, outer_bytes, on_gpu)
+    operands, logits, leading = dispatch.block_layout(hidden.dtype, weight.shape[0], on_gpu)
+    inner_bytes, outer_bytes = dispatch.block_bytes(operands, logits, bool(teacher_hidden))
+    inner, outer = dispatch.block_rows(hidden.shape[0], leading, inner_bytes, outer_bytes, on_gpu)
     copies = sum(t.numel() for t in (hidden, weight, *teacher_hidden, *teacher_weight) if t.dtype != operands)
     return leading * (inner * inner_bytes + outer * outer_bytes) + copies * operands.itemsize
 
