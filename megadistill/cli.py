@@ -204,21 +204,29 @@ def submit(
     assignments: Assignments = None,
     cluster: Annotated[str, typer.Option(metavar="NAME", help="A profile: slurm/clusters/NAME.yaml, or a file.")] = "",
     nodes: Annotated[int, typer.Option(min=1, help="How many nodes.")] = 1,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE,VALUE...", help="A run for each value, or combination, as one array; may be repeated."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the command.")] = False,
 ) -> None:
-    """Send a run to Slurm, and print the command that does."""
+    """Send a run, or a sweep of runs, to Slurm, and print the command that does."""
     from megadistill.run import submit as slurm
     from megadistill.run.config import load
     from megadistill.run.presets import resolve
+    from megadistill.run.sweep import members
 
     if not cluster:
         raise UserError("submit needs --cluster", "a profile of its nodes", "copy slurm/clusters/example.yaml")
     path, given = resolve(file), assignments or []
     config = load(path, given)
-    arguments, variables = slurm.command(slurm.read_cluster(cluster), nodes, config, path, given)
-    typer.echo(slurm.shown(arguments, variables))
+    runs = members(config.name, sweep) if sweep else []
+    job = slurm.job(slurm.read_cluster(cluster), nodes, config, path, given, runs)
+    typer.echo(job)
     if not dry_run:
-        typer.echo(slurm.submit(arguments, variables, config.directory / "slurm", dict(os.environ)))
+        typer.echo(slurm.submit(job, dict(os.environ)))
 
 
 @app.command()

@@ -22,7 +22,7 @@ class ScheduleConfig(Strict):
     floor: float = Field(0.0, ge=0, le=1)
     """The decay ends at this share of the peak."""
     total_steps: int | None = Field(None, gt=0)
-    """Where the decay ends; `train.steps` when not given. Give it to train on past a finished run."""
+    """Where the decay ends; `train.steps` when not given. Later ones stay at the floor (see `train.more_steps`)."""
 
 
 def factor(config: ScheduleConfig, step: int, total_steps: int) -> float:

@@ -20,9 +20,10 @@ def card(config: Tree, step: int, evaluation: Path) -> str:
     """
     teacher = config.get("teacher") or {}
     members = [member["path"] for member in teacher.get("members", [])] or [teacher.get("path") or teacher.get("kind")]
+    steps = config["train"]["steps"] + sum(config["train"].get("more_steps") or [])
     sections = [
         f"# {config['name']}",
-        f"{_kind(config)} with megadistill: step {step} of {config['train']['steps']}, "
+        f"{_kind(config)} with megadistill: step {step} of {steps}, "
         f"{config['batch']['global_size']} rows of at most {_rows(config)['sequence_length']} tokens a step.",
         _list([f"teacher: {', '.join(f'`{m}`' for m in members) if teacher else 'none'}", *_facts(config)]),
         "## Objectives",

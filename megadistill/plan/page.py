@@ -71,7 +71,7 @@ def _work(plan: Plan) -> list[str]:
 def _disk(plan: Plan, config: RunConfig) -> list[str]:
     kept = config.checkpoint.keep + bool(config.checkpoint.keep_best)
     if config.checkpoint.keep_every_steps:
-        kept += config.train.steps // config.checkpoint.keep_every_steps
+        kept += config.steps // config.checkpoint.keep_every_steps
     failures = plan.machine.hours_between_failures
     rows = [
         ("checkpoint", f"{_bytes(plan.checkpoint)}, {_time(plan.save_seconds)} to write at "

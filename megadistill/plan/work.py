@@ -39,14 +39,14 @@ class Work:
 def work(config: RunConfig, footprint: Footprint, machine: Machine) -> Work:
     """Count it."""
     sizes = BatchSizes(config.batch.global_size, config.batch.later_sizes)
-    start, rows = sizes.span(config.train.steps - 1)
+    start, rows = sizes.span(config.steps - 1)
     length = config.rows.sequence_length
     tokens = (start + rows) * length
     flops = footprint.flops / (config.batch.micro_size * length) * tokens
     rate = machine.tokens_per_second
     if rate is None and machine.peak:
         rate = tokens / (flops / (machine.gpus * machine.peak * machine.mfu))
-    return Work(config.train.steps, sizes.span(0)[1] * length, tokens, flops, rate and tokens / rate, rate)
+    return Work(config.steps, sizes.span(0)[1] * length, tokens, flops, rate and tokens / rate, rate)
 
 
 def checkpoint_bytes(config: RunConfig, trainable: int, parameters: int) -> int:

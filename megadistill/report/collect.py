@@ -71,6 +71,12 @@ class RunFacts:
         return sorted({row["step"] for row in self.journal if row.get("event") == "resume" and row.get("step")})
 
     @property
+    def wanted(self) -> int:
+        """How many steps the run is to take; 0: not known."""
+        train = self.config.get("train") or {}
+        return int(train.get("steps", 0)) + sum(train.get("more_steps") or [])
+
+    @property
     def steps(self) -> int:
         return max((row["step"] for row in self.metrics if isinstance(row.get("step"), int)), default=0)
 
@@ -140,9 +146,8 @@ def warnings(run: RunFacts) -> list[str]:
         told.append(f"{unlogged} logged step(s) with a loss that is not finite; they are left out of the curves")
     if not run.metrics:
         told.append("no metrics were written yet")
-    wanted = run.config.get("train", {}).get("steps")
-    if wanted and run.metrics and run.steps < wanted:
-        told.append(f"stands at step {run.steps} of {wanted}")
+    if run.metrics and run.steps < run.wanted:
+        told.append(f"stands at step {run.steps} of {run.wanted}")
     return list(dict.fromkeys(told))
 
 

@@ -14,11 +14,10 @@ _LAST_EVENTS = 5
 def describe(path: Path) -> str:
     """State, progress, newest numbers, checkpoints and last events of the run at `path`."""
     run = collect(path)
-    wanted = run.config.get("train", {}).get("steps")
     checkpoints = sorted(p.name for p in (path / "checkpoints").glob("step-*"))
     rows = {
         "state": f"{run.status.get('state', 'never started')} since {_time(run.status)}",
-        "step": f"{run.steps} of {wanted}" if wanted else str(run.steps),
+        "step": f"{run.steps} of {run.wanted}" if run.wanted else str(run.steps),
         "loss": number(loss) if (loss := run.last("train/loss")) is not None else "-",
         **{name: number(value) for name, value in scores(run).items() if name.startswith("held-out")},
         "checkpoints": ", ".join(checkpoints) or "none",

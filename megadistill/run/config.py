@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 import megadistill.data.corpora
 import megadistill.models.students
@@ -31,7 +31,7 @@ for _package in (
 from megadistill.data.config import DataConfig  # noqa: E402  the unions inside need every kind imported first
 from megadistill.engine.deepspeed import EngineConfig  # noqa: E402
 from megadistill.engine.optimizer import OptimizerConfig  # noqa: E402
-from megadistill.engine.schedule import ScheduleConfig  # noqa: E402
+from megadistill.engine.schedule import ScheduleConfig, factor  # noqa: E402
 from megadistill.models.students.base import Student  # noqa: E402
 from megadistill.objectives.base import Objective  # noqa: E402
 from megadistill.tasks.base import Task  # noqa: E402
@@ -95,6 +95,9 @@ class TrainConfig(Strict):
 
     steps: int = Field(gt=0)
     """Optimizer steps."""
+    more_steps: list[PositiveInt] = Field(default_factory=list)
+    """So many steps more, as in [50000], for a run that has come to its end: the learning rate warms up and decays over
+    them anew (warm restart; Loshchilov & Hutter 2017), and nothing before changes. May be added to again."""
     deterministic: bool = False
     """Deterministic GPU algorithms, so that a resumed run is bitwise equal there too (slower). CPU runs always are."""
     max_nonfinite_steps: int = Field(10, ge=1)
@@ -221,9 +224,18 @@ class RunConfig(Strict):
         return self.text.attention if self.task is None else "row"
 
     @property
-    def total_steps(self) -> int:
-        """Where the learning rate's decay ends."""
-        return self.schedule.total_steps or self.train.steps
+    def steps(self) -> int:
+        """How many the run takes in all."""
+        return self.train.steps + sum(self.train.more_steps)
+
+    def learning_rate_factor(self, step: int) -> float:
+        """The share of the peak learning rate at a step, counted from 1."""
+        start, length, end = 0, self.schedule.total_steps or self.train.steps, self.train.steps
+        for more in self.train.more_steps:
+            if step > end:
+                start, length = end, more
+            end += more
+        return factor(self.schedule, step - start, length)
 
     def weights_at(self, step: int) -> list[float]:
         """Every objective's weight at a step, counted from 1."""
@@ -255,7 +267,7 @@ class RunConfig(Strict):
 
     @model_validator(mode="after")
     def _weights_come_to_something(self) -> RunConfig:
-        ends = (1, self.train.steps, *(step for o in self.objectives if o.ramp for step in (o.ramp.to_step,)))
+        ends = (1, self.steps, *(step for o in self.objectives if o.ramp for step in (o.ramp.to_step,)))
         if not any(sum(self.weights_at(step)) for step in ends):
             raise ValueError("objectives: all weights are 0, so nothing would be learnt")
         return self

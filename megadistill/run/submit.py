@@ -1,4 +1,4 @@
-"""How a run goes to Slurm: a cluster's profile, and the one sbatch command that it comes to."""
+"""How runs go to Slurm: a cluster's profile, and the one sbatch command that they come to."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field, ValidationError
 
 from megadistill.core.errors import UserError
+from megadistill.core.files import atomic_write
 from megadistill.core.schema import Strict, explain, read_yaml
-from megadistill.run.config import RunConfig
+from megadistill.run.config import RunConfig, load
 
 SCRIPT = Path("slurm/train.sbatch")
 PROFILES = Path("slurm/clusters")
@@ -73,24 +75,60 @@ def read_cluster(spec: str) -> Cluster:
         raise explain(error, Cluster, str(path)) from None
 
 
-def command(
-    cluster: Cluster, nodes: int, config: RunConfig, file: Path, assignments: Sequence[str]
-) -> tuple[list[str], dict[str, str]]:
-    """The sbatch command of a run, and the variables it is given besides the present ones.
+@dataclass(frozen=True)
+class Job:
+    """What goes to Slurm: one run, or an array of them."""
+
+    arguments: list[str]
+    """The sbatch command."""
+    variables: dict[str, str]
+    """Those it is given besides the present ones."""
+    logs: Path
+    sweep: Path | None
+    """Where the array's tasks read their overrides, a line each, tabs between."""
+    members: list[list[str]]
+
+    def __str__(self) -> str:
+        """The command as it can be pasted into a shell, behind what it needs."""
+        given = (f"{name}={shlex.quote(value)}" for name, value in self.variables.items())
+        lines = [f"# {self.sweep}, a line each: {shlex.join(member)}" for member in self.members]
+        return "\n".join([*lines, " ".join([*given, shlex.join(self.arguments)])])
+
+
+def job(
+    cluster: Cluster,
+    nodes: int,
+    config: RunConfig,
+    file: Path,
+    assignments: Sequence[str],
+    members: Sequence[Sequence[str]] = (),
+) -> Job:
+    """The job of a run, or of all `members` of a sweep, whose overrides come behind `assignments`.
 
     Raises:
-        UserError: the batch does not divide by the ranks; told now, not when the job has come through the queue.
+        UserError: a batch does not divide by the ranks, or a member is no valid config; told now, not when the job has
+            come through the queue.
     """
-    config.batch.accumulation(config.students(nodes * cluster.tasks_per_node))
+    for member in members or [()]:
+        one = load(file, [*assignments, *member]) if member else config
+        one.batch.accumulation(one.students(nodes * cluster.tasks_per_node))
     logs = config.directory / "slurm"
-    options = [f"--job-name={config.name}", f"--output={logs / config.name}-%j.out", *cluster.options(nodes)]
-    variables = {"MEGADISTILL_SETUP": cluster.setup, "MEGADISTILL_SRUN": shlex.join(cluster.srun)}
+    sweep = (logs / f"{config.name}.sweep").resolve() if members else None
+    number = "%A_%a" if members else "%j"
+    options = [f"--job-name={config.name}", f"--output={logs / config.name}-{number}.out", *cluster.options(nodes)]
+    options += [f"--array=0-{len(members) - 1}"] if members else []
+    variables = {
+        "MEGADISTILL_SETUP": cluster.setup,
+        "MEGADISTILL_SRUN": shlex.join(cluster.srun),
+        "MEGADISTILL_SWEEP": str(sweep or ""),
+    }
     given = {name: value for name, value in variables.items() if value}
-    return ["sbatch", *options, str(SCRIPT), str(file), *assignments], given
+    arguments = ["sbatch", *options, str(SCRIPT), str(file), *assignments]
+    return Job(arguments, given, logs, sweep, [list(member) for member in members])
 
 
-def submit(arguments: list[str], variables: dict[str, str], logs: Path, environ: dict[str, str]) -> str:
-    """Run what `command` returned; returns what sbatch says.
+def submit(job: Job, environ: dict[str, str]) -> str:
+    """Hand it to Slurm; returns what sbatch says.
 
     Raises:
         UserError: this is not the root of a checkout, there is no sbatch here, or Slurm refuses.
@@ -99,13 +137,11 @@ def submit(arguments: list[str], variables: dict[str, str], logs: Path, environ:
         raise UserError(f"no {SCRIPT} in {Path.cwd()}", "jobs start from a checkout", "submit from its root")
     if shutil.which("sbatch") is None:
         raise UserError("no sbatch on this machine", "", "submit from a login node, or see the command with --dry-run")
-    logs.mkdir(parents=True, exist_ok=True)  # Slurm ends a job at once whose output file it cannot open
-    done = subprocess.run(arguments, env={**environ, **variables}, capture_output=True, text=True, check=False)
+    job.logs.mkdir(parents=True, exist_ok=True)  # Slurm ends a job at once whose output file it cannot open
+    if job.sweep is not None:
+        with atomic_write(job.sweep) as handle:
+            handle.writelines("\t".join(member) + "\n" for member in job.members)
+    done = subprocess.run(job.arguments, env={**environ, **job.variables}, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise UserError("Slurm refuses the job", done.stderr.strip(), "mend the cluster's profile (--cluster)")
     return done.stdout.strip()
-
-
-def shown(arguments: Sequence[str], variables: dict[str, str]) -> str:
-    """The command as it can be pasted into a shell."""
-    return " ".join([*(f"{name}={shlex.quote(value)}" for name, value in variables.items()), shlex.join(arguments)])

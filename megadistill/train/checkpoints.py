@@ -63,11 +63,11 @@ class Checkpoints:
         faults.place("restore.verified", self.world.rank)
         if found is None:
             return None
-        if found.step > self.config.train.steps:
+        if found.step > self.config.steps:
             raise UserError(
-                f"the run is at step {found.step} already, and train.steps is {self.config.train.steps}",
+                f"the run is at step {found.step} already, and it is to end at step {self.config.steps}",
                 f"{found.path}",
-                "give a larger train.steps, or this run another `name`",
+                "give the train.steps and train.more_steps that it had, or this run another `name`",
             )
         self._load(found)
         if self.parts.teacher is not None:

@@ -225,7 +225,7 @@ class Job:
 
     def finish(self) -> Exit:
         """The last checkpoint, and the end."""
-        steps = self.config.train.steps
+        steps = self.config.steps
         self.save(steps)
         self.checkpoints.wait()
         self.directory.journal("end", step=steps)

@@ -14,7 +14,6 @@ from megadistill.core.dist import World
 from megadistill.core.errors import Exit, UserError
 from megadistill.core.together import on_main
 from megadistill.core.types import COUNT_KINDS, Batch
-from megadistill.engine import schedule
 from megadistill.engine.deepspeed import engine_fits
 from megadistill.run.build import Parts, build, held_out
 from megadistill.run.config import RunConfig, load
@@ -109,7 +108,7 @@ def _attempt(config: RunConfig, world: World, device: torch.device, fresh: bool)
 
 def _loop(config: RunConfig, parts: Parts, directory: RunDirectory, job: Job, world: World) -> Exit:
     job.watchdog.enter("restore", 0)
-    first, steps = job.restore() + 1, config.train.steps
+    first, steps = job.restore() + 1, config.steps
     ledger = Ledger([o.label for o in config.objectives], config.weights_at, job.step.count_of)
 
     with Recorder(directory, config.log, job.attempt, world.is_main, total_steps=steps, start_step=first - 1) as record:
@@ -123,7 +122,7 @@ def _loop(config: RunConfig, parts: Parts, directory: RunDirectory, job: Job, wo
                 return ending
 
             sums, seen = job.accumulate(step, micro_batches, counts)
-            factor = schedule.factor(config.schedule, step, config.total_steps)
+            factor = config.learning_rate_factor(step)
             update = job.engine.step(factor)
             job.after_step(step, micro_batches)
 

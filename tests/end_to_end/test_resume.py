@@ -95,6 +95,20 @@ def test_a_signal_stops_after_a_checkpoint_and_the_same_command_continues(config
 
 
 @pytest.mark.distributed
+def test_a_finished_run_is_given_more_steps(config):
+    """They begin where it ended; the same command does them once, and the steps before stay as they were."""
+    run = config.parent / "runs" / "longer"
+    train(config, "name=longer", "train.steps=4", ranks=1)
+    train(config, "name=longer", "train.steps=4", "train.more_steps=[3]", ranks=1)
+    assert sorted(trace(run, 1)) == [1, 2, 3, 4]
+    assert sorted(trace(run, 2)) == [5, 6, 7]
+    rates = {row["step"]: row["train/learning_rate"] for row in read_lines(run / "metrics.jsonl") if "loss_hex" in row}
+    assert rates[4] < rates[5] == max(rates.values())
+    train(config, "name=longer", "train.steps=4", "train.more_steps=[3]", ranks=1)
+    assert trace(run, 3) == {}
+
+
+@pytest.mark.distributed
 def test_another_number_of_ranks_sees_the_same_batches(config):
     """Same losses to fp32 rounding, dropout off: every global batch has the same rows and masks."""
     calm = "student.config={num_hidden_layers: 1, hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0}"

@@ -21,6 +21,7 @@ ONE = World()
 
 class Train(BaseModel):
     steps: int = 100
+    more_steps: list[int] = []
     timeout_seconds: float = 1800
 
 
@@ -46,10 +47,6 @@ class Config(BaseModel):
     @property
     def run_directory(self) -> Path:
         return self.directory / self.name
-
-    @property
-    def total_steps(self) -> int:
-        return self.schedule.total_steps or self.train.steps
 
 
 def config(tmp_path: Path, **values) -> Config:
@@ -150,6 +147,18 @@ def test_more_steps_are_harmless_only_if_the_decay_ends_where_it_did(tmp_path):
     assert "train.steps: 200 here / 100 in the run" in caught.value.why
     run = open_run(tmp_path, train={"steps": 200}, schedule={"total_steps": 100})
     assert len(run.changed) == 2
+
+
+def test_steps_may_be_added_and_what_was_added_stays(tmp_path):
+    open_run(tmp_path).claim()
+    run = open_run(tmp_path, train={"more_steps": [50]})
+    assert run.changed == ["train.more_steps.0: 50 here / (absent) in the run"]
+    run.claim()
+    open_run(tmp_path, train={"more_steps": [50, 70]}).claim()
+    with pytest.raises(UserError, match=r"train.more_steps.0: 60 here / 50 in the run"):
+        open_run(tmp_path, train={"more_steps": [60, 70]})
+    with pytest.raises(UserError, match=r"train.more_steps=\[N\]"):
+        open_run(tmp_path, train={"steps": 150})
 
 
 def test_the_fingerprint_agrees_with_the_comparison():
