@@ -90,7 +90,7 @@ def plan(config: RunConfig, machine: Machine) -> Plan:
         [project(config, parameters.learned, computing, machine, n, s) for n in PROJECTED for s in (1, 2, 3)],
         None,
     )
-    return made if made.fits else replace(made, change=_cheapest(config, machine))
+    return made if made.fits else replace(made, change=cheapest(config, machine))
 
 
 def measure(config: RunConfig, ranks: int) -> tuple[Parameters, Footprint]:
@@ -144,7 +144,7 @@ def measure(config: RunConfig, ranks: int) -> tuple[Parameters, Footprint]:
     return sizes, found
 
 
-def _cheapest(config: RunConfig, machine: Machine) -> str | None:
+def cheapest(config: RunConfig, machine: Machine) -> str | None:
     """The first change that makes it fit, of those that cost nothing, then some, then more."""
     for changes in _changes(config, machine.gpus):
         try:

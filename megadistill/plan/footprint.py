@@ -43,6 +43,17 @@ class Footprint:
     backward_flops: int
 
     @property
+    def parts(self) -> dict[str, int]:
+        """Those that a page tells of."""
+        parts = {
+            **self.resting,
+            "teacher's answers": self.answers,
+            "activations": self.activations,
+            "gradients, buckets and blocks at the peak": self.workspace,
+        }
+        return {name: size for name, size in parts.items() if size}
+
+    @property
     def flops(self) -> int:
         """Of one micro-batch."""
         return self.teacher_flops + self.forward_flops + self.backward_flops

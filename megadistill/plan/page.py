@@ -32,20 +32,16 @@ def _models(plan: Plan) -> list[str]:
 
 def _memory(plan: Plan) -> list[str]:
     found, machine = plan.footprint, plan.machine
-    parts = {
-        **found.resting,
-        "teacher's answers": found.answers,
-        "activations": found.activations,
-        "gradients, buckets and blocks at the peak": found.workspace,
-    }
-    rows = [(name, _bytes(size)) for name, size in parts.items() if size]
+    rows = [(name, readable(size)) for name, size in found.parts.items()]
     usable = machine.memory * USABLE
     verdict = "fits" if plan.fits else "does NOT fit"
-    rows.append(("peak", f"{_bytes(found.peak)}  {verdict}: {_bytes(usable)} of {_bytes(machine.memory)} are usable"))
+    rows.append(
+        ("peak", f"{readable(found.peak)}  {verdict}: {readable(usable)} of {readable(machine.memory)} are usable")
+    )
     whose = "of the students' GPUs" if found.teacher_rank else f"of {machine.gpus} GPUs"
     lines = [f"memory of each {whose}", *_table(rows)]
     if found.teacher_rank:
-        lines.append(f"  of each of the teacher's own: {_bytes(found.teacher_rank)}")
+        lines.append(f"  of each of the teacher's own: {readable(found.teacher_rank)}")
     if not plan.fits:
         told = f"fits with: {plan.change}" if plan.change else "nothing that was tried makes it fit"
         lines.append(f"  -> {told}")
@@ -74,9 +70,9 @@ def _disk(plan: Plan, config: RunConfig) -> list[str]:
         kept += config.steps // config.checkpoint.keep_every_steps
     failures = plan.machine.hours_between_failures
     rows = [
-        ("checkpoint", f"{_bytes(plan.checkpoint)}, {_time(plan.save_seconds)} to write at "
-                       f"{_bytes(plan.machine.disk)}/s; {kept} are kept: {_bytes(kept * plan.checkpoint)}"),
-        ("shards", f"{_bytes(4 * plan.work.tokens)} at most, where no row is seen twice"),
+        ("checkpoint", f"{readable(plan.checkpoint)}, {_time(plan.save_seconds)} to write at "
+                       f"{readable(plan.machine.disk)}/s; {kept} are kept: {readable(kept * plan.checkpoint)}"),
+        ("shards", f"{readable(4 * plan.work.tokens)} at most, where no row is seen twice"),
         ("best interval", f"{_time(plan.best_interval)}{_steps(plan)} (one failure in {failures:,.0f} GPU-hours; "
                           f"checkpoint.every_steps is {config.checkpoint.every_steps:,})"),
     ]  # fmt: skip
@@ -93,13 +89,13 @@ def _scale(plan: Plan) -> list[str]:
         return []
     machine = plan.machine
     title = (
-        f"a step with these micro-batches on more GPUs, nothing overlapped, {_bytes(machine.inside)}/s inside a node "
-        f"of {machine.gpus_per_node} and {_bytes(machine.outside)}/s between nodes"
+        f"a step with these micro-batches on more GPUs, nothing overlapped, {readable(machine.inside)}/s inside a node "
+        f"of {machine.gpus_per_node} and {readable(machine.outside)}/s between nodes"
     )
     lines = [title, "  GPUs  " + "".join(f"{f'ZeRO {stage}':>26}" for stage in (1, 2, 3))]
     for ranks in sorted({p.ranks for p in plan.projections}):
         cells = [
-            f"{p.seconds * 1e3:,.1f} ms {p.efficiency:5.1%} {_bytes(p.sent):>8}"
+            f"{p.seconds * 1e3:,.1f} ms {p.efficiency:5.1%} {readable(p.sent):>8}"
             for p in plan.projections
             if p.ranks == ranks
         ]
@@ -116,7 +112,8 @@ def _table(rows: list[tuple[str, str]]) -> list[str]:
     return [f"  {name:<{width}}  {value}" for name, value in rows]
 
 
-def _bytes(size: float) -> str:
+def readable(size: float) -> str:
+    """`81.2 GB`."""
     for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if size >= factor:
             return f"{size / factor:.3g} {unit}" if size < 1e3 * factor else f"{size / factor:,.0f} {unit}"

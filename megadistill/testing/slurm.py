@@ -134,10 +134,11 @@ class Cluster:
         return self.job(job)
 
     def hurry(self, job: str) -> None:
-        """Start a requeued job now: Slurm holds it for two minutes."""
+        """Start a requeued job now, and return when it has started: Slurm holds it for two minutes."""
         self.wait(lambda: self.job(job)["JobState"] == "PENDING", 90)
         time.sleep(2)  # until the controller has set the time that this overrides
-        self.command("scontrol", "update", f"JobId={job}", "StartTime=now")
+        self.command("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)  # it may have started by now
+        self.wait(lambda: self.job(job)["JobState"] != "PENDING", 150)
 
     def wait(self, condition: Callable[[], bool], timeout: float) -> None:
         """Wait until `condition` holds; an AssertionError shows the controller's log when it does not in time."""

@@ -20,7 +20,7 @@ from megadistill.run.config import RunConfig, load
 from megadistill.run.directory import RunDirectory
 from megadistill.run.trained import located
 from megadistill.teachers import apart
-from megadistill.train import stop
+from megadistill.train import memory, stop
 from megadistill.train.health import RollBack, skipped
 from megadistill.train.job import Job
 from megadistill.train.ledger import Done, Ledger, Report
@@ -87,16 +87,18 @@ def _attempt(config: RunConfig, world: World, device: torch.device, fresh: bool)
     """Build, restore, loop."""
     log.setup(world.rank)
     engine_fits(config.engine, device)
-    parts = build(config, world, device)  # most of a user's mistakes come out here, before anything is written
+    with memory.explained(config, world, device, trained=lambda: False):
+        parts = build(config, world, device)  # most of a user's mistakes come out here, before anything is written
     held_out_rows = held_out(config)
     held_out_rows.batches(config.batch.micro_size, config.seed, world)  # refuses to be too few
     directory = RunDirectory.open(config, fresh, world)
     directory.data_is(parts.stream.fingerprint)
     parts.stream.leave_out(on_main("read the journal", lambda: skipped(directory.events())))
     log.setup(world.rank, directory.log_file(world.rank))
-    job = Job(config, parts, held_out_rows, directory, world, device)
+    with memory.explained(config, world, device, trained=lambda: False):
+        job = Job(config, parts, held_out_rows, directory, world, device)
     try:
-        with job.watchdog:
+        with job.watchdog, memory.explained(config, world, device, lambda: job.watchdog.longest_step > 0):
             return _loop(config, parts, directory, job, world)
     except RollBack:
         job.close()
