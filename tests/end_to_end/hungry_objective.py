@@ -23,7 +23,7 @@ class Hungry(Objective):
         def loss(signals, teacher_signals, batch):
             calls.append(1)
             if len(calls) == self.at:
-                torch.empty(2**50, dtype=torch.uint8, device=batch.ids.device)
+                torch.empty(2**50, dtype=torch.uint8, device=signals.hidden[-1].device)
             return Term(signals.hidden[-1].float().square().sum() * 1e-6, "tokens")
 
         return loss
