@@ -25,6 +25,7 @@ _TROUBLE = {
     "rollback": "return(s) to an earlier checkpoint, the data of the undone steps being left out",
     "hang": "attempt(s) that hung",
     "straggler": "slow rank(s)",
+    "uncopied": "checkpoint(s) not copied to remote storage",
     "fallback": "fallback(s) to something else than was asked for",
 }
 """Journal events that a reader must not miss."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, ValidationError, model_validator
+from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
 
 import megadistill.data.corpora
 import megadistill.models.students
@@ -127,9 +127,24 @@ class CheckpointConfig(Strict):
     """Checkpoints at multiples of this are never deleted."""
     keep_best: bool = False
     """Keep the one with the lowest held-out loss too, of those whose step was evaluated (`evaluate.every_steps`)."""
+    copy_to: str | None = None
+    """An fsspec url, as in s3://bucket/runs: while training goes on, checkpoints are copied to <copy_to>/<name>, with
+    all that the run needs to go on from there when that folder is copied back. Nothing there is ever deleted."""
     asynchronous: bool = False
     """Write while training goes on, which then stops only to copy the state to host memory (which must have room for
     it). A kill may cost the steps made during the writing on top of one interval."""
+
+    @field_validator("copy_to")
+    @classmethod
+    def _storage_is_known(cls, url: str | None) -> str | None:
+        if url is not None:
+            import fsspec  # type: ignore[import-untyped]
+
+            try:
+                fsspec.get_filesystem_class(fsspec.utils.get_protocol(url))
+            except (ImportError, ValueError) as error:
+                raise ValueError(f"{url}: {error}") from None
+        return url
 
 
 class EvaluateConfig(Strict):

@@ -21,6 +21,7 @@ from megadistill.run.build import Parts
 from megadistill.run.config import RunConfig
 from megadistill.run.directory import RunDirectory
 from megadistill.train.health import Health, undone_from
+from megadistill.train.mirror import Mirror
 
 
 class Checkpoints:
@@ -46,6 +47,8 @@ class Checkpoints:
         self.longest_save = 0.0
         """Seconds, until it was committed."""
         self._copied = 0.0
+        url = config.checkpoint.copy_to
+        self.mirror = Mirror(f"{url.rstrip('/')}/{config.name}", directory, self._uncopied) if url else None
 
     def restore(self) -> checkpoint.Found | None:
         """Load the newest checkpoint that verifies and that no rollback has undone; None: there is none.
@@ -74,6 +77,7 @@ class Checkpoints:
             self.parts.teacher.load(found.path / "teacher")
         self.health.restore(found.manifest["facts"]["health"])
         self.last_saved = found.step
+        self._mirror(found.path)
         return found
 
     def save(self, step: int, heldout_loss: float | None) -> None:
@@ -95,6 +99,7 @@ class Checkpoints:
             self.longest_save = max(self.longest_save, seconds)
             times = {"seconds": round(seconds, 3), "training_stopped_seconds": round(stopped, 3)}
             self.directory.journal("save", step=step, path=path.name, **times)
+            self._mirror(path)
 
         checkpoint.save(
             self.directory.checkpoints,
@@ -119,10 +124,29 @@ class Checkpoints:
         """
         self.publisher.wait()
 
+    def finish(self) -> None:
+        """Until the last one is committed, and copied to where copies go.
+
+        Raises:
+            as `wait`; copying never does.
+        """
+        self.wait()
+        seconds = self.config.train.timeout_seconds
+        if self.mirror is not None and not self.mirror.wait(seconds):
+            log.get().warning(f"{self.mirror.url} has not got everything after {seconds:.0f} s")
+
     def oldest(self) -> int:
         """How far back the run can go: the step of the oldest checkpoint, 0 while there is none."""
         committed = on_main("list the checkpoints", partial(checkpoint.committed, self.directory.checkpoints))
         return min((step for step, _, _ in committed), default=0)
+
+    def _mirror(self, path: Path) -> None:
+        if self.mirror is not None and self.world.is_main:
+            self.mirror.offer(path)
+
+    def _uncopied(self, why: str) -> None:
+        log.get().warning(why)
+        self.directory.journal("uncopied", why=why)
 
     def _past(self) -> tuple[checkpoint.History, float]:
         return self.directory.history(), undone_from(self.directory.events())

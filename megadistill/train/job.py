@@ -227,7 +227,7 @@ class Job:
         """The last checkpoint, and the end."""
         steps = self.config.steps
         self.save(steps)
-        self.checkpoints.wait()
+        self.checkpoints.finish()
         self.directory.journal("end", step=steps)
         self.directory.status("done", step=steps)
         run = self.directory.path

@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+import torch
+
 from megadistill.core.types import Needs, Term
 from megadistill.objectives.base import Objective
 
