@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections import Counter
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -161,6 +162,10 @@ class LogConfig(Strict):
 
     every_steps: int = Field(10, gt=0)
     tensorboard: bool = True
+    services: list[Literal["wandb", "trackio"]] = Field(default_factory=list)
+    """Send the numbers there too (pip install megadistill[wandb] or [trackio])."""
+    project: str = "megadistill"
+    """What `services` file the run under."""
     hash_every_steps: int | None = Field(None, gt=0)
     """Log a hash of all parameters every so many steps (to compare runs bit for bit); None: never."""
     gradient_shares_every_steps: int | None = Field(None, gt=0)
@@ -168,6 +173,14 @@ class LogConfig(Strict):
     micro-batch a rank: one more forward pass, and a backward pass an objective. Not at ZeRO 3. None: never."""
     rows: bool = False
     """Log which rows each rank trains on, with hashes of inputs and labels (to audit the data order)."""
+
+    @field_validator("services")
+    @classmethod
+    def _services_are_installed(cls, services: list[str]) -> list[str]:
+        for name in services:
+            if find_spec(name) is None:
+                raise ValueError(f"{name} is not installed: pip install megadistill[{name}]")
+        return services
 
 
 class RunConfig(Strict):

@@ -140,6 +140,15 @@ class Cluster:
         self.command("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)  # it may have started by now
         self.wait(lambda: self.job(job)["JobState"] != "PENDING", 150)
 
+    def cancel(self, job: str) -> None:
+        """Until it is over: one that is just going back into the queue is not cancelled by a single word."""
+
+        def over() -> bool:
+            self.command("scancel", job, check=False)
+            return self.job(job)["JobState"] in ("CANCELLED", "COMPLETED", "FAILED")
+
+        self.wait(over, 120)
+
     def wait(self, condition: Callable[[], bool], timeout: float) -> None:
         """Wait until `condition` holds; an AssertionError shows the controller's log when it does not in time."""
         deadline = time.monotonic() + timeout

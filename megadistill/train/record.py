@@ -1,4 +1,4 @@
-"""What a run writes down of its steps: metrics.jsonl (the truth), TensorBoard, and the console's line."""
+"""What a run writes down of its steps: metrics.jsonl (the truth), trackers, and the console's line."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 from megadistill.core import log
 from megadistill.run.directory import RunDirectory, end_cut_line
 from megadistill.train.progress import Progress
+from megadistill.train.trackers import Tracker, open_trackers
 
 if TYPE_CHECKING:
     from megadistill.run.config import LogConfig
@@ -42,7 +43,7 @@ class Recorder:
         self.directory, self.config, self.attempt, self.is_main = directory, config, attempt, is_main
         self.start_step = start_step
         self._lines: IO[str] | None = None
-        self._board: Any = None
+        self._trackers: list[Tracker] | None = None
         self._progress = Progress(total_steps, start_step) if is_main and total_steps else None
 
     def due(self, step: int) -> bool:
@@ -72,7 +73,7 @@ class Recorder:
 
     def close(self) -> None:
         """Flush everything; the recorder is not used again."""
-        for part in (self._lines, self._board, self._progress):
+        for part in (self._lines, *(self._trackers or ()), self._progress):
             if part is not None:
                 part.close()
 
@@ -98,18 +99,7 @@ class Recorder:
             self._lines = open(self.directory.metrics, "a", encoding="utf-8")  # noqa: SIM115 open for the run
         self._lines.write(json.dumps(row, ensure_ascii=False) + "\n")
         self._lines.flush()
-        if self.config.tensorboard:
-            self._write_board(step, values)
-
-    def _write_board(self, step: int, values: Mapping[str, float]) -> None:
-        if self._board is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(
-                str(self.directory.tensorboard),
-                purge_step=self.start_step + 1 if self.start_step else None,
-                flush_secs=30,
-                filename_suffix=f".attempt-{self.attempt}",
-            )
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        if self._trackers is None:
+            self._trackers = open_trackers(self.config, self.directory, self.attempt, self.start_step)
+        for tracker in self._trackers:
+            tracker.log(step, values)

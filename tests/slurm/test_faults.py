@@ -63,7 +63,7 @@ def test_two_jobs_of_one_run_cannot_both_write(cluster, config, tmp_path):
     assert f"Slurm job {job}" in (tmp_path / "second").read_text()
     (run / "control" / "STOP").touch()
     cluster.wait(lambda: cluster.job(job)["Restarts"] == "1", 120)
-    cluster.command("scancel", job)
+    cluster.cancel(job)
     assert {attempt for _, attempt in events(run)} == {1}
     steps = sorted(trace(run))
     assert steps == list(range(1, len(steps) + 1))
@@ -121,6 +121,6 @@ def test_what_a_dead_node_still_does_is_fenced_off(cluster, config, whole, tmp_p
     assert late
     assert {attempt for _, attempt in late} == {2}
     cluster.command("scancel", f"--signal={signal.SIGKILL.value}", "--full", job, check=False)
-    cluster.command("scancel", job, check=False)
+    cluster.cancel(job)
     cluster.start_node(node)
     cluster.wait(lambda: cluster.command("sinfo", "-hN", "-o", "%t").split().count("idle") >= 8, 120)

@@ -19,6 +19,7 @@ from megadistill.train.record import Recorder
 class Log:
     every_steps = 10
     tensorboard = False
+    services = ()
 
 
 VALUES = {
