@@ -16,7 +16,7 @@ from megadistill.core.errors import Exit, UserError
 app = typer.Typer(
     help="Distil transformers while pretraining them, from a laptop check to a Slurm cluster.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,  # `megadistill --install-completion`
     rich_markup_mode=None,  # importing rich for the help costs more than all the rest
     pretty_exceptions_enable=False,
 )

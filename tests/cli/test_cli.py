@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -115,3 +116,9 @@ def test_status_report_and_verify_read_a_run(tmp_path: Path) -> None:
     damaged = megadistill("verify", run)  # its checkpoint is an empty folder
     assert damaged.returncode == 1
     assert "MANIFEST.json is missing" in damaged.stderr
+
+
+def test_shells_complete_verbs() -> None:
+    asked = {"_MEGADISTILL_COMPLETE": "complete_bash", "COMP_WORDS": "megadistill ex", "COMP_CWORD": "1"}
+    done = subprocess.run(["megadistill"], env={**os.environ, **asked}, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["export"]
