@@ -1,5 +1,7 @@
 """Numbers in services that people watch: there after a resume too, and training goes on where a service fails."""
 
+from pathlib import Path
+
 import pytest
 
 from megadistill.core import log
@@ -52,11 +54,20 @@ def test_wandb_keeps_what_it_cannot_send_in_the_run_directory(directory, monkeyp
     assert all(b"train/loss" in file.read_bytes() for file in files)
 
 
-def test_a_service_out_of_reach_is_told_once_and_training_goes_on(directory, monkeypatch, capsys):
-    monkeypatch.setenv("WANDB_MODE", "no such mode")
-    log.setup(0)
-    record(directory, "wandb", 1, 1, [3.0, 2.0])
-    assert capsys.readouterr().out.count("wandb gets no numbers") == 1
+def test_a_service_that_refuses_is_told_once_and_training_goes_on(directory, tmp_path):
+    """wandb without a key, in a process of its own: it keeps the settings of the first run of a process."""
+    script = (
+        "from tests.train.test_trackers import Log, RunDirectory, log, record\n"
+        "from pathlib import Path\n"
+        f"directory = RunDirectory(Path({str(directory.path)!r}))\n"
+        f"directory.id = {directory.id!r}\n"
+        "log.setup(0)\n"
+        "record(directory, 'wandb', 1, 1, [3.0, 2.0])\n"
+    )
+    environ = {"WANDB_MODE": "online", "HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = processes.finish(["-c", script], environ, cold=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("wandb gets no numbers") == 1
     assert len(directory.metrics.read_text().splitlines()) == 2
 
 
