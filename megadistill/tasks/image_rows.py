@@ -130,7 +130,7 @@ class ImageRows:
             raise UserError(
                 f"{self.images.where(row)} cannot be read as an image",
                 str(error).split(" <")[0],  # not the address of the bytes in memory
-                "mend or remove it",
+                "get it again, of the same size if a run shall go on; or remove it, and start over with --fresh",
             ) from None
         if draws is None:
             whole = self.processor(image, return_tensors="np", do_rescale=False, do_normalize=False)["pixel_values"]
