@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from megadistill.core.errors import UserError
@@ -63,8 +65,8 @@ def view_of(processor: Any, where: str) -> View:
     """
     from PIL import Image
 
-    def seen(colour: tuple[int, int, int], shape: tuple[int, int] = (320, 240)) -> Any:
-        return processor(Image.new("RGB", shape, colour), return_tensors="np")["pixel_values"]
+    def seen(colour: tuple[int, int, int], shape: tuple[int, int] = (320, 240)) -> NDArray[Any]:
+        return np.asarray(processor(Image.new("RGB", shape, colour), return_tensors="np")["pixel_values"])
 
     try:
         wide, high = seen((0, 0, 0)), seen((0, 0, 0), (240, 320))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tarfile
 from array import array
 from collections.abc import Iterable, Sequence
@@ -23,12 +24,13 @@ _AGAIN = "the file is damaged or cut short: get it again"
 
 @dataclass
 class Images:
-    """Where images are, in a fixed order, and what they are labelled with; about 100 bytes of memory each."""
+    """Where images are, in a fixed order, and what they are labelled with; about 150 bytes of memory each."""
 
-    files: list[Path] = field(default_factory=list)
-    """Shards, or the images' own files."""
+    files: list[Path]
+    """Shards; or the one folder that has a folder for each class."""
+    in_folder: bool
     keys: list[str] = field(default_factory=list)
-    """By image: the member of its shard, or CLASS/NAME."""
+    """By image: the member of its shard, or CLASS/NAME in the folder."""
     labels: list[str] = field(default_factory=list)
     """By image, as it is written there."""
     places: array[int] = field(default_factory=lambda: array("q"))
@@ -39,13 +41,13 @@ class Images:
 
     def add(self, file: int, key: str, label: str, start: int, size: int) -> None:
         self.keys.append(key)
-        self.labels.append(label)
+        self.labels.append(sys.intern(label))
         self.places.extend((file, start, size))
 
     def where(self, number: int) -> str:
         """Names the image to people."""
         file = self.files[self.places[3 * number]]
-        return str(file) if file.suffix != ".tar" else f"{file} member {self.keys[number]}"
+        return str(file / self.keys[number]) if self.in_folder else f"{file} member {self.keys[number]}"
 
     def read(self, number: int) -> bytes:
         """The bytes of an image's file.
@@ -54,8 +56,9 @@ class Images:
             UserError: they are not there any more.
         """
         file, start, size = self.places[3 * number : 3 * number + 3]
+        path = self.files[file]
         try:
-            with open(self.files[file], "rb") as handle:
+            with open(path / self.keys[number] if self.in_folder else path, "rb") as handle:
                 handle.seek(start)
                 found = handle.read(size)
         except OSError as error:
@@ -70,7 +73,7 @@ class Images:
 
     def chosen(self, numbers: Iterable[int]) -> Images:
         """Some of them."""
-        kept = Images(self.files)
+        kept = Images(self.files, self.in_folder)
         for number in numbers:
             file, start, size = self.places[3 * number : 3 * number + 3]
             kept.add(file, self.keys[number], self.labels[number], start, size)
@@ -127,7 +130,7 @@ def _of_folder(folder: Path, field: str) -> tuple[Images, list[str]]:
     classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not classes:
         raise UserError(f"{field}: {folder} has no folders", "each class has one", "lay it out as CLASS/NAME.jpg")
-    found = Images()
+    found = Images([folder], in_folder=True)
     for name in classes:
         files = [f for f in sorted((folder / name).iterdir()) if f.suffix.lower().removeprefix(".") in ENDINGS]
         if not files:
@@ -137,13 +140,12 @@ def _of_folder(folder: Path, field: str) -> tuple[Images, list[str]]:
                 "remove that folder, or fill it",
             )
         for file in files:
-            found.add(len(found.files), f"{name}/{file.name}", name, 0, file.stat().st_size)
-            found.files.append(file)
+            found.add(0, f"{name}/{file.name}", name, 0, file.stat().st_size)
     return found, classes
 
 
 def _of_shards(files: Sequence[Path], label_field: str) -> tuple[Images, list[str]]:
-    found = Images(list(files))
+    found = Images(list(files), in_folder=False)
     for number, file in enumerate(files):
         if file.suffix != ".tar":
             raise UserError(

@@ -8,11 +8,14 @@ from transformers import AutoConfig, AutoModelForImageClassification, DeiTImageP
 from transformers.models.mobilevit.image_processing_pil_mobilevit import MobileViTImageProcessorPil
 
 from megadistill.core.errors import UserError
+from megadistill.core.types import Needs
 from megadistill.models.heads import TaskHead
 from megadistill.models.images import ImageModel, default_processor, refuse_misfits, view_of
 from megadistill.models.loading import load_for_task, load_pretrained, save_pretrained
 from megadistill.models.scoring import outputs, score_rows
 from megadistill.models.students.hf import HFStudent
+from megadistill.run.build import show_images
+from megadistill.teachers.online import OnlineTeacher
 from megadistill.testing import tiny
 
 SIZE, CLASSES = 32, 7
@@ -106,6 +109,30 @@ def test_a_model_of_another_size_sees_the_same_picture():
     assert large(pixels).shape == (2, 3, 48, 48)
     small = view_of(default_processor(SIZE), "")
     assert torch.allclose(large(flat)[:, :, 0, 0], small(flat)[:, :, 0, 0], atol=1e-5)
+
+
+def test_a_teacher_sees_the_students_images_in_its_own_size_or_as_the_student_where_it_has_none(tmp_path, caplog):
+    student, teacher = (
+        made("vit"),
+        made("regnet", processor=DeiTImageProcessorPil(crop_size={"height": 48, "width": 48})),
+    )
+    path = saved(teacher, tmp_path / "regnet")
+    batch = tiny.images(3, SIZE, CLASSES)
+
+    def answer(source):
+        show_images(head(), student, source.models)
+        return source.signals(batch, Needs(teacher=True)).head(plain, batch.targets)
+
+    online = OnlineTeacher(kind="online", path=path)
+    with torch.no_grad():
+        own = teacher.hf(pixel_values=teacher.view(batch.pixels)).logits
+        theirs = teacher.hf(pixel_values=student.view(batch.pixels)).logits
+    assert teacher.view.size == 48
+    assert torch.allclose(answer(online.build(tiny.CPU)), own, atol=1e-5)
+    (tmp_path / "regnet" / "preprocessor_config.json").unlink()
+    with caplog.at_level("WARNING"):
+        assert torch.allclose(answer(online.build(tiny.CPU)), theirs, atol=1e-5)
+    assert "has no preprocessor_config.json: it is shown what the student sees" in caplog.text
 
 
 def head(size=SIZE, names=tuple("abcdefg")):

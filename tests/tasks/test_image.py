@@ -51,7 +51,7 @@ def test_both_layouts_give_the_same_images(sets):
 
 def test_an_image_that_is_shown_whole_is_what_its_processor_makes_of_it(sets):
     opened = sets[1].open("dev")
-    image = Image.open(opened.rows.images.files[7]).convert("RGB")
+    image = Image.open(io.BytesIO(opened.rows.images.read(7))).convert("RGB")
     processor = default_processor(SIZE)
     theirs = processor(image, return_tensors="pt")["pixel_values"]
     ours = view_of(processor, "")(opened.rows.take(np.array([7])).pixels)
