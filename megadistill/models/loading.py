@@ -68,13 +68,23 @@ def load_for_task(path: str, head: TaskHead, seed: int) -> LanguageModel:
             ", ".join(absent[:6]),
             "give a folder of a whole model; its config.json and weights must belong together",
         )
-    if head.kind == "image" and (own := load_processor(path)) is not None:
-        _refuse_other_view(path, own, head.processor)
+    if head.kind == "image":
+        refuse_other_view(path, load_processor(path), head.processor)
     return wrapped(hf, head.processor)
 
 
-def _refuse_other_view(path: str, own: Any, processor: Any) -> None:
-    """What a model has learnt of images scaled and normalised in one way is lost on others."""
+def refuse_other_view(path: str, own: Any, processor: Any) -> None:
+    """What a model has learnt of images scaled and normalised in one way is lost on others.
+
+    Args:
+        own: the model's processor; None: not known.
+        processor: the task's.
+
+    Raises:
+        UserError: they make other pixels of an image.
+    """
+    if own is None:
+        return
     theirs, ours = view_of(own, path), view_of(processor, "task.processor")
     if theirs != ours:
         raise UserError(
@@ -202,7 +212,7 @@ def save_pretrained(model: LanguageModel, folder: Path, weights: dict[str, torch
     config = copy.deepcopy(model.hf.config)
     config.dtype = next((value.dtype for value in plain.values() if value.is_floating_point()), config.dtype)
     config.save_pretrained(folder)
-    if isinstance(model, ImageModel):
+    if isinstance(model, ImageModel) and model.processor is not None:
         model.processor.save_pretrained(folder)
     for file in folder.glob("*.safetensors"):
         open_to_umask(file)

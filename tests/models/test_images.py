@@ -159,8 +159,11 @@ def test_a_saved_model_comes_back_with_its_heads_and_its_processor(tmp_path):
 
 def test_a_student_of_another_resolution_is_refused(tmp_path):
     path = saved(two_headed(), tmp_path / "deit")
-    with pytest.raises(UserError, match=f"set task.processor: {path}"):
-        load_for_task(path, head(48), 0)
+    fewer = HFStudent(kind="hf", architecture="deit", config=TRANSFORMER, init={"kind": "folder", "path": path})
+    assert isinstance(fewer.build(None, 0, False, 0, {}, head()), ImageModel)
+    for start in (lambda: load_for_task(path, head(48), 0), lambda: fewer.build(None, 0, False, 0, {}, head(48))):
+        with pytest.raises(UserError, match=f"set task.processor: {path}"):
+            start()
     (tmp_path / "deit" / "preprocessor_config.json").unlink()
     with pytest.raises(UserError, match="cannot read images of 48 x 48 pixels"):
         load_for_task(path, head(48), 0).check_head()

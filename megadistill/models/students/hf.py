@@ -12,7 +12,7 @@ from pydantic import Field
 from megadistill.core.errors import UserError
 from megadistill.core.schema import OneOf
 from megadistill.models.heads import TaskHead
-from megadistill.models.images import with_distillation_token
+from megadistill.models.images import ImageModel, with_distillation_token
 from megadistill.models.initialize import (
     Folder,
     Initialize,
@@ -28,6 +28,7 @@ from megadistill.models.loading import (
     load_empty,
     load_for_task,
     load_pretrained,
+    refuse_other_view,
     task_class,
     wrapped,
 )
@@ -155,9 +156,11 @@ class HFStudent(Student):
                 )
             copy_teacher_layers(student.hf, teacher.hf, self.init.layers, self.init.width)
         elif isinstance(self.init, Folder):
-            loaded = load(self.init.path).hf
-            layers = self.init.layers or list(range(loaded.config.num_hidden_layers))
-            copy_teacher_layers(student.hf, loaded, layers)
+            loaded = load(self.init.path)
+            if isinstance(loaded, ImageModel) and head is not None:
+                refuse_other_view(self.init.path, loaded.processor, head.processor)
+            layers = self.init.layers or list(range(loaded.hf.config.num_hidden_layers))
+            copy_teacher_layers(student.hf, loaded.hf, layers)
         return student
 
     def _config(self, teacher: LanguageModel | None, vocabulary_size: int, special: Mapping[str, int | None]) -> Any:
