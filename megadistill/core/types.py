@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal, Protocol, TypeVar
 
 import torch
@@ -19,8 +19,12 @@ CountKind = Literal["tokens", "targets", "sequences"]
 
 COUNT_KINDS: tuple[CountKind, ...] = ("tokens", "targets", "sequences")
 
-AnswerKind = Literal["tokens", "label", "value", "span"]
-"""What a batch asks a model for: tokens at positions, or of each row a class, a number, or a span of its positions."""
+AnswerKind = Literal["tokens", "label", "value", "span", "image"]
+"""What a batch asks a model for: tokens at positions, or of each row a class, a number, or a span of its positions, or
+of each image its class."""
+
+HeadName = Literal["class", "distillation"]
+"""A vision model with a distillation token answers twice, from that token and from the class token."""
 
 IGNORE = -100
 """The label of a position that is no target."""
@@ -55,6 +59,8 @@ class Batch:
     """[B] float32 the rating of each row, where a task asks for numbers; such a row is labelled 0 at position 0."""
     spans: Tensor | None = None
     """[B, 2] int64 first and last position of each row's answer, where a task asks for a part of the row."""
+    pixels: Tensor | None = None
+    """[B, 3, S, S] uint8 the image of each row, where a task shows images: such a row is one position, and its id 0."""
     attended: Tensor = field(init=False)
     """[number of tokens] int64 flat positions where `mask` holds: found here, where the batch is made (on the CPU),
     since on a GPU whoever asks how many there are waits for it."""
@@ -208,6 +214,12 @@ class Signals:
     """Flat positions [N] -> what was kept of the distributions there, where no head is at hand."""
     members: Sequence[tuple[float, Signals]] = ()
     """(weight, answer) of several models of which the mean distribution teaches; `head` then has their mean logits."""
+    heads: Mapping[HeadName, Head] = field(default_factory=dict)
+    """Of a model with two; `head` then has their mean logits."""
+
+    def of(self, name: HeadName | None) -> Signals:
+        """What the model answers from one of its two heads alone; None: as a whole."""
+        return self if name is None else replace(self, head=self.heads[name], heads={})
 
 
 def union_of_needs(needs: Sequence[Needs]) -> Needs:

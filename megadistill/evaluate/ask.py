@@ -58,7 +58,7 @@ def ask(model: Path, request: Request) -> dict[str, Any]:
             )
         result |= evaluate(model, as_it_is, request.wikitext, request.rows)
     output = request.output or (model / "evaluation" / "tasks" if is_run else Path("runs") / f"{model.name}-tasks")
-    tokenizer = tokenizer_of(str(model))
+    tokenizer = tokenizer_of(str(model)) if learnt or "speed" in (request.tasks or []) else ""
     if "speed" in (request.tasks or []):
         assert request.data is not None
         place = Path(student_folder(str(model)))

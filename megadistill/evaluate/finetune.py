@@ -116,7 +116,7 @@ def _tree(task: str, model: str, tokenizer: str, plan: Plan) -> Tree:
     train = tree.get("train") or {}
     config = check({**tree, "name": task, "train": {**train, "steps": train.get("steps", 1)}}, str(base))
     assert config.task is not None
-    steps = math.ceil(plan.epochs * len(config.task.open("train").encoded) / config.batch.global_size)
+    steps = math.ceil(plan.epochs * len(config.task.open("train").rows.lengths) / config.batch.global_size)
     return {**tree, "train": {**train, "steps": max(steps, 1)}}
 
 

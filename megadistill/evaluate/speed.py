@@ -15,7 +15,6 @@ import torch
 from megadistill.core.types import Batch
 from megadistill.models.signals import LanguageModel
 from megadistill.tasks.glue import GlueTask
-from megadistill.tasks.rows import TaskRows
 
 FLOPS_LENGTH = 128
 """Tokens of the row whose FLOPs are counted, as in TinyBERT's table 1."""
@@ -39,8 +38,8 @@ def speed(
     model = model.to("cpu").eval()
     length = min(FLOPS_LENGTH, _longest(model))
     task = GlueTask(kind="glue", name="stsb", folder=glue, tokenizer=tokenizer, sequence_length=length)
-    rows = TaskRows(task.open("dev").encoded, length)
-    number = min(len(rows.encoded), max_rows or len(rows.encoded))
+    rows = task.open("dev").rows
+    number = min(len(rows.lengths), max_rows or len(rows.lengths))
     result: dict[str, Any] = {"threads": torch.get_num_threads(), "num_rows": number}
     for size in (1, 32):
         batches = [rows.take(np.arange(at, min(at + size, number))) for at in range(0, number, size)]

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from megadistill.core.files import atomic_write
 from megadistill.models.scoring import outputs
 from megadistill.models.signals import LanguageModel
-from megadistill.tasks.base import Task
-from megadistill.tasks.rows import TaskRows
+from megadistill.tasks.base import Examples, Task
 
 TOKENS_AT_ONCE = 8192
 """Of a batch, padding included."""
@@ -32,7 +31,7 @@ def score_task(task: Task, model: LanguageModel, folder: Path | None = None) -> 
     scores: dict[str, dict[str, float]] = {}
     for part in task.dev_parts:
         opened = task.open(part)
-        scores[part], shown = opened.score(answers(model, TaskRows(opened.encoded, task.sequence_length)))
+        scores[part], shown = opened.score(answers(model, opened.rows))
         if folder is not None:
             with atomic_write(folder / f"predictions-{part}.jsonl") as handle:
                 handle.writelines(json.dumps(one, ensure_ascii=False) + "\n" for one in shown)
@@ -41,11 +40,11 @@ def score_task(task: Task, model: LanguageModel, folder: Path | None = None) -> 
 
 
 @torch.no_grad()
-def answers(model: LanguageModel, rows: TaskRows) -> list[NDArray[np.float32]]:
+def answers(model: LanguageModel, rows: Examples) -> list[NDArray[np.float32]]:
     """What the model answers to each row, in the rows' order: [classes], [1], or [tokens of the row, 2]."""
     model.eval()
     device = next(model.parameters()).device
-    lengths = np.diff(rows.encoded.starts)
+    lengths = rows.lengths
     by_length = np.argsort(lengths, kind="stable")
     found: list[NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(lengths)
     start = 0

@@ -24,7 +24,7 @@ def card(config: Tree, step: int, evaluation: Path) -> str:
     sections = [
         f"# {config['name']}",
         f"{_kind(config)} with megadistill: step {step} of {steps}, "
-        f"{config['batch']['global_size']} rows of at most {_rows(config)['sequence_length']} tokens a step.",
+        f"{config['batch']['global_size']} {_what(config)} a step.",
         _list([f"teacher: {', '.join(f'`{m}`' for m in members) if teacher else 'none'}", *_facts(config)]),
         "## Objectives",
         _list([json.dumps({k: v for k, v in o.items() if v is not None}) for o in config["objectives"]]),
@@ -51,8 +51,15 @@ def _rows(config: Tree) -> Tree:
     return rows
 
 
+def _what(config: Tree) -> str:
+    rows = _rows(config)
+    return f"rows of at most {rows['sequence_length']} tokens" if "tokenizer" in rows else "images"
+
+
 def _facts(config: Tree) -> list[str]:
-    return [f"tokenizer: `{_rows(config)['tokenizer']}`", f"seed: {config['seed']}"]
+    rows = _rows(config)
+    made = f"tokenizer: `{rows['tokenizer']}`" if "tokenizer" in rows else "images: as `preprocessor_config.json` says"
+    return [made, f"seed: {config['seed']}"]
 
 
 def _data(config: Tree) -> Iterator[str]:
@@ -78,8 +85,8 @@ def _scores(evaluation: Path) -> Iterator[str]:
 def _limits(config: Tree) -> str:
     if config.get("task"):
         return (
-            "Scores are on the task's dev set, with the last step's weights. It answers this task only, on text like "
-            "the task's."
+            "Scores are on the task's dev set, with the last step's weights. It answers this task only, on "
+            f"{'text' if 'tokenizer' in config['task'] else 'images'} like the task's."
         )
     return (
         "A language model: it repeats what its text says, right or wrong, and what its teacher had learnt from others."

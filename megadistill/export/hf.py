@@ -17,7 +17,7 @@ from megadistill.run.trained import trained
 
 
 def export(run: Path, output: Path | None = None) -> Path:
-    """Write weights (safetensors), config, tokenizer, a card and the run's config.
+    """Write weights (safetensors), config, tokenizer or image processor, a card and the run's config.
 
     Args:
         run: a run directory.
@@ -36,7 +36,8 @@ def export(run: Path, output: Path | None = None) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(found.path / "student", temporary)
     rows = config.get("task") or config["data"]
-    write_tokenizer(load_tokenizer(rows["tokenizer"]), rows["sequence_length"], temporary)
+    if "tokenizer" in rows:  # an image model's processor is in its checkpoint
+        write_tokenizer(load_tokenizer(rows["tokenizer"]), rows["sequence_length"], temporary)
     shutil.copy(directory.resolved_config, temporary / "distillation.yaml")
     (temporary / "README.md").write_text(card(config, found.step, directory.evaluation), encoding="utf-8")
     shutil.rmtree(output, ignore_errors=True)

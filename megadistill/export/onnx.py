@@ -22,6 +22,7 @@ from megadistill.core.types import AnswerKind, Batch
 from megadistill.data.tokenization import load_tokenizer
 from megadistill.export.card import card
 from megadistill.export.hf import write_tokenizer
+from megadistill.models.images import ImageModel
 from megadistill.models.loading import load_pretrained
 from megadistill.models.signals import LanguageModel
 from megadistill.run.build import held_out
@@ -43,7 +44,7 @@ Answer = Callable[[Batch], NDArray[np.float32]]
 
 
 def export(run: Path, to: str, output: Path | None = None) -> Path:
-    """Write model.onnx, config, tokenizer, a card and `CHECK`.
+    """Write model.onnx, config, tokenizer or image processor, a card and `CHECK`.
 
     Args:
         to: onnx or onnx-int8 (weights of products as int8, activations quantised while it runs).
@@ -76,7 +77,10 @@ def export(run: Path, to: str, output: Path | None = None) -> Path:
                 "export --to onnx" if to == "onnx-int8" else "report it with the run's config",
             )
         model.hf.config.save_pretrained(temporary)
-        write_tokenizer(load_tokenizer(config.rows.tokenizer), config.rows.sequence_length, temporary)
+        if isinstance(model, ImageModel):
+            model.processor.save_pretrained(temporary)
+        elif config.words is not None:
+            write_tokenizer(load_tokenizer(config.words.tokenizer), config.words.sequence_length, temporary)
         shutil.copy(directory.resolved_config, temporary / "distillation.yaml")
         (temporary / "README.md").write_text(card(tree, found.step, directory.evaluation), encoding="utf-8")
         facts["bytes_torch"] = (found.path / "student" / "model.safetensors").stat().st_size
@@ -105,15 +109,15 @@ def compare(model: LanguageModel, path: Path, batches: Sequence[Batch]) -> dict[
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [one.name for one in session.get_inputs()]
-    plain = _Plain(model)
+    plain = _plain(model)
 
     def by_onnx(batch: Batch) -> NDArray[np.float32]:
-        inputs = dict(zip(_NAMES, _inputs(batch), strict=True))
+        inputs = _inputs(model, batch)
         return np.asarray(session.run(None, {name: inputs[name].numpy() for name in names})[0])
 
     @torch.no_grad()
     def by_torch(batch: Batch) -> NDArray[np.float32]:
-        return plain(*_inputs(batch)).numpy()
+        return plain(*_inputs(model, batch).values()).numpy()
 
     ours = np.concatenate([_answered(by_onnx(b), b, model.answers) for b in batches])
     theirs = np.concatenate([_answered(by_torch(b), b, model.answers) for b in batches])
@@ -125,7 +129,7 @@ def compare(model: LanguageModel, path: Path, batches: Sequence[Batch]) -> dict[
         "threads": threads,
         "bytes": path.stat().st_size,
     }
-    if model.answers in ("tokens", "label"):
+    if model.answers in ("tokens", "label", "image"):
         facts["agreement_top1"] = float((ours.argmax(-1) == theirs.argmax(-1)).mean())
     singles = batches[0].split(1)
     facts["seconds_torch"], facts["seconds_onnx"] = (_seconds(answer, singles) for answer in (by_torch, by_onnx))
@@ -148,30 +152,53 @@ class _Plain(nn.Module):
         return torch.stack([answer.start_logits, answer.end_logits], -1) if self.span else answer.logits
 
 
-_NAMES = ("input_ids", "attention_mask", "token_type_ids")
+class _PlainImage(nn.Module):
+    """Likewise of an image model, whose images went through its processor: [B, 3, S, S] -> [B, C]."""
+
+    def __init__(self, model: ImageModel) -> None:
+        super().__init__()
+        self.hf = model.hf
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        logits: Tensor = self.hf(pixel_values=pixel_values).logits
+        return logits
 
 
-def _inputs(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    return batch.ids, batch.mask.long(), (batch.segments - 1).clamp(min=0)
+def _plain(model: LanguageModel) -> nn.Module:
+    return _PlainImage(model) if isinstance(model, ImageModel) else _Plain(model)
+
+
+def _inputs(model: LanguageModel, batch: Batch) -> dict[str, Tensor]:
+    """By the names of the plain model's arguments, in their order."""
+    if isinstance(model, ImageModel):
+        assert model.view is not None
+        assert batch.pixels is not None
+        return {"pixel_values": model.view(batch.pixels)}
+    segments = (batch.segments - 1).clamp(min=0)
+    return {"input_ids": batch.ids, "attention_mask": batch.mask.long(), "token_type_ids": segments}
 
 
 def _answered(answers: NDArray[np.float32], batch: Batch, asked: AnswerKind) -> NDArray[np.float32]:
     """[answers, classes]: those of padding left out."""
-    return answers if asked in ("label", "value") else answers[batch.mask.numpy()]
+    return answers if asked in ("label", "value", "image") else answers[batch.mask.numpy()]
 
 
 def _write(model: LanguageModel, batch: Batch, path: Path, int8: bool) -> None:
-    sizes = {0: torch.export.Dim("rows", min=1), 1: torch.export.Dim("length", min=2, max=_longest(model))}
-    example = tuple(part[:2].repeat(2 // min(2, len(part)), 1) for part in _inputs(batch))
+    image = isinstance(model, ImageModel)
+    sizes = {0: torch.export.Dim("rows", min=1)}
+    if not image:
+        sizes[1] = torch.export.Dim("length", min=2, max=_longest(model))
+    inputs = _inputs(model, batch)
+    example = tuple(torch.cat([part, part])[:2] for part in inputs.values())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations, by the dozen
         program = torch.onnx.export(
-            _Plain(model),
+            _plain(model),
             example,
             dynamo=True,
             verbose=False,
-            dynamic_shapes=dict.fromkeys(_NAMES, sizes),
-            input_names=list(_NAMES),
+            dynamic_shapes=dict.fromkeys(inputs, sizes),
+            input_names=list(inputs),
             output_names=["logits"],
         )
     assert program is not None
@@ -182,7 +209,8 @@ def _write(model: LanguageModel, batch: Batch, path: Path, int8: bool) -> None:
 
         whole = onnx.load(path)
         del whole.graph.value_info[:]  # shapes from before constants were folded, which the quantiser would trust
-        quantize_dynamic(whole, path, weight_type=QuantType.QInt8, per_channel=True)
+        only = ["MatMul"] if image else None  # ONNX Runtime runs no convolution with int8 weights on a CPU
+        quantize_dynamic(whole, path, op_types_to_quantize=only, weight_type=QuantType.QInt8, per_channel=True)
 
 
 def _longest(model: LanguageModel) -> int:

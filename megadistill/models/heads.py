@@ -16,7 +16,12 @@ from torch import Tensor, nn
 from megadistill.core.errors import UserError
 from megadistill.core.types import AnswerKind
 
-_ENDINGS: dict[str, AnswerKind] = {"ForSequenceClassification": "label", "ForQuestionAnswering": "span"}
+_ENDINGS: dict[str, AnswerKind] = {
+    "ForSequenceClassification": "label",
+    "ForQuestionAnswering": "span",
+    "ForImageClassification": "image",
+    "ForImageClassificationWithTeacher": "image",
+}
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,10 @@ class TaskHead:
     """Classes; 1 for a number; 2 for a span: where it starts and where it ends."""
     names: tuple[str, ...] = ()
     """Of the classes, by number; kept in the exported config."""
+    processor: Any = None
+    """Of images: transformers' image processor, which makes pixels of them."""
+    size: int | None = None
+    """Of images: so many pixels on each side."""
 
     def config_fields(self) -> dict[str, Any]:
         """The fields of a transformers config that say so."""
@@ -81,6 +90,27 @@ def output_layer(hf: Any) -> nn.Linear:
             "use a masked or causal language model" if answers(hf) == "tokens" else "use BERT or one like it",
         )
     return found
+
+
+def output_layers(hf: Any) -> list[nn.Linear]:
+    """One, or of a vision model with a distillation token two: that of the class, then that of the distillation.
+
+    Raises:
+        UserError: it has none.
+    """
+    if answers(hf) != "image":
+        return [output_layer(hf)]
+    linear = [(name, part) for name, part in hf.named_modules() if isinstance(part, nn.Linear)]
+    found = [(name, part) for name, part in linear if part.out_features == hf.config.num_labels]
+    distilling = [part for name, part in found if "dist" in name]
+    classes = [part for name, part in found if "dist" not in name]
+    if not classes:
+        raise UserError(
+            f"{type(hf).__name__} has no linear output layer",
+            f"none of its linear maps has {hf.config.num_labels} outputs",
+            "use deit, vit, regnet, convnext or one like them",
+        )
+    return [*classes[-1:], *distilling[-1:]]
 
 
 def is_of_head(hf: Any, name: str) -> bool:

@@ -11,7 +11,8 @@ import torch
 from megadistill.core.errors import UserError
 from megadistill.core.files import open_to_umask, shipped
 from megadistill.models.bilstm import register
-from megadistill.models.heads import TaskHead, is_of_head
+from megadistill.models.heads import TaskHead, answers, is_of_head
+from megadistill.models.images import ImageModel, load_processor, view_of
 from megadistill.models.initialize import seeded
 from megadistill.models.signals import LanguageModel
 
@@ -44,7 +45,7 @@ def load_pretrained(path: str, revision: str | None = None, dtype: torch.dtype =
             ", ".join(sorted(loading["missing_keys"])[:6]),
             "give a checkpoint saved with its language-model head",
         )
-    return LanguageModel(hf)
+    return wrapped(hf, load_processor(path, revision) if answers(hf) == "image" else None)
 
 
 def load_for_task(path: str, head: TaskHead, seed: int) -> LanguageModel:
@@ -67,14 +68,47 @@ def load_for_task(path: str, head: TaskHead, seed: int) -> LanguageModel:
             ", ".join(absent[:6]),
             "give a folder of a whole model; its config.json and weights must belong together",
         )
-    return LanguageModel(hf)
+    if head.kind == "image":
+        refuse_other_view(path, load_processor(path), head.processor)
+    return wrapped(hf, head.processor)
+
+
+def refuse_other_view(path: str, own: Any, processor: Any) -> None:
+    """What a model has learnt of images scaled and normalised in one way is lost on others.
+
+    Args:
+        own: the model's processor; None: not known.
+        processor: the task's.
+
+    Raises:
+        UserError: they make other pixels of an image.
+    """
+    if own is None:
+        return
+    theirs, ours = view_of(own, path), view_of(processor, "task.processor")
+    if theirs != ours:
+        raise UserError(
+            f"{path} was trained on images made otherwise than the task's",
+            f"{theirs} there; {ours} here",
+            f"set task.processor: {path}",
+        )
+
+
+def wrapped(hf: Any, processor: Any = None) -> LanguageModel:
+    """A transformers model as a signal source.
+
+    Args:
+        processor: of an image classifier.
+    """
+    return ImageModel(hf, processor) if answers(hf) == "image" else LanguageModel(hf)
 
 
 def task_class(head: TaskHead) -> Any:
     """The transformers class that makes models with such a head."""
-    from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
+    import transformers
 
-    return AutoModelForQuestionAnswering if head.kind == "span" else AutoModelForSequenceClassification
+    kinds = {"span": "AutoModelForQuestionAnswering", "image": "AutoModelForImageClassification"}
+    return getattr(transformers, kinds.get(head.kind, "AutoModelForSequenceClassification"))
 
 
 def config_with(config: Any, fields: dict[str, Any]) -> Any:
@@ -100,6 +134,7 @@ _CLASSES = {
     ("ForMaskedLM", "ForPreTraining"): "AutoModelForMaskedLM",
     ("ForSequenceClassification",): "AutoModelForSequenceClassification",
     ("ForQuestionAnswering",): "AutoModelForQuestionAnswering",
+    ("ForImageClassification", "ForImageClassificationWithTeacher"): "AutoModelForImageClassification",
 }
 
 
@@ -124,7 +159,7 @@ def load_empty(path: str, revision: str | None = None) -> LanguageModel:
     config = load_config(path, revision)
     try:
         with torch.device("meta"):
-            return LanguageModel(_auto_class(config).from_config(config))
+            return wrapped(_auto_class(config).from_config(config))
     except UserError:
         raise
     except Exception as error:  # each architecture checks its fields in its own way
@@ -159,7 +194,7 @@ def load_config(path: str, revision: str | None = None) -> Any:
 
 
 def save_pretrained(model: LanguageModel, folder: Path, weights: dict[str, torch.Tensor]) -> None:
-    """Write `model` as a plain Hugging Face folder.
+    """Write `model` as a plain Hugging Face folder; an image model's with its processor.
 
     Args:
         model: gives the config and the names.
@@ -177,6 +212,8 @@ def save_pretrained(model: LanguageModel, folder: Path, weights: dict[str, torch
     config = copy.deepcopy(model.hf.config)
     config.dtype = next((value.dtype for value in plain.values() if value.is_floating_point()), config.dtype)
     config.save_pretrained(folder)
+    if isinstance(model, ImageModel) and model.processor is not None:
+        model.processor.save_pretrained(folder)
     for file in folder.glob("*.safetensors"):
         open_to_umask(file)
 

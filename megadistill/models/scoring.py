@@ -65,7 +65,11 @@ def score_rows(student: Signals, teacher: Signals | None, batch: Batch) -> RowSc
         return _score_answers(student, teacher, batch)
     labels = batch.labels.flatten()
     rows = (labels != IGNORE).nonzero().squeeze(1)
-    nll, best = student.head(lambda h, w, b: _nll_and_best(h, w, b, labels[rows]), rows)
+    if student.heads:
+        log_q = mean_of_heads(student, rows)
+        nll, best = -log_q.gather(1, labels[rows].unsqueeze(1)).squeeze(1), log_q.argmax(-1)
+    else:
+        nll, best = student.head(lambda h, w, b: _nll_and_best(h, w, b, labels[rows]), rows)
     agreed = torch.zeros_like(nll)
     if teacher is not None:
         agreed = (best == teacher.head(top_entries, rows)).double()
@@ -81,6 +85,8 @@ def score_rows(student: Signals, teacher: Signals | None, batch: Batch) -> RowSc
 @torch.no_grad()
 def outputs(signals: Signals, batch: Batch) -> Tensor:
     """What a task's model answers, in fp32: [B, classes], [B, 1], or of spans [B, L, 2], -inf where padding is."""
+    if signals.heads:
+        return mean_of_heads(signals, batch.targets)
 
     def answer(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return fp32_logits(hidden, weight, bias)
@@ -90,6 +96,17 @@ def outputs(signals: Signals, batch: Batch) -> Tensor:
     logits = signals.head(answer, batch.attended).float()
     whole = logits.new_full((batch.mask.numel(), 2), -torch.inf)
     return whole.index_put((batch.attended,), logits).view(*batch.mask.shape, 2)
+
+
+def mean_of_heads(signals: Signals, rows: Tensor) -> Tensor:
+    """[N, V] the logarithm of the mean of both heads' softmax: how a model with a distillation token predicts (Touvron
+    et al. 2021, section 4, "classification with our approach: joint classifiers")."""
+
+    def log_probs(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return fp32_logits(hidden, weight, bias).float().log_softmax(-1)
+
+    each = torch.stack([head(log_probs, rows) for head in signals.heads.values()])
+    return each.logsumexp(0) - math.log(len(each))
 
 
 def _score_answers(student: Signals, teacher: Signals | None, batch: Batch) -> RowScores:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from megadistill.core.errors import UserError
 from megadistill.core.types import IGNORE, AnswerKind, Attention, Batch, Dims, Head, HeadFunction, Signals
 from megadistill.models.attention import attending, positions
-from megadistill.models.heads import answers, is_causal, output_layer, read_at, transform
+from megadistill.models.heads import answers, is_causal, output_layer, output_layers, read_at, transform
 from megadistill.models.interventions import replacing
 
 Result = TypeVar("Result")
@@ -45,7 +45,8 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.hf = hf
         # the class is swapped in place: names, tying and weights stay, so the checkpoint is still a plain HF one
-        output_layer(hf).__class__ = VocabularyHead
+        for layer in output_layers(hf):
+            layer.__class__ = VocabularyHead
 
     @property
     def answers(self) -> AnswerKind:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from megadistill.core.schema import Strict
-from megadistill.core.types import AnswerKind, Batch, Dims, Needs, Signals, Term
+from megadistill.core.types import AnswerKind, Batch, Dims, HeadName, Needs, Signals, Term
 
 
 class Loss(Protocol):
@@ -53,6 +53,9 @@ class Objective(Strict):
     """Multiplies the weight as training goes on; None: 1 throughout."""
     name: str | None = None
     """What logs call it; the kind when not given. Two objectives of one kind need names."""
+    head: HeadName | None = None
+    """Which head of a student with a distillation token learns from it (DeiT: `class` from labels, `distillation` from
+    the teacher); None: the student's whole answer, which is the mean of both heads' logits."""
 
     @property
     def label(self) -> str:

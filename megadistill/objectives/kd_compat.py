@@ -55,7 +55,7 @@ class KDCompat(Objective):
     """
 
     kind: Literal["kd_compat"]
-    suits: ClassVar[frozenset[AnswerKind]] = frozenset({"tokens"})
+    suits: ClassVar[frozenset[AnswerKind]] = frozenset({"tokens", "image"})
     original: Literal[
         "hf_distil",
         "distillkit",

@@ -19,7 +19,7 @@ class LogitsMSE(Objective):
     to this with centred logits (Hinton et al. 2015, equation 4)."""
 
     kind: Literal["logits_mse"]
-    suits: ClassVar[frozenset[AnswerKind]] = frozenset({"tokens", "label", "value"})
+    suits: ClassVar[frozenset[AnswerKind]] = frozenset({"tokens", "label", "value", "image"})
     reduction: Literal["mean", "sum"] = "mean"
     """Over the vocabulary. mean: Tang et al.; sum: DistilBERT's code."""
     scope: Literal["tokens", "targets"] = "tokens"

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from megadistill.core.types import COUNT_KINDS, IGNORE, Batch, Signals, Term
+from megadistill.core.types import COUNT_KINDS, IGNORE, Batch, HeadName, Signals, Term
 from megadistill.kernels.head_losses import Hard, HeadTerm, Projection, Soft, TopK, head_losses
 from megadistill.objectives.base import Loss, Ramp
 
@@ -49,6 +49,8 @@ class Weighed:
     weight: Callable[[int], float]
     """Of a step, counted from 1."""
     loss: Loss
+    head: HeadName | None = None
+    """Which of the student's heads it sees; None: its whole answer."""
 
 
 class Mixture:
@@ -56,8 +58,13 @@ class Mixture:
 
     def __init__(self, parts: Sequence[Weighed]) -> None:
         self.parts = list(parts)
-        self.heads = [(number, w.loss) for number, w in enumerate(self.parts) if isinstance(w.loss, HeadLoss)]
-        self.count_of: dict[str, str] = {self.parts[number].label: loss.scope for number, loss in self.heads}
+        self.heads: dict[HeadName | None, list[tuple[int, HeadLoss]]] = {}
+        """By the student's head: those that are asked of it in one pass, with their numbers."""
+        for number, part in enumerate(self.parts):
+            if isinstance(part.loss, HeadLoss):
+                self.heads.setdefault(part.head, []).append((number, part.loss))
+        asked = (one for each in self.heads.values() for one in each)
+        self.count_of: dict[str, str] = {self.parts[number].label: loss.scope for number, loss in asked}
         """Objective label -> what its sum runs over; complete after the first call."""
         self.watched: dict[str, Tensor] = {}
         """`label/name` -> [2] what terms had to tell beside their sums, at the last call that watched."""
@@ -83,14 +90,15 @@ class Mixture:
         """
         loss = shares.new_zeros(())
         sums: dict[int, Tensor] = {}
-        if self.heads:
-            scales = torch.stack([self._scale(number, shares, step) for number, _ in self.heads])
-            loss, head_sums = ask_heads([head for _, head in self.heads], scales, student, teacher, batch, step)
-            sums = {number: value for (number, _), value in zip(self.heads, head_sums.unbind(), strict=True)}
+        for name, heads in self.heads.items():
+            scales = torch.stack([self._scale(number, shares, step) for number, _ in heads])
+            total, each = ask_heads([one for _, one in heads], scales, student.of(name), teacher, batch, step)
+            loss = loss + total
+            sums |= {number: value for (number, _), value in zip(heads, each.unbind(), strict=True)}
         for number, part in enumerate(self.parts):
             if number in sums:
                 continue
-            term = part.loss(student, teacher, batch)
+            term = part.loss(student.of(part.head), teacher, batch)
             self.count_of[part.label] = term.count
             loss = loss + self._scale(number, shares, step) * term.sum
             sums[number] = term.sum.detach().float()
@@ -107,9 +115,9 @@ class Mixture:
         for number, part in enumerate(self.parts):
             scale = self._scale(number, shares, step)
             if isinstance(part.loss, HeadLoss):
-                yield ask_heads([part.loss], scale.unsqueeze(0), student, teacher, batch, step)[0]
+                yield ask_heads([part.loss], scale.unsqueeze(0), student.of(part.head), teacher, batch, step)[0]
             else:
-                yield scale * part.loss(student, teacher, batch).sum
+                yield scale * part.loss(student.of(part.head), teacher, batch).sum
 
     def _scale(self, number: int, shares: Tensor, step: int) -> Tensor:
         """[] what one unit of an objective's sum weighs in the loss."""

@@ -16,7 +16,7 @@ class SoftCE(Objective):
     """T^2 * D(teacher, student), mean over the positions in scope of the whole global batch, in nats."""
 
     kind: Literal["soft_ce"]
-    suits: ClassVar[frozenset[AnswerKind]] = frozenset({"tokens", "label"})
+    suits: ClassVar[frozenset[AnswerKind]] = frozenset({"tokens", "label", "image"})
     temperature: float = Field(2.0, gt=0)
     """T, divides both models' logits."""
     temperature_ramp: Ramp | None = None

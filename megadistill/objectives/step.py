@@ -25,7 +25,7 @@ class DistillStep(nn.Module):
         self.needs: Needs = union_of_needs([needs_of(o, loss) for o, loss in zip(objectives, losses, strict=True)])
         self.mixture = Mixture(
             [
-                Weighed(objective.label, objective.weight_at, loss)
+                Weighed(objective.label, objective.weight_at, loss, objective.head)
                 for objective, loss in zip(objectives, losses, strict=True)
             ]
         )

@@ -17,7 +17,7 @@ class TeacherLabel(Objective):
     every position of any text teaches."""
 
     kind: Literal["teacher_label"]
-    suits: ClassVar[frozenset[AnswerKind]] = frozenset({"tokens", "label"})
+    suits: ClassVar[frozenset[AnswerKind]] = frozenset({"tokens", "label", "image"})
     scope: Literal["tokens", "targets"] = "tokens"
     """`tokens`: every attended position; `targets`: positions with a label only."""
 

@@ -40,7 +40,7 @@ def work(config: RunConfig, footprint: Footprint, machine: Machine) -> Work:
     """Count it."""
     sizes = BatchSizes(config.batch.global_size, config.batch.later_sizes)
     start, rows = sizes.span(config.steps - 1)
-    length = config.rows.sequence_length
+    length = config.sequence_length
     tokens = (start + rows) * length
     flops = footprint.flops / (config.batch.micro_size * length) * tokens
     rate = machine.tokens_per_second

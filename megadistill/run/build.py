@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from megadistill.core import seeds
+from megadistill.core import log, seeds
 from megadistill.core.dist import World
 from megadistill.core.errors import UserError
 from megadistill.data.config import DataConfig
+from megadistill.data.rows import Rows
 from megadistill.data.stream import HeldOut, Stream
 from megadistill.data.tokenization import load_tokenizer
 from megadistill.models.heads import TaskHead
+from megadistill.models.images import PROCESSOR, ImageModel, refuse_misfits
 from megadistill.models.initialize import seeded
 from megadistill.models.likeness import likeness
 from megadistill.models.signals import LanguageModel
@@ -23,8 +25,6 @@ from megadistill.objectives.base import Loss
 from megadistill.run.config import RunConfig
 from megadistill.run.fitting import refuse_other_tokenizer, refuse_unfit
 from megadistill.run.trained import located
-from megadistill.tasks.base import Task
-from megadistill.tasks.rows import TaskRows
 from megadistill.teachers.base import Source
 from megadistill.teachers.guard import guard
 
@@ -43,8 +43,8 @@ class Parts:
     accumulation: int
     likeness: dict[str, Any] | None
     """How the student starts beside its teacher; None without one."""
-    tokenizer: str
-    """The fingerprint of the one that made the rows."""
+    tokenizer: str | None
+    """The fingerprint of the one that made the rows; None: rows are images."""
 
 
 def build(config: RunConfig, world: World, device: torch.device) -> Parts:
@@ -58,8 +58,8 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
     stream = Stream(
         train_rows(config), world, batch.global_size, batch.micro_size, config.seed, sizes=batch.later_sizes
     )
-    tokenizer = load_tokenizer(config.rows.tokenizer)
-    vocabulary = tokenizer.vocabulary_size
+    tokenizer = None if config.words is None else load_tokenizer(config.words.tokenizer)
+    vocabulary = 0 if tokenizer is None else tokenizer.vocabulary_size
     head = None if config.task is None else config.task.head
     teacher, origin = _teacher(config, device)
     models = teacher.models if teacher is not None else ()
@@ -69,9 +69,9 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
         vocabulary,
         causal,
         seeds.derive(config.seed, "student"),
-        tokenizer.special.as_dict(),
+        {} if tokenizer is None else tokenizer.special.as_dict(),
         head,
-        tokenizer.backend.get_vocab(),
+        {} if tokenizer is None else tokenizer.backend.get_vocab(),
     )
     if teacher is not None:
         teacher.attach(student)
@@ -80,12 +80,15 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
     distils = any(objective.needs().teacher for objective in config.objectives)
     if head is not None:
         check_answers(head, student, models if distils else ())
+        if isinstance(student, ImageModel):
+            show_images(head, student, [model for model in models if isinstance(model, ImageModel)])
     refuse_unfit(config, student, models, teacher.dims if teacher is not None else None, vocabulary)
     for who, part in (("teacher", config.teacher), ("student", config.student)):
         for path in part.paths() if part is not None else []:
-            refuse_other_tokenizer(config, tokenizer, path, who)
+            if tokenizer is not None:
+                refuse_other_tokenizer(config, tokenizer, path, who)
     for model in (student, *models):
-        model.check_head(min(8, config.rows.sequence_length))
+        model.check_head(min(8, config.sequence_length))
     if config.task is None:
         _check_direction(config, "student", student)
         for model in models if distils else ():
@@ -117,24 +120,20 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
         for module in loss.modules() if isinstance(loss, torch.nn.Module) else ():
             if isinstance(module, LanguageModel):
                 module.attends = config.attention
+    made_by = None if tokenizer is None else tokenizer.fingerprint
     if not distils:
         teacher = None  # it only gave the student its first weights
-    return Parts(stream, teacher, student, losses, accumulation, report, tokenizer.fingerprint)
+    return Parts(stream, teacher, student, losses, accumulation, report, made_by)
 
 
-def train_rows(config: RunConfig) -> DataConfig | TaskRows:
+def train_rows(config: RunConfig) -> DataConfig | Rows:
     """What a `Stream` of the run is drawn from: prepared text, or the task's examples."""
-    return config.text if config.task is None else open_rows(config.task, "train")
+    return config.text if config.task is None else config.task.open("train").rows
 
 
 def held_out(config: RunConfig) -> HeldOut:
     """What the run is measured on while it trains: held-out text, or the task's first dev part."""
-    return HeldOut(config.text if config.task is None else open_rows(config.task, config.task.dev_parts[0]))
-
-
-def open_rows(task: Task, part: str) -> TaskRows:
-    """A part of a task as rows."""
-    return TaskRows(task.open(part).encoded, task.sequence_length)
+    return HeldOut(config.text if config.task is None else config.task.open(config.task.dev_parts[0]).rows)
 
 
 def check_answers(head: TaskHead, student: LanguageModel, teachers: Sequence[LanguageModel]) -> None:
@@ -154,7 +153,30 @@ def check_answers(head: TaskHead, student: LanguageModel, teachers: Sequence[Lan
             )
 
 
-_ANSWERS = {"tokens": "{:,} tokens", "label": "{} classes", "value": "a number", "span": "a span of the text"}
+def show_images(head: TaskHead, student: ImageModel, teachers: Sequence[ImageModel]) -> None:
+    """Let a teacher without a processor of its own see what the student sees; one that has its own sees the same crops
+    in its own size and colours.
+
+    Raises:
+        UserError: see `models.images.refuse_misfits`.
+    """
+    for teacher in teachers:
+        name = type(teacher.hf).__name__
+        if teacher.view is None:
+            log.get().warning(f"the teacher ({name}) has no {PROCESSOR}: it is shown what the student sees")
+            teacher.sees(head.processor)
+        elif teacher.view != student.view:
+            log.get().info(f"the teacher ({name}) sees the student's images as {teacher.view}")
+    refuse_misfits(student, teachers, head.names)
+
+
+_ANSWERS = {
+    "tokens": "{:,} tokens",
+    "label": "{} classes",
+    "value": "a number",
+    "span": "a span of the text",
+    "image": "{} classes of images",
+}
 
 
 def _teacher(config: RunConfig, device: torch.device) -> tuple[Source | None, LanguageModel | None]:
@@ -170,7 +192,7 @@ def _teacher(config: RunConfig, device: torch.device) -> tuple[Source | None, La
 def _check_direction(config: RunConfig, who: str, model: LanguageModel) -> None:
     """A model that reads ahead finds the next token in its input; one that does not cannot use what follows a mask."""
     name, targets = type(model.hf).__name__, config.text.targets.kind
-    ahead = model.sees_ahead(min(8, config.rows.sequence_length))
+    ahead = model.sees_ahead(min(8, config.sequence_length))
     if targets == "clm" and ahead:
         raise UserError(
             f"data.targets is clm, and the {who} ({name}) sees the tokens that it has to predict",

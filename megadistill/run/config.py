@@ -35,7 +35,7 @@ from megadistill.engine.optimizer import OptimizerConfig  # noqa: E402
 from megadistill.engine.schedule import ScheduleConfig, factor  # noqa: E402
 from megadistill.models.students.base import Student  # noqa: E402
 from megadistill.objectives.base import Objective  # noqa: E402
-from megadistill.tasks.base import Task  # noqa: E402
+from megadistill.tasks.base import Task, TokenTask  # noqa: E402
 from megadistill.teachers.base import Teacher  # noqa: E402
 
 
@@ -242,9 +242,16 @@ class RunConfig(Strict):
         return ranks - theirs
 
     @property
-    def rows(self) -> DataConfig | Task:
-        """What training reads: either has a tokenizer and a sequence_length."""
-        return self.text if self.task is None else self.task
+    def words(self) -> DataConfig | TokenTask | None:
+        """What training reads, as far as it is text: it has a tokenizer and a sequence_length. None: images."""
+        if isinstance(self.task, TokenTask):
+            return self.task
+        return self.data
+
+    @property
+    def sequence_length(self) -> int:
+        """Positions of a row, at most; an image is one."""
+        return 1 if self.words is None else self.words.sequence_length
 
     @property
     def attention(self) -> Literal["row", "document"]:
@@ -371,12 +378,14 @@ _ASKED: dict[AnswerKind, str] = {
     "label": "a task's classes",
     "value": "a task's numbers",
     "span": "a task's spans",
+    "image": "a task's images",
 }
 _LEARNS: dict[AnswerKind, str] = {
     "tokens": "hard_ce, soft_ce, ...",
     "label": "hard_ce, soft_ce and logits_mse with scope: targets, pkd, hidden_mse, ...",
     "value": "value_mse, logits_mse with scope: targets, pkd, hidden_mse, ...",
     "span": "span_ce, span_soft_ce, hidden_mse, ...",
+    "image": "hard_ce; soft_ce, teacher_label and logits_mse with scope: targets; kd_compat",
 }
 
 

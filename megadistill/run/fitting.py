@@ -14,6 +14,7 @@ from megadistill.core.errors import UserError
 from megadistill.core.files import shipped
 from megadistill.core.types import Dims
 from megadistill.data.tokenization import Tokenizer, load_tokenizer
+from megadistill.models.heads import output_layers
 from megadistill.models.loading import load_empty
 from megadistill.models.signals import LanguageModel
 from megadistill.objectives.base import needs_of
@@ -33,10 +34,10 @@ def misfits(config: RunConfig) -> tuple[list[UserError], list[str]]:
     absent = [path for path in paths if not _is_here(path)]
     remarks += [f"not compared with the teacher {path}: it is not here yet" for path in absent]
     tokenizer = None
-    if _is_here(config.rows.tokenizer):
-        tokenizer = load_tokenizer(config.rows.tokenizer)
-    else:
-        remarks.append(f"not compared with the tokenizer {config.rows.tokenizer}: it is not here yet")
+    if config.words is not None and _is_here(config.words.tokenizer):
+        tokenizer = load_tokenizer(config.words.tokenizer)
+    elif config.words is not None:
+        remarks.append(f"not compared with the tokenizer {config.words.tokenizer}: it is not here yet")
     problems: list[UserError] = []
     with _collected(problems):
         for path in paths:
@@ -104,18 +105,21 @@ def refuse_unfit(
     ours = student.dims
     problems = [
         _too_small("student", student.num_tokens, vocabulary),
-        _too_short("student", student, config.rows.sequence_length),
+        _too_short("student", student, config.sequence_length),
     ]
     if theirs is not None:
         sizes = [model.num_tokens for model in teachers] or [theirs.vocabulary]
         problems += [_too_small("teacher", size, vocabulary) for size in sizes if config.task is None or teachers]
-        problems += [_too_short("teacher", model, config.rows.sequence_length) for model in teachers]
+        problems += [_too_short("teacher", model, config.sequence_length) for model in teachers]
         compares = [o.label for o in config.objectives if o.needs().teacher]
         if compares and teachers and theirs.vocabulary < ours.vocabulary:
             problems.append(
                 f"the teacher's vocabulary has {theirs.vocabulary:,} entries, the student's {ours.vocabulary:,}: "
                 f"{', '.join(compares)} cannot compare them entry by entry"
             )
+    headed = [o.label for o in config.objectives if o.head is not None]
+    if headed and len(output_layers(student.hf)) == 1:
+        problems.append(f"{', '.join(headed)} names a head, and the student ({type(student.hf).__name__}) has only one")
     found = [p for p in problems if p]
     if found:
         raise UserError(
@@ -135,13 +139,14 @@ def refuse_other_tokenizer(config: RunConfig, ours: Tokenizer, path: str, who: s
     Raises:
         UserError: it has another tokenizer.
     """
+    assert config.words is not None
     path = tokenizer_of(path)
-    if path == config.rows.tokenizer:
+    if path == config.words.tokenizer:
         return
     try:
         theirs = load_tokenizer(path)
     except UserError as error:
-        log.get().warning(f"not checked that the {who} was trained with {config.rows.tokenizer}: {error.what}")
+        log.get().warning(f"not checked that the {who} was trained with {config.words.tokenizer}: {error.what}")
         return
     difference = _difference(ours, theirs)
     section, again = ("data", " and run `megadistill prepare`") if config.task is None else ("task", "")
@@ -149,7 +154,7 @@ def refuse_other_tokenizer(config: RunConfig, ours: Tokenizer, path: str, who: s
         raise UserError(
             f"the {who} was trained with another tokenizer than the data's",
             difference,
-            f"set {section}.tokenizer to {path}{again}, or take a {who} of {config.rows.tokenizer}",
+            f"set {section}.tokenizer to {path}{again}, or take a {who} of {config.words.tokenizer}",
         )
 
 

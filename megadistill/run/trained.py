@@ -64,7 +64,10 @@ def tokenizer_of(spec: str) -> str:
     if not (run / "run.json").exists():
         return spec
     config = yaml.safe_load(RunDirectory(run).resolved_config.read_text(encoding="utf-8"))
-    return str((config.get("task") or config["data"])["tokenizer"])
+    found = (config.get("task") or config["data"]).get("tokenizer")
+    if found is None:
+        raise UserError(f"{run} learnt images: it has no tokenizer", "", "name a model of text, or leave the task out")
+    return str(found)
 
 
 def located(part: Part) -> Part:

@@ -4,8 +4,9 @@ A task goes through the one training loop. Its examples are rows as a corpus's a
 (`data/order`), batches, checkpoints and resume; what differs is what a row must be answered with. A class is the label
 of the row's position 0, so the objectives on distributions (`hard_ce`, `soft_ce`, `logits_mse`, with `scope: targets`)
 compare classes, and those on states and attention (`pkd`, `hidden_mse`, `attention_mse`, `cosine`) need not know of it.
-A number is in `Batch.values` (`value_mse`), a span of positions in `Batch.spans` (`span_ce`, `span_soft_ce`). Counts
-are known from the batch as ever: one target, or one sequence, per example.
+A number is in `Batch.values` (`value_mse`), a span of positions in `Batch.spans` (`span_ce`, `span_soft_ce`). An image
+is in `Batch.pixels`, and its row is the one position that its class is the label of. Counts are known from the batch as
+ever: one target, or one sequence, per example.
 """
 
 from __future__ import annotations
@@ -17,16 +18,29 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from megadistill.core.schema import Strict
-from megadistill.core.types import AnswerKind
+from megadistill.core.types import AnswerKind, Batch
+from megadistill.data.rows import Rows
 from megadistill.models.heads import TaskHead
-from megadistill.tasks.encoding import Encoded
+
+
+class Examples(Rows, Protocol):
+    """Rows of a task; one or several for each example."""
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """[rows] the positions of each; of an image, those that a transformer would cut it into."""
+        ...
+
+    def take(self, rows: NDArray[np.int64]) -> Batch:
+        """The rows of these numbers, with nothing random about them."""
+        ...
 
 
 class Opened(Protocol):
     """One part of a task: its rows, and the judge of answers to them."""
 
     @property
-    def encoded(self) -> Encoded: ...
+    def rows(self) -> Examples: ...
 
     def score(self, outputs: list[NDArray[np.float32]]) -> tuple[dict[str, float], list[Any]]:
         """Score the outputs of a model.
@@ -45,10 +59,6 @@ class Task(Strict):
     """Base of every task's config."""
 
     kind: str
-    tokenizer: str
-    """A folder or file, or a name on the hub, as for `data.tokenizer`; it must be the teacher's and the student's."""
-    sequence_length: int = Field(128, ge=8, le=65535)
-    """Tokens of a row at most, [CLS] and [SEP] included."""
     max_train_examples: int | None = Field(None, gt=0)
     """Train on so many only, chosen at random once and for all; None: on all."""
 
@@ -78,3 +88,12 @@ class Task(Strict):
     def primary(self, scores: dict[str, dict[str, float]]) -> float:
         """The one number that stands for the task in tables, out of each dev part's metrics: their mean."""
         return float(np.mean([value for part in self.dev_parts for value in scores[part].values()]))
+
+
+class TokenTask(Task):
+    """Base of every config of a task on text."""
+
+    tokenizer: str
+    """A folder or file, or a name on the hub, as for `data.tokenizer`; it must be the teacher's and the student's."""
+    sequence_length: int = Field(128, ge=8, le=65535)
+    """Tokens of a row at most, [CLS] and [SEP] included."""

@@ -10,7 +10,7 @@ from megadistill.core.errors import UserError
 from megadistill.core.types import AnswerKind
 from megadistill.models.heads import TaskHead
 from megadistill.tasks import tables
-from megadistill.tasks.base import Task
+from megadistill.tasks.base import TokenTask
 from megadistill.tasks.encoding import Example, refuse_empty, some
 from megadistill.tasks.labelled import Labelled
 from megadistill.tasks.tables import Line
@@ -76,7 +76,7 @@ SETS: dict[str, _Set] = {
 Name = Literal["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"]
 
 
-class GlueTask(Task):
+class GlueTask(TokenTask):
     """One of GLUE's tasks. Its published test sets have no labels; scores are on the dev set."""
 
     kind: Literal["glue"]

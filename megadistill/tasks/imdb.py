@@ -10,14 +10,14 @@ from pydantic import Field
 from megadistill.core.errors import UserError
 from megadistill.models.heads import TaskHead
 from megadistill.tasks import tables
-from megadistill.tasks.base import Task
+from megadistill.tasks.base import TokenTask
 from megadistill.tasks.encoding import Example, refuse_empty, some
 from megadistill.tasks.labelled import Labelled
 
 NAMES = ("neg", "pos")
 
 
-class ImdbTask(Task):
+class ImdbTask(TokenTask):
     """Large Movie Review Dataset. Its test set is what papers report on, so it is the dev part here."""
 
     kind: Literal["imdb"]

@@ -12,6 +12,7 @@ from megadistill.data.tokenization import load_tokenizer
 from megadistill.models.heads import TaskHead
 from megadistill.tasks import metrics
 from megadistill.tasks.encoding import Example, encode
+from megadistill.tasks.rows import TaskRows
 
 
 class Labelled:
@@ -25,6 +26,7 @@ class Labelled:
         """
         self.head, self.measured = head, measured
         self.encoded = encode(examples, head.kind, head.outputs, load_tokenizer(tokenizer), length)
+        self.rows = TaskRows(self.encoded, length)
 
     def score(self, outputs: list[NDArray[np.float32]]) -> tuple[dict[str, float], list[Any]]:
         answers = np.stack(outputs)

@@ -34,6 +34,10 @@ class TaskRows:
         return [len(self.encoded)]
 
     @property
+    def lengths(self) -> I64:
+        return np.diff(self.encoded.starts)
+
+    @property
     def counts(self) -> I64 | None:
         return self.encoded.counts
 

@@ -16,8 +16,9 @@ from megadistill.core.errors import UserError
 from megadistill.core.types import AnswerKind
 from megadistill.data.tokenization import Tokenizer, load_tokenizer
 from megadistill.models.heads import TaskHead
-from megadistill.tasks.base import Task
+from megadistill.tasks.base import TokenTask
 from megadistill.tasks.encoding import Encoded, frame, join, some
+from megadistill.tasks.rows import TaskRows
 from megadistill.tasks.squad_metrics import score_1, score_2
 
 
@@ -45,7 +46,7 @@ class Window:
     """[tokens of the context, 2] first and last character + 1."""
 
 
-class SquadTask(Task):
+class SquadTask(TokenTask):
     """A question and a paragraph; the answer is where it starts and where it ends. Position 0, [CLS], is the answer of
     a window that does not hold it, and, in SQuAD 2.0, of a question that has none."""
 
@@ -120,6 +121,7 @@ class SquadPart:
                 answers.append(_labelled(window, question))
         spans = np.array(answers, dtype=np.float64).reshape(-1, 2)
         self.encoded: Encoded = join("span", rows, [w.begin for w in self.windows], spans, special.padding)
+        self.rows = TaskRows(self.encoded, task.sequence_length)
 
     def score(self, outputs: list[NDArray[np.float32]]) -> tuple[dict[str, float], list[Any]]:
         """For each question the best span of all its windows; positions of the question are never answers."""

@@ -12,7 +12,7 @@ from megadistill.core.errors import UserError
 from megadistill.core.types import AnswerKind
 from megadistill.models.heads import TaskHead
 from megadistill.tasks import tables
-from megadistill.tasks.base import Task
+from megadistill.tasks.base import TokenTask
 from megadistill.tasks.encoding import Example, refuse_empty, some
 from megadistill.tasks.labelled import Labelled
 from megadistill.tasks.tables import Line
@@ -20,7 +20,7 @@ from megadistill.tasks.tables import Line
 Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
 
 
-class TextTask(Task):
+class TextTask(TokenTask):
     """Files with a column of text, or two, and one of labels or numbers."""
 
     kind: Literal["text"]

@@ -128,9 +128,10 @@ def _answers(
     loss = _loss(first, rows, labels)
     bound, what = _bound(config, labels, vocabulary, counts)
     if not loss <= bound:
+        learnt = "tokenizer" if batch.pixels is None else "images, or order of classes,"
         yield (
-            f"its loss on this text is {loss:.2f} nats per target, {what}: "
-            "not these weights, or not the tokenizer it was trained with"
+            f"its loss on this data is {loss:.2f} nats per target, {what}: "
+            f"not these weights, or not the {learnt} it was trained with"
         )
 
 

@@ -94,6 +94,15 @@ def batch(rows: int, seed: int = 0, ragged: bool = True) -> Batch:
     return Batch(torch.where(mask, ids, 0), mask, mask.long(), labels, torch.arange(rows))
 
 
+def images(rows: int, size: int, classes: int, seed: int = 0) -> Batch:
+    """Noise with random classes."""
+    draw = torch.Generator().manual_seed(seed)
+    ones = torch.ones(rows, 1, dtype=torch.int64)
+    labels = torch.randint(classes, (rows, 1), generator=draw)
+    pixels = torch.randint(256, (rows, 3, size, size), generator=draw, dtype=torch.uint8)
+    return Batch(ones * 0, ones.bool(), ones, labels, torch.arange(rows), pixels=pixels)
+
+
 def packed(documents: list[list[int]], seed: int = 0) -> Batch:
     """Rows of several documents of the given lengths one after another, padded to LENGTH; no targets."""
     draw = torch.Generator().manual_seed(seed)

@@ -302,9 +302,10 @@ class Job:
     def _greet(self, found: checkpoint.Found | None, step: int) -> None:
         stream, micro, ranks = self.parts.stream, self.config.batch.micro_size, self.world.size
         rows = stream.sizes.span(step)[1]
+        what = f"{rows * self.config.sequence_length:,} tokens" if self.config.words else f"{rows:,} images"
         self.say(
             f"accumulation {rows // (micro * ranks)} = {rows} / ({micro} x {ranks} ranks); "
-            f"{rows * self.config.rows.sequence_length:,} tokens a step, {stream.rows_per_epoch:,} rows an epoch"
+            f"{what} a step, {stream.rows_per_epoch:,} rows an epoch"
         )
         if found is not None:
             self.say(f"continuing at step {step} from {found.path}")

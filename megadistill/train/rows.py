@@ -24,7 +24,7 @@ class RowLog:
             "step": step,
             "attempt": self.attempt,
             "rows": [row for batch in micro_batches for row in batch.rows.tolist()],
-            "inputs": [_hash(row) for batch in micro_batches for row in batch.ids],
+            "inputs": [_hash(row) for b in micro_batches for row in (b.ids if b.pixels is None else b.pixels)],
             "labels": [_hash(row) for batch in micro_batches for row in batch.labels],
         }
         with open(self.path, "a", encoding="utf-8") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +11,18 @@ import torch
 
 from megadistill.models.heads import TaskHead
 from megadistill.models.initialize import Folder
+from megadistill.models.students.hf import HFStudent
 from megadistill.objectives.step import DistillStep
 from megadistill.run.build import check_answers
 from megadistill.run.config import load
 from megadistill.tasks.rows import TaskRows
 from megadistill.teachers.ensemble import EnsembleSource
 from megadistill.teachers.online import OnlineSource
-from megadistill.testing import task_files, tiny
+from megadistill.testing import image_files, task_files, tiny
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RECIPES = sorted(path.stem for path in (CONFIGS / "tasks").glob("*.yaml"))
+ON_IMAGES = [recipe for recipe in RECIPES if load(CONFIGS / "tasks" / f"{recipe}.yaml").task.asks == "image"]
 TOY = {"hidden_size": 24, "intermediate_size": 48, "num_attention_heads": 12, "max_position_embeddings": 64}
 TOY |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.15}
 
@@ -93,7 +96,7 @@ class Recipe:
         theirs = self.teacher.signals(self.batch, needs) if self.teacher is not None else None
         for part in self.step.mixture.parts:
             ours = self.step.student.signals(self.batch, needs.student_hidden, needs.student_attention)
-            term = part.loss(ours, theirs, self.batch)
+            term = part.loss(ours.of(part.head), theirs, self.batch)
             grads = torch.autograd.grad(term.sum, learning, allow_unused=True)
             result[part.label] = float(sum(g.square().sum() for g in grads if g is not None)) ** 0.5
         return result
@@ -110,9 +113,32 @@ class Recipe:
         return trace
 
 
+class ImageRecipe(Recipe):
+    """A recipe on images likewise."""
+
+    def __init__(self, recipe, data):
+        pattern = image_files.shards(data[0] / recipe, 24, 0)
+        given = [f'task.train=["{pattern}"]', f'task.dev=["{pattern}"]', "task.image_size=32"]
+        given += [f"task.labels={json.dumps(image_files.NAMES)}"]
+        toy = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "patch_size": 8}
+        given += [f"student.config.{name}={size}" for name, size in toy.items()]
+        config = load(CONFIGS / "tasks" / f"{recipe}.yaml", given)
+        rows = config.task.open("train").rows
+        self.batch = rows.batch(rows.order(0, []).locate(np.arange(12)), 0, "targets")
+        head = config.task.head
+        teacher = HFStudent(kind="hf", architecture="vit", config={**toy, "num_attention_heads": 3})
+        self.teacher = OnlineSource("toy", teacher.build(None, 0, False, 1, {}, head))
+        student = config.student.build(None, 0, False, 7, {}, head)
+        check_answers(head, student, self.teacher.models)
+        student.check_head()
+        objectives = config.objectives
+        losses = [o.build(student.dims, self.teacher.dims) for o in objectives]
+        self.step = DistillStep(student, objectives, losses)
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_learns_and_every_term_of_it_counts(recipe, data):
-    one = Recipe(recipe, data)
+    one = (ImageRecipe if recipe in ON_IMAGES else Recipe)(recipe, data)
     norms = one.gradients()
     assert set(norms) == {o.label for o in load(CONFIGS / "tasks" / f"{recipe}.yaml").objectives}
     assert min(norms.values()) > 1e-6, norms
@@ -127,4 +153,4 @@ def test_a_published_result_stands_beside_every_recipe_and_every_kind_of_task_ha
         header = [line for line in path.read_text().splitlines() if line.startswith("#")]
         assert any("expected:" in line and "published" in line for line in header), recipe
         asked.add(load(path).task.asks)
-    assert asked == {"label", "value", "span"}
+    assert asked == {"label", "value", "span", "image"}

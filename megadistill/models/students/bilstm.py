@@ -59,10 +59,10 @@ class BiLSTMStudent(Student):
         head: TaskHead | None = None,
         words: Mapping[str, int] | None = None,
     ) -> LanguageModel:
-        if head is None or head.kind == "span":
+        if head is None or head.kind not in ("label", "value"):
             raise UserError(
                 "student.kind: bilstm gives one answer a row",
-                "the run asks for " + ("tokens" if head is None else "spans"),
+                "the run asks for " + ("tokens" if head is None else f"{head.kind}s"),
                 "use it with a task of classes or numbers",
             )
         start = self._start(teacher, words or {})

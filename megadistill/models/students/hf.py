@@ -12,6 +12,7 @@ from pydantic import Field
 from megadistill.core.errors import UserError
 from megadistill.core.schema import OneOf
 from megadistill.models.heads import TaskHead
+from megadistill.models.images import ImageModel, with_distillation_token
 from megadistill.models.initialize import (
     Folder,
     Initialize,
@@ -27,7 +28,9 @@ from megadistill.models.loading import (
     load_empty,
     load_for_task,
     load_pretrained,
+    refuse_other_view,
     task_class,
+    wrapped,
 )
 from megadistill.models.signals import LanguageModel
 from megadistill.models.students.base import Student
@@ -35,7 +38,7 @@ from megadistill.models.students.base import Student
 
 class HFStudent(Student):
     """A transformers language model: masked where `data.targets` is mlm, causal where it is clm. In a run with a `task`
-    the same body under the task's head."""
+    the same body under the task's head; in one on images a vision model, and `deit` has a distillation token."""
 
     kind: Literal["hf"]
     architecture: str | None = None
@@ -125,6 +128,10 @@ class HFStudent(Student):
         auto = AutoModelForCausalLM if causal else AutoModelForMaskedLM
         if head is not None:
             config, auto = config_with(config, head.config_fields()), task_class(head)
+            if head.kind == "image":
+                config = with_distillation_token(config)
+                if hasattr(config, "image_size") and "image_size" not in self.config:
+                    config.image_size = head.size
         if type(config) not in auto._model_mapping:
             what = f"model for a task's {head.kind}" if head else f"{'causal' if causal else 'masked'} language model"
             raise UserError(
@@ -133,7 +140,7 @@ class HFStudent(Student):
             )
         try:
             with seeded(seed):
-                student = LanguageModel(auto.from_config(config))
+                student = wrapped(auto.from_config(config), head.processor if head is not None else None)
         except UserError:
             raise
         except Exception as error:  # each architecture checks, or divides by, its fields in its own way
@@ -141,11 +148,19 @@ class HFStudent(Student):
         if isinstance(self.init, TeacherLayers):
             if teacher is None:
                 raise UserError("student.init takes the teacher's layers, and there is no teacher", "teacher: null")
+            if not teacher.dims.layers:
+                raise UserError(
+                    "student.init takes the teacher's layers",
+                    f"{type(teacher.hf).__name__} is no stack of equal ones",
+                    "use student.init: {kind: random} or {kind: folder, ...}",
+                )
             copy_teacher_layers(student.hf, teacher.hf, self.init.layers, self.init.width)
         elif isinstance(self.init, Folder):
-            loaded = load(self.init.path).hf
-            layers = self.init.layers or list(range(loaded.config.num_hidden_layers))
-            copy_teacher_layers(student.hf, loaded, layers)
+            loaded = load(self.init.path)
+            if isinstance(loaded, ImageModel) and head is not None:
+                refuse_other_view(self.init.path, loaded.processor, head.processor)
+            layers = self.init.layers or list(range(loaded.hf.config.num_hidden_layers))
+            copy_teacher_layers(student.hf, loaded.hf, layers)
         return student
 
     def _config(self, teacher: LanguageModel | None, vocabulary_size: int, special: Mapping[str, int | None]) -> Any:
@@ -169,7 +184,8 @@ class HFStudent(Student):
                 fix="for example bert, distilbert, roberta, gpt2",
             ) from None
         self._refuse_unknown(defaults, self.architecture)
-        fields = {"vocab_size": vocabulary_size, **_special_fields(defaults, special), **self.config}
+        size = {"vocab_size": vocabulary_size} if hasattr(defaults, "vocab_size") else {}
+        fields = {**size, **_special_fields(defaults, special), **self.config}
         return self._checked(self.architecture, lambda given: AutoConfig.for_model(self.architecture, **given), fields)
 
     def _layer_types(self, base: Any) -> dict[str, Any]:
