@@ -92,6 +92,15 @@ class Tokenizer:
         return None
 
     @cached_property
+    def pair_separators(self) -> int:
+        """Separators between the two texts of a pair: 2 for RoBERTa and its like, <s> A </s></s> B </s>, else 1."""
+        if self.special.cls is None or self.special.sep is None:
+            return 1
+        if (of_pair := self.backend.num_special_tokens_to_add(True)) > 2:
+            return of_pair - 2  # its file says how it frames: one opens, and one closes
+        return 2 if self._tokens()[self.special.cls] == "<s>" else 1
+
+    @cached_property
     def sentence_ends(self) -> frozenset[int]:
         """Ids of full stops, question and exclamation marks."""
         return frozenset(i for i, token in enumerate(self._tokens()) if token.strip("▁Ġ#") in (".", "!", "?"))

@@ -72,9 +72,10 @@ def load_for_task(path: str, head: TaskHead, seed: int) -> LanguageModel:
 
 def task_class(head: TaskHead) -> Any:
     """The transformers class that makes models with such a head."""
-    from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
+    import transformers
 
-    return AutoModelForQuestionAnswering if head.kind == "span" else AutoModelForSequenceClassification
+    names = {"span": "AutoModelForQuestionAnswering", "choice": "AutoModelForMultipleChoice"}
+    return getattr(transformers, names.get(head.kind, "AutoModelForSequenceClassification"))
 
 
 def config_with(config: Any, fields: dict[str, Any]) -> Any:
@@ -100,6 +101,7 @@ _CLASSES = {
     ("ForMaskedLM", "ForPreTraining"): "AutoModelForMaskedLM",
     ("ForSequenceClassification",): "AutoModelForSequenceClassification",
     ("ForQuestionAnswering",): "AutoModelForQuestionAnswering",
+    ("ForMultipleChoice",): "AutoModelForMultipleChoice",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import torch
 from megadistill.core import seeds
 from megadistill.core.dist import World
 from megadistill.core.errors import UserError
+from megadistill.core.together import together
+from megadistill.core.types import Batch
 from megadistill.data.config import DataConfig
 from megadistill.data.stream import HeldOut, Stream
 from megadistill.data.tokenization import load_tokenizer
@@ -23,6 +26,7 @@ from megadistill.objectives.base import Loss
 from megadistill.run.config import RunConfig
 from megadistill.run.fitting import refuse_other_tokenizer, refuse_unfit
 from megadistill.run.trained import located
+from megadistill.tasks.augment.kept import make
 from megadistill.tasks.base import Task
 from megadistill.tasks.rows import TaskRows
 from megadistill.teachers.base import Source
@@ -55,6 +59,7 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
     """
     accumulation = config.batch.accumulation(world.size)
     batch = config.batch
+    augment(config, (world.rank, world.size), device)
     stream = Stream(
         train_rows(config), world, batch.global_size, batch.micro_size, config.seed, sizes=batch.later_sizes
     )
@@ -93,8 +98,7 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
     report: dict[str, Any] | None = None
     if teacher is not None and distils:
         where = next(models[0].parameters()).device if models else device
-        some = np.arange(TRIAL_ROWS if config.task is None else TRIAL_EXAMPLES)
-        trial = stream.part.batch(stream.order.locate(some), config.seed, "targets").to(where)
+        trial = _trial(stream).to(where)
         student.to(where)
         assert config.teacher is not None
         if config.teacher.guard is not None:
@@ -122,6 +126,26 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
     return Parts(stream, teacher, student, losses, accumulation, report, tokenizer.fingerprint)
 
 
+def augment(config: RunConfig, share: tuple[int, int], device: torch.device | None = None) -> Path | None:
+    """Make the variants of a task's examples, if it wants any and they are not there; each process its share of them.
+
+    Returns:
+        the folder that they are in.
+    """
+    task = config.task
+    if task is None or task.augment is None:
+        return None
+    method, examples = task.augment, task.chosen
+    return together("augment the examples", lambda: make(method, examples, share, device))[0]
+
+
+def _trial(stream: Stream) -> Batch:
+    """Rows that a teacher proves itself on."""
+    if isinstance(stream.part, TaskRows):
+        return stream.part.answered(TRIAL_EXAMPLES)
+    return stream.part.batch(stream.order.locate(np.arange(TRIAL_ROWS)), stream.seed, "targets")
+
+
 def train_rows(config: RunConfig) -> DataConfig | TaskRows:
     """What a `Stream` of the run is drawn from: prepared text, or the task's examples."""
     return config.text if config.task is None else open_rows(config.task, "train")
@@ -144,7 +168,10 @@ def check_answers(head: TaskHead, student: LanguageModel, teachers: Sequence[Lan
         UserError: a model whose head is not the task's.
     """
     for who, model in (("student", student), *(("teacher", teacher) for teacher in teachers)):
-        kind, outputs = model.answers, model.dims.vocabulary
+        kind = model.answers
+        if kind == head.kind == "choice":  # who scores one text scores as many as there are
+            model.hf.config.num_labels = head.outputs
+        outputs = model.dims.vocabulary
         if kind != head.kind or outputs != head.outputs:
             raise UserError(
                 f"the {who} ({type(model.hf).__name__}) has no head for this task",
@@ -154,7 +181,13 @@ def check_answers(head: TaskHead, student: LanguageModel, teachers: Sequence[Lan
             )
 
 
-_ANSWERS = {"tokens": "{:,} tokens", "label": "{} classes", "value": "a number", "span": "a span of the text"}
+_ANSWERS = {
+    "tokens": "{:,} tokens",
+    "label": "{} classes",
+    "value": "a number",
+    "span": "a span of the text",
+    "choice": "one of {} texts",
+}
 
 
 def _teacher(config: RunConfig, device: torch.device) -> tuple[Source | None, LanguageModel | None]:

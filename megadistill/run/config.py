@@ -254,6 +254,16 @@ class RunConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _somebody_answers_variants(self) -> RunConfig:
+        augment = self.task.augment if self.task is not None else None
+        if augment is not None and augment.answers == "teacher" and not any(o.needs().teacher for o in self.objectives):
+            raise ValueError(
+                "task.augment: variants have no labels, and no objective learns from a teacher; give one that does "
+                "(soft_ce, logits_mse, ...), or set task.augment.answers: original"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _weights_come_to_something(self) -> RunConfig:
         ends = (1, self.train.steps, *(step for o in self.objectives if o.ramp for step in (o.ramp.to_step,)))
         if not any(sum(self.weights_at(step)) for step in ends):
@@ -331,12 +341,14 @@ _ASKED: dict[AnswerKind, str] = {
     "label": "a task's classes",
     "value": "a task's numbers",
     "span": "a task's spans",
+    "choice": "a task's choices",
 }
 _LEARNS: dict[AnswerKind, str] = {
     "tokens": "hard_ce, soft_ce, ...",
     "label": "hard_ce, soft_ce and logits_mse with scope: targets, pkd, hidden_mse, ...",
     "value": "value_mse, logits_mse with scope: targets, pkd, hidden_mse, ...",
     "span": "span_ce, span_soft_ce, hidden_mse, ...",
+    "choice": "hard_ce, soft_ce and logits_mse with scope: targets, pkd, hidden_mse, ...",
 }
 
 
@@ -381,6 +393,6 @@ def _import_plugins(names: Any) -> None:
         except ImportError as error:
             raise UserError(f"plugins: cannot import {name!r}", str(error), "put its folder on PYTHONPATH") from None
     # the inner ones first: a section keeps the schemas it was built with
-    sections: list[type[Strict]] = [*kinds(Objective).values(), DataConfig, RunConfig]
+    sections: list[type[Strict]] = [*kinds(Objective).values(), *kinds(Task).values(), DataConfig, RunConfig]
     for section in sections:
         section.model_rebuild(force=True)

@@ -38,6 +38,11 @@ def misfits(config: RunConfig) -> tuple[list[UserError], list[str]]:
     else:
         remarks.append(f"not compared with the tokenizer {config.rows.tokenizer}: it is not here yet")
     problems: list[UserError] = []
+    if (augment := config.task.augment if config.task is not None else None) is not None:
+        away = [f"task.augment.{name} {path}" for name, path in augment.sources().items() if not _is_here(path)]
+        remarks += [f"not looked at: {what} is not here yet" for what in away]
+        with _collected(problems):
+            augment.check()
     with _collected(problems):
         for path in paths:
             if tokenizer is not None and path not in absent:

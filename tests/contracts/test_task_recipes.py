@@ -31,6 +31,7 @@ def data(tmp_path_factory):
     task_files.stsb(folder / "glue")
     task_files.qqp(folder / "glue")
     task_files.imdb(folder / "imdb")
+    task_files.race(folder / "race")
     squad = task_files.squad(folder / "squad")
     return folder, {"tokenizer": str(task_files.tokenizer(folder / "tokenizer"))}, squad
 
@@ -40,7 +41,7 @@ def assignments(recipe, data):
     kind = load(CONFIGS / "tasks" / f"{recipe}.yaml").task.kind
     given = {"tokenizer": common["tokenizer"], "sequence_length": 32}
     given |= {"train": squad["train"], "dev": squad["dev"], "max_question": 8, "stride": 8} if kind == "squad" else {}
-    given |= {"folder": folder / ("imdb" if kind == "imdb" else "glue")} if kind != "squad" else {}
+    given |= {"folder": folder / kind} if kind != "squad" else {}
     return [f"task.{name}={value}" for name, value in given.items()]
 
 
@@ -127,4 +128,4 @@ def test_a_published_result_stands_beside_every_recipe_and_every_kind_of_task_ha
         header = [line for line in path.read_text().splitlines() if line.startswith("#")]
         assert any("expected:" in line and "published" in line for line in header), recipe
         asked.add(load(path).task.asks)
-    assert asked == {"label", "value", "span"}
+    assert asked == {"label", "value", "span", "choice"}
