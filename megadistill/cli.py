@@ -233,8 +233,8 @@ def evaluate(
     tasks: Annotated[
         str | None,
         typer.Option(
-            help="Separated by commas: heldout, wikitext, speed; glue, or sst2 and alike, squad, imdb, race to fine-tune "
-            "on and score. When not given: heldout, or a task's run on its task."
+            help="Separated by commas: heldout, wikitext, speed; glue, or sst2 and alike, squad, imdb, race to "
+            "fine-tune on and score. When not given: heldout, or a task's run on its task."
         ),
     ] = None,
     wikitext: Annotated[Path | None, typer.Option(metavar="FOLDER", help="The raw WikiText files.")] = None,

@@ -1,4 +1,4 @@
-"""RACE (Lai et al. 2017): which of four answers to a question about an article is right; original files or the hub's."""
+"""RACE (Lai et al. 2017): which of four answers to a question on an article is right; original files or the hub's."""
 
 from __future__ import annotations
 

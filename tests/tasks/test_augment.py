@@ -4,6 +4,7 @@ import json
 import math
 import random
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from megadistill.tasks.text import TextTask
 from megadistill.testing import task_files, tiny
 
 CPU = torch.device("cpu")
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "tasks"
 
 
 @pytest.fixture(scope="module")
@@ -287,7 +289,7 @@ def test_variants_come_behind_the_examples_and_only_the_teacher_answers_them(fil
     assert plain.counts().tolist()[1:] == [2, 2, 2]
     assert rows.answered(40).unanswered is None
 
-    sizes = {"vocab_size": 80, "max_position_embeddings": 32}
+    sizes = {"vocab_size": 128, "max_position_embeddings": 32}
     head = sst2(files).head
     student, teacher = (tiny.task_model("bert", head, seed=seed, **sizes) for seed in (0, 1))
 
@@ -317,11 +319,11 @@ def test_a_mixture_of_hard_and_soft_takes_each_over_its_own_rows(files, tang):
 
     rows = augmented_rows(sst2(files, augment=tang(samples=4)))
     batch = rows.take(np.array([0, 100, 1, 200]))
-    sizes = {"vocab_size": 80, "max_position_embeddings": 32}
+    sizes = {"vocab_size": 128, "max_position_embeddings": 32}
     student, teacher = (tiny.task_model("bert", sst2(files).head, seed=seed, **sizes) for seed in (0, 1))
     objectives = [HardCE(kind="hard_ce"), SoftCE(kind="soft_ce", scope="targets", temperature=1.0)]
     step = DistillStep(student, objectives, [o.build(student.dims, teacher.dims) for o in objectives])
-    loss, sums = step(batch, teacher.signals(batch, step.needs), (1 / batch.counts()).float())
+    loss, sums = step(batch, teacher.signals(batch, frozenset()), (1 / batch.counts()).float())
     with torch.no_grad():
         inputs = {"input_ids": batch.ids, "attention_mask": batch.mask.long()}
         inputs["token_type_ids"] = (batch.segments - 1).clamp(min=0)
@@ -341,7 +343,7 @@ def test_variants_of_ratings_have_none_or_their_originals(files, tang, tmp_path)
         return augmented_rows(task).take(np.arange(3))
 
     head = TextTask(kind="text", regression=True, **given).head
-    student = tiny.task_model("bert", head, vocab_size=80, max_position_embeddings=32)
+    student = tiny.task_model("bert", head, vocab_size=128, max_position_embeddings=32)
     for answers, ratings in (("teacher", [4.5, 1.0]), ("original", [4.5, 1.0, 4.5])):
         batch = rows(answers)
         term = ValueMSE(kind="value_mse").build(student.dims, None)(student.signals(batch, frozenset()), None, batch)
@@ -393,7 +395,7 @@ def test_what_is_wrong_with_a_file_of_vectors(files, tinybert, tmp_path, text, m
 
 
 def test_a_model_that_predicts_no_masks(files, tinybert, tmp_path):
-    model = tiny.language_model("gpt2", vocab_size=80)
+    model = tiny.language_model("gpt2", vocab_size=128)
     save_pretrained(model, tmp_path / "gpt2", {name: p.detach() for name, p in model.named_parameters()})
     with pytest.raises(UserError, match=r"gpt2 is no masked language model\n.*GPT2LMHeadModel"):
         tinybert(language_model=str(tmp_path / "gpt2"), tokenizer=str(files / "model")).maker([], CPU)
@@ -414,7 +416,7 @@ def test_a_folder_without_a_tagger_and_a_machine_without_nltk(tang, tmp_path, mo
 def test_variants_without_anybody_to_answer_them(files):
     given = [f"task.augment={{kind: tang, tagger: {files / 'tagger'}}}"]
     with pytest.raises(UserError, match=r"task.augment: variants have no labels"):
-        load("configs/tasks/finetune_sst2.yaml", given)
-    load("configs/tasks/finetune_sst2.yaml", [given[0].replace("kind", "answers: original, kind")])
+        load(CONFIGS / "finetune_sst2.yaml", given)
+    load(CONFIGS / "finetune_sst2.yaml", [given[0].replace("kind", "answers: original, kind")])
     with pytest.raises(UserError, match=r"augment: it changes texts with a class or a number; squad asks for a span"):
-        load("configs/tasks/finetune_squad.yaml", given)
+        load(CONFIGS / "finetune_squad.yaml", given)
