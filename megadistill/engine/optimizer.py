@@ -44,7 +44,7 @@ def build_optimizer(config: OptimizerConfig, module: nn.Module) -> torch.optim.O
         {"params": [p for p in trainable if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trainable if p.dim() < 2], "weight_decay": 0.0},
     ]
-    groups, shared = [g for g in groups if g["params"]], {"lr": config.learning_rate, "eps": config.eps}
+    groups = [g for g in groups if g["params"]]
     if config.kind == "adadelta":
-        return torch.optim.Adadelta(groups, rho=config.rho, **shared)
-    return torch.optim.AdamW(groups, betas=config.betas, **shared)
+        return torch.optim.Adadelta(groups, lr=config.learning_rate, rho=config.rho, eps=config.eps)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps)

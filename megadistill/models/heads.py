@@ -107,7 +107,9 @@ def read_at(hf: Any, rows: Tensor, mask: Tensor, choices: int = 1) -> Tensor:
     return first + (mask.sum(1) - 1).clamp(min=0)[rows // length]
 
 
-def as_entries(hidden: Tensor, weight: Tensor, bias: Tensor | None, choices: int) -> tuple[Tensor, ...]:
+def as_entries(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, choices: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """The scores of an example's rows as the logits of one: what scores each, as a head over all of them together.
 
     Args:

@@ -136,11 +136,13 @@ class LanguageModel(nn.Module):
                 for layer in layers
             ]
             together = torch.cat(chosen) if len(chosen) > 1 else chosen[0]
-            if self.answers != "choice":
-                return output_layer(self.hf)(transform(self.hf, together), fn)
-            return output_layer(self.hf)(
-                transform(self.hf, together), lambda *scoring: fn(*as_entries(*scoring, batch.choices))
-            )
+            ask = fn
+            if self.answers == "choice":
+
+                def ask(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Result:
+                    return fn(*as_entries(hidden, weight, bias, batch.choices))
+
+            return output_layer(self.hf)(transform(self.hf, together), ask)
 
         return head
 

@@ -39,7 +39,7 @@ def misfits(config: RunConfig) -> tuple[list[UserError], list[str]]:
         remarks.append(f"not compared with the tokenizer {config.rows.tokenizer}: it is not here yet")
     problems: list[UserError] = []
     if (augment := config.task.augment if config.task is not None else None) is not None:
-        away = [f"task.augment.{name} {path}" for name, path in augment.sources().items() if not _is_here(path)]
+        away = [f"task.augment.{name} {path}" for name, path in augment.sources().items() if not _is_here(str(path))]
         remarks += [f"not looked at: {what} is not here yet" for what in away]
         with _collected(problems):
             augment.check()

@@ -113,7 +113,8 @@ class SquadPart:
         separators = tokenizer.pair_separators
         for number, (question, asked, tokens, offsets) in enumerate(_tokenized(questions, tokenizer)):
             asked = asked[: task.max_question]
-            for start, stop in _cuts(len(tokens), task.sequence_length - len(asked) - 2 - separators, task.stride):
+            room = task.sequence_length - len(asked) - 2 - separators
+            for start, stop in _cuts(len(tokens), room, min(task.stride, room)):
                 row, begin = frame(asked, tokens[start:stop], special, separators)
                 window = Window(number, begin, offsets[start:stop])
                 self.windows.append(window)

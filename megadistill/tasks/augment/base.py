@@ -48,8 +48,8 @@ class Augment(Strict):
     cache: Path = Path("prepared/augmented")
     """Variants are kept in folders in here, named by what they were made from."""
 
-    def sources(self) -> dict[str, str]:
-        """Field -> the file, folder or hub name in it: what is read besides the examples."""
+    def sources(self) -> dict[str, Path | str]:
+        """Field -> what is read besides the examples: a file or folder or, as plain text, perhaps a hub name."""
         return {}
 
     def check(self) -> None:
@@ -91,13 +91,13 @@ def collect(pair: Pair, drawn: Sequence[Pair], counts: Counter[str]) -> Made:
     return Made(variants, counts + Counter(draws=len(drawn), duplicates=len(drawn) - len(variants)))
 
 
-def _content(name: str, path: str) -> str:
-    """A hash of a file, or of the files of a folder; the name of what is elsewhere."""
+def _content(name: str, path: Path | str) -> str:
+    """A hash of a file, or of the files of a folder; the name of what is on the hub."""
     here = Path(path).expanduser()
     if here.is_file():
         return sha256_file(here)
     if here.is_dir():
         return sha256_json([[file.name, sha256_file(file)] for file in sorted(here.iterdir()) if file.is_file()])
-    if here.is_absolute() or path.startswith(".") or path.count("/") != 1 or here.suffix:
+    if isinstance(path, Path) or here.is_absolute() or path.startswith(".") or path.count("/") > 1:
         raise UserError(f"task.augment.{name}: no {path}", "no such file or folder", "check the path")
     return path

@@ -53,8 +53,8 @@ class TangAugment(Augment):
             raise ValueError(f"replace: mask {self.mask} and replace {self.replace} are more than 1 together")
         return self
 
-    def sources(self) -> dict[str, str]:
-        return {"tagger": str(self.tagger)}
+    def sources(self) -> dict[str, Path | str]:
+        return {"tagger": self.tagger}
 
     def check(self) -> None:
         if self.tagger.exists():

@@ -63,9 +63,9 @@ class TinyBertAugment(Augment):
     """Replace words such as `the` and `not` too, as algorithm 1 says; the authors' code leaves them as they are (here:
     those of scikit-learn's list)."""
 
-    def sources(self) -> dict[str, str]:
+    def sources(self) -> dict[str, Path | str]:
         found = {"language_model": self.language_model, "tokenizer": self.tokenizer, "vectors": self.vectors}
-        return {name: str(path) for name, path in found.items() if path is not None}
+        return {name: path for name, path in found.items() if path is not None}
 
     def maker(self, pairs: Sequence[Pair], device: torch.device) -> Maker:
         vectors = None if self.vectors is None else _Vectors(self.vectors, self.max_vectors, device)
