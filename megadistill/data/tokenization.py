@@ -98,7 +98,7 @@ class Tokenizer:
             return 1
         if (of_pair := self.backend.num_special_tokens_to_add(True)) > 2:
             return of_pair - 2  # its file says how it frames: one opens, and one closes
-        return 2 if self._tokens()[self.special.cls] == "<s>" else 1
+        return 2 if self._tokens()[self.special.cls] == "<s>" and self.special.mask is not None else 1
 
     @cached_property
     def sentence_ends(self) -> frozenset[int]:

@@ -21,6 +21,7 @@ from megadistill.data.tokenization import load_tokenizer
 from megadistill.models.heads import TaskHead
 from megadistill.models.initialize import seeded
 from megadistill.models.likeness import likeness
+from megadistill.models.loading import load_config
 from megadistill.models.signals import LanguageModel
 from megadistill.objectives.base import Loss
 from megadistill.run.config import RunConfig
@@ -131,10 +132,16 @@ def augment(config: RunConfig, share: tuple[int, int], device: torch.device | No
 
     Returns:
         the folder that they are in.
+
+    Raises:
+        UserError: something that they are made from, or a model of the run, is missing.
     """
     task = config.task
     if task is None or task.augment is None:
         return None
+    for part in (config.teacher, config.student):  # what is not there shows before hours of this
+        for path in located(part).paths() if part is not None else []:
+            load_config(path)
     method, examples = task.augment, task.chosen
     return together("augment the examples", lambda: make(method, examples, share, device))[0]
 

@@ -13,6 +13,7 @@ from megadistill.core.errors import UserError
 from megadistill.core.files import atomic_write
 from megadistill.data.stream import HeldOut, Stream
 from megadistill.data.tokenization import load_tokenizer
+from megadistill.export.hf import write_tokenizer
 from megadistill.models.heads import TaskHead
 from megadistill.tasks.encoding import Example, cut, encode, frame
 from megadistill.tasks.glue import SETS, GlueTask
@@ -205,7 +206,7 @@ def test_rows_are_framed_and_cut_as_berts_tokenizer_does(tmp_path):
 def test_pairs_of_roberta_and_its_like_have_two_separators(tmp_path):
     """From a tokenizer.json, which says how it frames, and from vocab.json with merges.txt, which do not."""
     from tokenizers import ByteLevelBPETokenizer
-    from transformers import RobertaTokenizerFast
+    from transformers import AutoTokenizer, RobertaTokenizerFast
 
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     learnt = ByteLevelBPETokenizer()
@@ -226,6 +227,10 @@ def test_pairs_of_roberta_and_its_like_have_two_separators(tmp_path):
             row = encode([example], "label", 2, ours, length)
             wanted = theirs(example.first, example.second, truncation="longest_first", max_length=length)
             assert row.tokens.tolist() == wanted["input_ids"]
+        write_tokenizer(ours, 30, tmp_path / f"exported-{name}")
+        exported = AutoTokenizer.from_pretrained(tmp_path / f"exported-{name}")
+        assert exported("the film", "was good")["input_ids"] == theirs("the film", "was good")["input_ids"]
+        assert not any(exported("the film", "was good", return_token_type_ids=True)["token_type_ids"])
     models = {name: tiny.task_model(name, TaskHead("label", 2)) for name in ("roberta", "bert")}
     told = {name: [] for name in models}
     batch = tiny.batch(2)
