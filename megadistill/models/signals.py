@@ -136,12 +136,11 @@ class LanguageModel(nn.Module):
                 for layer in layers
             ]
             together = torch.cat(chosen) if len(chosen) > 1 else chosen[0]
-            ask = fn
-            if self.answers == "choice":
 
-                def ask(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Result:
-                    return fn(*as_entries(hidden, weight, bias, batch.choices))
+            def among(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Result:
+                return fn(*as_entries(hidden, weight, bias, batch.choices))
 
+            ask = among if self.answers == "choice" else fn
             return output_layer(self.hf)(transform(self.hf, together), ask)
 
         return head

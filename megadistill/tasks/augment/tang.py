@@ -31,8 +31,8 @@ Tagged = list[tuple[int, int, str]]
 
 class TangAugment(Augment):
     """Each word is masked, or else replaced by a draw from the words of its part of speech, as frequent as they are in
-    the training examples, equal ones counted once; then the text is sometimes cut to an n-gram of 1 to 5 words. Of a pair the first text is
-    changed, then the second, then both, in turn."""
+    the training examples (equal ones counted once); then the text is sometimes cut to an n-gram of 1 to 5 words. Of a
+    pair the first text is changed, then the second, then both, in turn."""
 
     kind: Literal["tang"]
     tagger: Path
