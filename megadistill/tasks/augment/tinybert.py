@@ -261,10 +261,8 @@ def _longest(model: LanguageModel) -> int:
 
 def _whole_words(tokenizer: Tokenizer, entries: int) -> tuple[list[str], Tensor]:
     """The spelling of every id, and [entries] bool whether it is a word of letters that stands by itself."""
-    spelt = [""] * entries
-    for token, number in tokenizer.backend.get_vocab(with_added_tokens=True).items():
-        if number < entries:
-            spelt[number] = token.lstrip("▁Ġ")
+    spelt = [tokenizer.decode([number]).strip() for number in range(min(entries, tokenizer.vocabulary_size))]
+    spelt += [""] * (entries - len(spelt))
     opens = tokenizer.opens_word
     allowed = torch.tensor([_WORD.fullmatch(word) is not None for word in spelt])
     if opens is not None:
