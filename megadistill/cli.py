@@ -163,7 +163,12 @@ def prepare(
         if part is not None:
             located(part).fetch()
     if config.task is not None:
-        typer.echo(f"{config.task.kind}: examples are read when training starts; nothing to prepare")
+        from megadistill.run.build import augment
+
+        made = augment(config, _share(share))
+        typer.echo(f"{config.task.kind}: examples are read when training starts")
+        if made is not None:
+            typer.echo(f"their variants: {made}")
         return
     prepared = prepare_data(config.text, typer.echo, workers=workers, share=_share(share))
     if config.teacher is not None and not prepared.unfinished:
@@ -236,13 +241,13 @@ def evaluate(
     tasks: Annotated[
         str | None,
         typer.Option(
-            help="Separated by commas: heldout, wikitext, speed; glue, or sst2 and alike, squad, imdb to fine-tune on "
-            "and score. When not given: heldout, or a task's run on its task."
+            help="Separated by commas: heldout, wikitext, speed; glue, or sst2 and alike, squad, imdb, race to "
+            "fine-tune on and score. When not given: heldout, or a task's run on its task."
         ),
     ] = None,
     wikitext: Annotated[Path | None, typer.Option(metavar="FOLDER", help="The raw WikiText files.")] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="At most so many held-out rows; all when not given.")] = None,
-    data: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Holds glue/, squad*/, imdb/.")] = None,
+    data: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Holds glue/, squad*/, imdb/, race/.")] = None,
     seeds: Annotated[str, typer.Option(help="To fine-tune with, separated by commas.")] = "0,1,2",
     epochs: Annotated[float, typer.Option(min=0, help="To fine-tune for.")] = 3.0,
     recipe: Annotated[Path | None, typer.Option(metavar="FILE", help="A task's config, to distil by.")] = None,

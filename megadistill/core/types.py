@@ -14,14 +14,15 @@ from typing import Literal, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-CountKind = Literal["tokens", "targets", "sequences"]
-"""What a term's sum runs over: attended positions, positions with a label, or rows."""
+CountKind = Literal["tokens", "targets", "sequences", "asked"]
+"""What a term's sum runs over: attended positions, positions with a label, rows, or positions that a model is asked at,
+whether or not anybody has labelled them."""
 
-COUNT_KINDS: tuple[CountKind, ...] = ("tokens", "targets", "sequences")
+COUNT_KINDS: tuple[CountKind, ...] = ("tokens", "targets", "sequences", "asked")
 
-AnswerKind = Literal["tokens", "label", "value", "span", "image"]
+AnswerKind = Literal["tokens", "label", "value", "span", "choice", "image"]
 """What a batch asks a model for: tokens at positions, or of each row a class, a number, or a span of its positions, or
-of each image its class."""
+which one of several rows is right, or of each image its class."""
 
 HeadName = Literal["class", "distillation"]
 """A vision model with a distillation token answers twice, from that token and from the class token."""
@@ -41,7 +42,8 @@ class Batch:
 
     A task's row is one example: its class is the label of position 0, whatever position a model answers from; so what
     compares distributions at labelled positions compares classes. Numbers and spans of positions are no entries of a
-    distribution and have fields of their own."""
+    distribution and have fields of their own. Where a task asks which of several texts is right, each of them is a
+    row, `choices` rows are one example, and its label stands in the first of them."""
 
     ids: Tensor
     """[B, L] int64 input token ids (for MLM: after masking)."""
@@ -61,11 +63,18 @@ class Batch:
     """[B, 2] int64 first and last position of each row's answer, where a task asks for a part of the row."""
     pixels: Tensor | None = None
     """[B, 3, S, S] uint8 the image of each row, where a task shows images: such a row is one position, and its id 0."""
+    unanswered: Tensor | None = None
+    """[B] bool rows that a task asks about and nobody has labelled (augmented ones): only a teacher can answer them, at
+    position 0, which has no label. None: there are none."""
+    choices: int = field(default=1, kw_only=True)
+    """How many rows, one after another, are one example."""
     attended: Tensor = field(init=False)
     """[number of tokens] int64 flat positions where `mask` holds: found here, where the batch is made (on the CPU),
     since on a GPU whoever asks how many there are waits for it."""
     targets: Tensor = field(init=False)
     """[number of targets] int64 flat positions that have a label; all of them attended."""
+    asked: Tensor = field(init=False)
+    """[number asked] int64 flat positions that models are asked at: `targets`, and the first of `unanswered` rows."""
 
     def __post_init__(self) -> None:
         if getattr(self, "corpora", None) is None:
@@ -74,12 +83,19 @@ class Batch:
         assert not (labelled & ~self.mask).any(), "a position with a label must be attended"
         for name, where in (("attended", self.mask), ("targets", labelled)):
             object.__setattr__(self, name, where.flatten().nonzero().squeeze(1))
+        asked = self.targets
+        if self.unanswered is not None:
+            first = self.unanswered.nonzero().squeeze(1) * self.labels.shape[1]
+            asked = torch.cat([asked, first]).sort().values
+        object.__setattr__(self, "asked", asked)
 
     def to(self, device: torch.device) -> Batch:
         moved = copy(self)
         for f in fields(self):
-            if (value := getattr(self, f.name)) is not None:
+            if isinstance(value := getattr(self, f.name), Tensor):
                 object.__setattr__(moved, f.name, value.to(device, non_blocking=True))
+        if self.asked is self.targets:
+            object.__setattr__(moved, "asked", moved.targets)
         object.__setattr__(moved, "_home", self.home)
         return moved
 
@@ -90,14 +106,16 @@ class Batch:
         return home
 
     def split(self, size: int) -> list[Batch]:
-        """Batches of `size` rows each, in order; the last may have fewer."""
+        """Batches of `size` rows (or examples of `choices` rows) each, in order; the last may have fewer."""
         given = [(f.name, getattr(self, f.name)) for f in fields(self) if f.init]
-        parts = {name: value.split(size) for name, value in given if value is not None}
-        return [Batch(**dict(zip(parts, each, strict=True))) for each in zip(*parts.values(), strict=True)]
+        parts = {name: value.split(size * self.choices) for name, value in given if isinstance(value, Tensor)}
+        each = zip(*parts.values(), strict=True)
+        return [Batch(**dict(zip(parts, one, strict=True)), choices=self.choices) for one in each]
 
     def counts(self) -> Tensor:
         """[len(COUNT_KINDS)] float64, known from the masks alone, before any forward."""
-        return torch.tensor([len(self.attended), len(self.targets), len(self.ids)], dtype=torch.float64)
+        counts = [len(self.attended), len(self.targets), len(self.ids), len(self.asked)]
+        return torch.tensor(counts, dtype=torch.float64)
 
 
 @dataclass(frozen=True)

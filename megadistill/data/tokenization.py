@@ -84,12 +84,24 @@ class Tokenizer:
         """[vocabulary_size] whether a token begins a word, by the marks of its kind; None where there are none.
         Tokens without a letter or digit are words by themselves."""
         tokens = self._tokens()
-        for mark, begins in (("##", False), ("▁", True), ("Ġ", True)):
-            marked = np.array([token.startswith(mark) and len(token) > len(mark) for token in tokens])
-            if marked.any():
-                plain = np.array([not any(letter.isalnum() for letter in token) for token in tokens])
-                return np.array((marked == begins) | plain, dtype=np.bool_)
-        return None
+        marks = {
+            mark: np.array([token.startswith(mark) and len(token) > len(mark) for token in tokens])
+            for mark in ("##", "▁", "Ġ")
+        }
+        mark = max(marks, key=lambda mark: int(marks[mark].sum()))  # GPT-2 has some headings, such as ####, too
+        if not marks[mark].any():
+            return None
+        plain = np.array([not any(letter.isalnum() for letter in token) for token in tokens])
+        return np.array((marks[mark] == (mark != "##")) | plain, dtype=np.bool_)
+
+    @cached_property
+    def pair_separators(self) -> int:
+        """Separators between the two texts of a pair: 2 for RoBERTa and its like, <s> A </s></s> B </s>, else 1."""
+        if self.special.cls is None or self.special.sep is None:
+            return 1
+        if (of_pair := self.backend.num_special_tokens_to_add(True)) > 2:
+            return of_pair - 2  # its file says how it frames: one opens, and one closes
+        return 2 if self._tokens()[self.special.cls] == "<s>" and self.special.mask is not None else 1
 
     @cached_property
     def sentence_ends(self) -> frozenset[int]:

@@ -77,6 +77,8 @@ def _busy_memory(device: torch.device) -> float:
 
 def _rows(config: RunConfig, world: World) -> str:
     """A hash of a few rows from all over the data, the same ones on every rank, read from this rank's disk."""
+    if config.task is not None:  # variants of its examples are made when training starts
+        config = config.model_copy(update={"task": config.task.model_copy(update={"augment": None})})
     try:
         one = World()  # not this rank's share
         stream = Stream(train_rows(config), one, config.batch.micro_size, config.batch.micro_size, config.seed)

@@ -28,7 +28,7 @@ from megadistill.run.presets import folder as presets
 from megadistill.tasks.glue import SETS
 from megadistill.tasks.metrics import macro, spread
 
-NAMES = (*SETS, "squad", "imdb")
+NAMES = (*SETS, "squad", "imdb", "race")
 """Tasks that a model can be fine-tuned on; `glue` stands for all of GLUE's."""
 
 
@@ -37,7 +37,7 @@ class Plan:
     """How models are fine-tuned."""
 
     data: Path
-    """Holds glue/, squad*/ and imdb/."""
+    """Holds glue/, squad*/, imdb/ and race/."""
     seeds: tuple[int, ...] = (0, 1, 2)
     epochs: float = 3.0
     recipe: Path | None = None
@@ -102,15 +102,15 @@ def _tree(task: str, model: str, tokenizer: str, plan: Plan) -> Tree:
         place: Tree = {"kind": "glue", "name": task, "folder": str(plan.data / "glue")}
         if task == "qqp":  # GLUE's own file has lines that lack columns
             place["skip_short_lines"] = True
-    elif task == "imdb":
-        place = {"kind": "imdb", "folder": str(plan.data / "imdb")}
+    elif task in ("imdb", "race"):
+        place = {"kind": task, "folder": str(plan.data / task)}
     else:
         place = {"kind": "squad", **{part: str(_squad(plan.data, part)) for part in ("train", "dev")}}
     student = read.get("student") or {}
     if student.get("kind", "hf") == "hf":
         init = {**student.get("init", {}), "kind": "folder", "path": model}
         student = {"kind": "hf", **student, "init": init}
-    kept = {key: value for key, value in (read.get("task") or {}).items() if key in ("sequence_length", "train_file")}
+    kept = {key: value for key, value in (read.get("task") or {}).items() if key in _KEPT}
     tree = {**read, "task": {**kept, **place, "tokenizer": tokenizer}, "student": student}
     tree = override(tree, plan.assignments)
     train = tree.get("train") or {}
@@ -120,7 +120,10 @@ def _tree(task: str, model: str, tokenizer: str, plan: Plan) -> Tree:
     return {**tree, "train": {**train, "steps": max(steps, 1)}}
 
 
-_OWN_PRESET = frozenset({"stsb", "imdb", "squad"})
+_KEPT = ("sequence_length", "train_file", "augment")
+"""What a recipe says of its task that holds for others too."""
+
+_OWN_PRESET = frozenset({"stsb", "imdb", "squad", "race"})
 
 
 def _squad(data: Path, part: str) -> Path:

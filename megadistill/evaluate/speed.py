@@ -73,7 +73,7 @@ def flops(model: LanguageModel, length: int) -> int:
 
 
 def _inferred(model: LanguageModel) -> Any:
-    return model.hf.base_model if model.answers == "tokens" else model.hf
+    return model.hf.base_model if model.answers in ("tokens", "choice") else model.hf
 
 
 def _longest(model: LanguageModel) -> int:

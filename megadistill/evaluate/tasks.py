@@ -41,16 +41,16 @@ def score_task(task: Task, model: LanguageModel, folder: Path | None = None) -> 
 
 @torch.no_grad()
 def answers(model: LanguageModel, rows: Examples) -> list[NDArray[np.float32]]:
-    """What the model answers to each row, in the rows' order: [classes], [1], or [tokens of the row, 2]."""
+    """What the model answers to each example, in their order: [classes], [choices], [1], or [tokens of the row, 2]."""
     model.eval()
     device = next(model.parameters()).device
     lengths = rows.lengths
-    by_length = np.argsort(lengths, kind="stable")
+    by_length, wide = np.argsort(lengths, kind="stable"), rows.choices
     found: list[NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(lengths)
     start = 0
     while start < len(by_length):
         stop = start + 1
-        while stop < len(by_length) and (stop + 1 - start) * lengths[by_length[stop]] <= TOKENS_AT_ONCE:
+        while stop < len(by_length) and (stop + 1 - start) * wide * lengths[by_length[stop]] <= TOKENS_AT_ONCE:
             stop += 1
         chosen = by_length[start:stop]
         batch = rows.take(chosen).to(device)

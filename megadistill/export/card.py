@@ -46,6 +46,9 @@ def _kind(config: Tree) -> str:
     return "Pretrained by distillation" if config.get("teacher") else "Pretrained"
 
 
+_ANSWERS = {"teacher": "teacher", "original": "example's label"}
+
+
 def _rows(config: Tree) -> Tree:
     rows: Tree = config.get("task") or config["data"]
     return rows
@@ -67,6 +70,8 @@ def _data(config: Tree) -> Iterator[str]:
     if task:
         given = ", ".join(f"{key} {task[key]}" for key in ("name", "version", "max_train_examples") if task.get(key))
         yield f"task {task['kind']}" + (f": {given}" if given else "")
+        if made := task.get("augment"):
+            yield f"variants of its examples, made by {made['kind']}, answered by the {_ANSWERS[made['answers']]}"
         return
     for corpus in config["data"]["corpora"]:
         yield f"{corpus['name']} ({corpus['kind']})"

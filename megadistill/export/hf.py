@@ -56,9 +56,11 @@ def write_tokenizer(tokenizer: Tokenizer, length: int, folder: Path) -> None:
     names = {role: None if i is None else backend.id_to_token(i) for role, i in special.as_dict().items()}
     framed = [(names["cls"], special.cls), (names["sep"], special.sep)]
     if names["mask"] is not None and all(name is not None for name, _ in framed):
+        cls, sep, separators = names["cls"], names["sep"], tokenizer.pair_separators
+        kind = 1 if separators == 1 else 0  # RoBERTa and its like tell no texts apart by type
         backend.post_processor = processors.TemplateProcessing(
-            single=f"{names['cls']} $A {names['sep']}",
-            pair=f"{names['cls']} $A {names['sep']} $B:1 {names['sep']}:1",
+            single=f"{cls} $A {sep}",
+            pair=f"{cls} $A {' '.join([str(sep)] * separators)} $B:{kind} {sep}:{kind}",
             special_tokens=framed,
         )
     roles: dict[str, Any] = {f"{role}_token": name for role, name in names.items() if name is not None}

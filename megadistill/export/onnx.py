@@ -137,17 +137,20 @@ def compare(model: LanguageModel, path: Path, batches: Sequence[Batch]) -> dict[
 
 
 class _Plain(nn.Module):
-    """The model as inference calls it: tensors in, one tensor out ([B, C], or [B, L, V], of spans [B, L, 2])."""
+    """The model as inference calls it: tensors in, one tensor out ([B, C], or [B, L, V], of spans [B, L, 2]; of choices
+    [B, 1], the score of each text)."""
 
     def __init__(self, model: LanguageModel) -> None:
         super().__init__()
-        self.hf, self.span = model.hf, model.answers == "span"
+        self.hf, self.span, self.choice = model.hf, model.answers == "span", model.answers == "choice"
         self.typed = getattr(model.hf.config, "type_vocab_size", 0) > 1 and model.answers != "tokens"
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
         inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
         if self.typed:
             inputs["token_type_ids"] = token_type_ids
+        if self.choice:
+            inputs = {name: value.unsqueeze(1) for name, value in inputs.items()}
         answer = self.hf(**inputs)
         return torch.stack([answer.start_logits, answer.end_logits], -1) if self.span else answer.logits
 
@@ -180,7 +183,7 @@ def _inputs(model: LanguageModel, batch: Batch) -> dict[str, Tensor]:
 
 def _answered(answers: NDArray[np.float32], batch: Batch, asked: AnswerKind) -> NDArray[np.float32]:
     """[answers, classes]: those of padding left out."""
-    return answers if asked in ("label", "value", "image") else answers[batch.mask.numpy()]
+    return answers if asked in ("label", "value", "choice", "image") else answers[batch.mask.numpy()]
 
 
 def _write(model: LanguageModel, batch: Batch, path: Path, int8: bool) -> None:

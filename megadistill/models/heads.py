@@ -1,8 +1,9 @@
 """What a transformers model answers with: its output matrix, and what it does to its last states before it.
 
 Language models answer at every position over a vocabulary. A task's model answers once a row (a class or a number, read
-at the first position, or at the last attended one where positions see only what precedes them) or at every position
-whether the answer starts or ends there. All of them are a `head(fn, rows)`: hidden states, a weight and a bias.
+at the first position, or at the last attended one where positions see only what precedes them), at every position
+whether the answer starts or ends there, or once for several rows, each of which it scores: which of them is right. All
+of them are a `head(fn, rows)`: hidden states, a weight and a bias.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ _ENDINGS: dict[str, AnswerKind] = {
     "ForQuestionAnswering": "span",
     "ForImageClassification": "image",
     "ForImageClassificationWithTeacher": "image",
+    "ForMultipleChoice": "choice",
 }
 
 
@@ -30,9 +32,9 @@ class TaskHead:
 
     kind: AnswerKind
     outputs: int
-    """Classes; 1 for a number; 2 for a span: where it starts and where it ends."""
+    """Classes or choices; 1 for a number; 2 for a span: where it starts and where it ends."""
     names: tuple[str, ...] = ()
-    """Of the classes, by number; kept in the exported config."""
+    """Of the classes or choices, by number; kept in the exported config."""
     processor: Any = None
     """Of images: transformers' image processor, which makes pixels of them."""
     size: int | None = None
@@ -118,15 +120,34 @@ def is_of_head(hf: Any, name: str) -> bool:
     return not name.startswith(f"{hf.base_model_prefix}.") or ".pooler" in name
 
 
-def read_at(hf: Any, rows: Tensor, mask: Tensor) -> Tensor:
-    """The flat positions that a model answers from when it is asked at `rows` of [B * L]; `mask` is [B, L]."""
-    if answers(hf) not in ("label", "value"):
+def read_at(hf: Any, rows: Tensor, mask: Tensor, choices: int = 1) -> Tensor:
+    """The flat positions that a model answers from when it is asked at `rows` of [B * L]; `mask` is [B, L], and
+    `choices` rows are one example."""
+    if answers(hf) not in ("label", "value", "choice"):
         return rows
     length = mask.shape[1]
     first = rows // length * length
+    if answers(hf) == "choice":  # of each example asked about: the first position of all its rows, [N * choices]
+        return (first.unsqueeze(1) + length * torch.arange(choices, device=rows.device)).flatten()
     if not is_causal(hf):
         return first
     return first + (mask.sum(1) - 1).clamp(min=0)[rows // length]
+
+
+def as_entries(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, choices: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The scores of an example's rows as the logits of one: what scores each, as a head over all of them together.
+
+    Args:
+        hidden: [N * choices, H], `weight` [1, H], `bias` [1] or None, of the head that scores a row.
+
+    Returns:
+        hidden [N, choices * H], weight [choices, choices * H] (once on each block of the diagonal), bias [choices].
+    """
+    diagonal = torch.eye(choices, dtype=weight.dtype, device=weight.device)
+    together = hidden.reshape(-1, choices * hidden.shape[-1])
+    return together, torch.kron(diagonal, weight), None if bias is None else bias.expand(choices).contiguous()
 
 
 def transform(hf: Any, hidden: Tensor) -> Tensor:
@@ -144,6 +165,9 @@ def transform(hf: Any, hidden: Tensor) -> Tensor:
         return hf.dropout(hf.bert.pooler.activation(hf.bert.pooler.dense(hidden)))
     if kind == "distilbert":
         return hf.dropout(torch.relu(hf.pre_classifier(hidden)))
+    if kind in ("roberta", "xlm-roberta") and answers(hf) == "choice":
+        pooler = hf.base_model.pooler
+        return hf.dropout(pooler.activation(pooler.dense(hidden)))
     if kind in ("roberta", "xlm-roberta"):
         head = hf.classifier
         return head.dropout(torch.tanh(head.dense(head.dropout(hidden))))

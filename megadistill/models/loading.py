@@ -107,8 +107,12 @@ def task_class(head: TaskHead) -> Any:
     """The transformers class that makes models with such a head."""
     import transformers
 
-    kinds = {"span": "AutoModelForQuestionAnswering", "image": "AutoModelForImageClassification"}
-    return getattr(transformers, kinds.get(head.kind, "AutoModelForSequenceClassification"))
+    names = {
+        "span": "AutoModelForQuestionAnswering",
+        "choice": "AutoModelForMultipleChoice",
+        "image": "AutoModelForImageClassification",
+    }
+    return getattr(transformers, names.get(head.kind, "AutoModelForSequenceClassification"))
 
 
 def config_with(config: Any, fields: dict[str, Any]) -> Any:
@@ -135,6 +139,7 @@ _CLASSES = {
     ("ForSequenceClassification",): "AutoModelForSequenceClassification",
     ("ForQuestionAnswering",): "AutoModelForQuestionAnswering",
     ("ForImageClassification", "ForImageClassificationWithTeacher"): "AutoModelForImageClassification",
+    ("ForMultipleChoice",): "AutoModelForMultipleChoice",
 }
 
 

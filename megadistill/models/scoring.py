@@ -84,7 +84,8 @@ def score_rows(student: Signals, teacher: Signals | None, batch: Batch) -> RowSc
 
 @torch.no_grad()
 def outputs(signals: Signals, batch: Batch) -> Tensor:
-    """What a task's model answers, in fp32: [B, classes], [B, 1], or of spans [B, L, 2], -inf where padding is."""
+    """What a task's model answers to labelled rows, in fp32: [B, classes], [B, 1], of B examples [B, choices], or of
+    spans [B, L, 2], -inf where padding is."""
     if signals.heads:
         return mean_of_heads(signals, batch.targets)
 
@@ -113,7 +114,7 @@ def _score_answers(student: Signals, teacher: Signals | None, batch: Batch) -> R
     ours = outputs(student, batch)
     nothing = torch.zeros(len(ours), dtype=torch.float64)
     if batch.values is not None:
-        error = (ours.squeeze(-1) - batch.values).square().double().cpu()
+        error = (ours.squeeze(-1) - batch.values[batch.targets // batch.labels.shape[1]]).square().double().cpu()
         return RowScores(error, nothing + 1, nothing, nothing)
     assert batch.spans is not None
     nll = -ours.log_softmax(1).gather(1, batch.spans.unsqueeze(1)).squeeze(1).mean(1)

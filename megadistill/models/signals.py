@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from megadistill.core.errors import UserError
 from megadistill.core.types import IGNORE, AnswerKind, Attention, Batch, Dims, Head, HeadFunction, Signals
 from megadistill.models.attention import attending, positions
-from megadistill.models.heads import answers, is_causal, output_layer, output_layers, read_at, transform
+from megadistill.models.heads import answers, as_entries, is_causal, output_layer, output_layers, read_at, transform
 from megadistill.models.interventions import replacing
 
 Result = TypeVar("Result")
@@ -65,7 +65,7 @@ class LanguageModel(nn.Module):
         return Dims(
             config.num_hidden_layers,
             config.hidden_size,
-            _rows(output_layer(self.hf).weight),
+            config.num_labels if self.answers == "choice" else _rows(output_layer(self.hf).weight),
             config.num_attention_heads,
             full_attention=not (is_causal(self.hf) or slides or self.attends == "document"),
             causal=is_causal(self.hf),
@@ -131,13 +131,18 @@ class LanguageModel(nn.Module):
         """The head, over the last hidden state [B, L, H] of a batch and others by number."""
 
         def head(fn: HeadFunction[Result], rows: Tensor, layers: Sequence[int] = (-1,)) -> Result:
-            rows = read_at(self.hf, rows, batch.mask)
+            rows = read_at(self.hf, rows, batch.mask, batch.choices)
             chosen = [
                 last.flatten(0, 1)[rows] if layer == -1 else _finished(self.hf, states[layer].flatten(0, 1)[rows])
                 for layer in layers
             ]
             together = torch.cat(chosen) if len(chosen) > 1 else chosen[0]
-            return output_layer(self.hf)(transform(self.hf, together), fn)
+
+            def among(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Result:
+                return fn(*as_entries(hidden, weight, bias, batch.choices))
+
+            ask = among if self.answers == "choice" else fn
+            return output_layer(self.hf)(transform(self.hf, together), ask)
 
         return head
 
@@ -176,14 +181,16 @@ class LanguageModel(nn.Module):
             UserError: it does.
         """
         device = output_layer(self.hf).weight.device
-        ids = torch.arange(length, device=device).unsqueeze(0) % self.num_tokens
+        choices = 3 if self.answers == "choice" else 1
+        ids = torch.arange(choices * length, device=device).view(choices, length) % self.num_tokens
         training = self.training
         self.eval()
-        batch = _trial(ids)
+        batch = _trial(ids, choices)
         ours = self.signals(batch, frozenset()).head(
             lambda h, w, b: torch.nn.functional.linear(h, w, b), torch.arange(length, device=device)
         )
-        answer = self.hf(input_ids=ids, attention_mask=batch.mask.long())
+        whole, mask = (ids, batch.mask.long()) if choices == 1 else (ids.unsqueeze(0), batch.mask.long().unsqueeze(0))
+        answer = self.hf(input_ids=whole, attention_mask=mask)
         if self.answers == "span":
             theirs = torch.stack([answer.start_logits[0], answer.end_logits[0]], dim=-1)
         else:  # a class or a number is one answer a row, whatever position it is asked at
@@ -205,10 +212,10 @@ def _rows(weight: Tensor) -> int:
     return int(getattr(weight, "ds_shape", weight.shape)[0])
 
 
-def _trial(ids: Tensor) -> Batch:
+def _trial(ids: Tensor, choices: int = 1) -> Batch:
     """Whole rows of `ids` without targets."""
-    whole = torch.ones_like(ids)
-    return Batch(ids, whole.bool(), whole, torch.full_like(ids, IGNORE), torch.arange(len(ids), device=ids.device))
+    whole, rows = torch.ones_like(ids), torch.arange(len(ids), device=ids.device)
+    return Batch(ids, whole.bool(), whole, torch.full_like(ids, IGNORE), rows, choices=choices)
 
 
 def _first_position(hf: Any) -> int:

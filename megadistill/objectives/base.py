@@ -45,7 +45,7 @@ class Objective(Strict):
     """Base of every objective. A new one is one file in this package: a subclass with `kind: Literal["name"]`."""
 
     kind: str
-    suits: ClassVar[frozenset[AnswerKind]] = frozenset({"tokens", "label", "value", "span"})
+    suits: ClassVar[frozenset[AnswerKind]] = frozenset({"tokens", "label", "value", "span", "choice"})
     """What a batch may ask for where this objective means something."""
     weight: float = Field(1.0, ge=0)
     """Factor of this objective's mean in the training loss."""

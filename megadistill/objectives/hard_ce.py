@@ -19,7 +19,7 @@ class HardCE(Objective):
     """
 
     kind: Literal["hard_ce"]
-    suits: ClassVar[frozenset[AnswerKind]] = frozenset({"tokens", "label", "image"})
+    suits: ClassVar[frozenset[AnswerKind]] = frozenset({"tokens", "label", "choice", "image"})
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """This much of each target's weight lies evenly on the whole vocabulary (Szegedy et al. 2016, section 7)."""
 

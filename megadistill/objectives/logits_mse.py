@@ -19,11 +19,12 @@ class LogitsMSE(Objective):
     to this with centred logits (Hinton et al. 2015, equation 4)."""
 
     kind: Literal["logits_mse"]
-    suits: ClassVar[frozenset[AnswerKind]] = frozenset({"tokens", "label", "value", "image"})
+    suits: ClassVar[frozenset[AnswerKind]] = frozenset({"tokens", "label", "value", "choice", "image"})
     reduction: Literal["mean", "sum"] = "mean"
     """Over the vocabulary. mean: Tang et al.; sum: DistilBERT's code."""
     scope: Literal["tokens", "targets"] = "tokens"
-    """`tokens`: every attended position; `targets`: positions with a label only."""
+    """`tokens`: every attended position; `targets`: positions with a label only, or, of a task, with a question,
+    labelled or not."""
     center: bool = False
     """Subtract each position's mean logit first: logits that differ by a constant are the same distribution."""
 
@@ -32,7 +33,7 @@ class LogitsMSE(Objective):
 
     def build(self, student: Dims, teacher: Dims | None) -> _LogitsMSELoss:
         factor = 1.0 / student.vocabulary if self.reduction == "mean" else 1.0
-        return _LogitsMSELoss(self.scope, factor, self.center)
+        return _LogitsMSELoss("tokens" if self.scope == "tokens" else "asked", factor, self.center)
 
 
 class _LogitsMSELoss:
@@ -41,7 +42,7 @@ class _LogitsMSELoss:
 
     def __call__(self, student: Signals, teacher: Signals | None, batch: Batch) -> Term:
         assert teacher is not None
-        rows = batch.attended if self.scope == "tokens" else batch.targets
+        rows = batch.attended if self.scope == "tokens" else batch.asked
 
         def squares(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             size = weight.shape[0]

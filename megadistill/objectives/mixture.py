@@ -17,8 +17,8 @@ from megadistill.core.types import COUNT_KINDS, IGNORE, Batch, HeadName, Signals
 from megadistill.kernels.head_losses import Hard, HeadTerm, Projection, Soft, TopK, head_losses
 from megadistill.objectives.base import Loss, Ramp
 
-Scope = Literal["tokens", "targets"]
-"""Attended positions, or those with a label."""
+Scope = Literal["tokens", "targets", "asked"]
+"""Attended positions, those with a label, or those that a model is asked at."""
 
 
 @dataclass(frozen=True)
@@ -144,10 +144,12 @@ def ask_heads(
         sums: [num losses] plain sums in nats, detached.
     """
     # nobody looks at the whole batch when all that is asked for are its labelled positions
-    rows = batch.targets if all(loss.scope == "targets" for loss in losses) else batch.attended
+    scopes = {loss.scope for loss in losses}
+    rows = batch.attended if "tokens" in scopes else batch.asked if "asked" in scopes else batch.targets
     labels = batch.labels.flatten()[rows]
-    labelled = labels != IGNORE
-    selected = torch.stack([labelled if loss.scope == "targets" else torch.ones_like(labelled) for loss in losses])
+    selects = {"tokens": torch.ones_like(labels, dtype=torch.bool), "targets": labels != IGNORE}
+    selects["asked"] = selects["targets"] if batch.asked is batch.targets else torch.isin(rows, batch.asked)
+    selected = torch.stack([selects[loss.scope] for loss in losses])
     coefficients = selected * scales.unsqueeze(1)
     terms = [loss.term_at(step) for loss in losses]
     hard = any(isinstance(term, Hard) for term in terms)

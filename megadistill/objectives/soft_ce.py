@@ -9,20 +9,21 @@ from pydantic import Field, model_validator
 from megadistill.core.types import AnswerKind, Dims, Needs
 from megadistill.kernels.head_losses import Soft
 from megadistill.objectives.base import Objective, Ramp
-from megadistill.objectives.mixture import HeadLoss
+from megadistill.objectives.mixture import HeadLoss, Scope
 
 
 class SoftCE(Objective):
     """T^2 * D(teacher, student), mean over the positions in scope of the whole global batch, in nats."""
 
     kind: Literal["soft_ce"]
-    suits: ClassVar[frozenset[AnswerKind]] = frozenset({"tokens", "label", "image"})
+    suits: ClassVar[frozenset[AnswerKind]] = frozenset({"tokens", "label", "choice", "image"})
     temperature: float = Field(2.0, gt=0)
     """T, divides both models' logits."""
     temperature_ramp: Ramp | None = None
     """Multiplies T as training goes on, as in {start: 1, end: 0.5, to_step: 10000}; None: 1 throughout."""
     scope: Literal["tokens", "targets"] = "tokens"
-    """`tokens`: every attended position, as DistilBERT's code does; `targets`: positions with a label only."""
+    """`tokens`: every attended position, as DistilBERT's code does; `targets`: positions with a label only,
+    or, of a task, with a question, labelled or not."""
     divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
     """D: `forward_kl`, KL(teacher || student), as Hinton's; `reverse_kl`, KL(student || teacher), which does not pay
     for what the student leaves out (Gu et al. 2024); `jsd`, the generalised Jensen-Shannon (Agarwal et al. 2024)."""
@@ -46,4 +47,5 @@ class SoftCE(Objective):
         )
 
     def build(self, student: Dims, teacher: Dims | None) -> HeadLoss:
-        return HeadLoss(Soft(self.temperature, self.divergence, self.beta), self.scope, self.temperature_ramp)
+        scope: Scope = "tokens" if self.scope == "tokens" else "asked"
+        return HeadLoss(Soft(self.temperature, self.divergence, self.beta), scope, self.temperature_ramp)

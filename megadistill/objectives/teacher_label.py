@@ -17,15 +17,16 @@ class TeacherLabel(Objective):
     every position of any text teaches."""
 
     kind: Literal["teacher_label"]
-    suits: ClassVar[frozenset[AnswerKind]] = frozenset({"tokens", "label", "image"})
+    suits: ClassVar[frozenset[AnswerKind]] = frozenset({"tokens", "label", "choice", "image"})
     scope: Literal["tokens", "targets"] = "tokens"
-    """`tokens`: every attended position; `targets`: positions with a label only."""
+    """`tokens`: every attended position; `targets`: positions with a label only, or, of a task, with a question,
+    labelled or not."""
 
     def needs(self) -> Needs:
         return Needs(teacher=True, logits=True, whole=True)
 
     def build(self, student: Dims, teacher: Dims | None) -> _TeacherLabelLoss:
-        return _TeacherLabelLoss(self.scope)
+        return _TeacherLabelLoss("tokens" if self.scope == "tokens" else "asked")
 
 
 class _TeacherLabelLoss:
@@ -34,7 +35,7 @@ class _TeacherLabelLoss:
 
     def __call__(self, student: Signals, teacher: Signals | None, batch: Batch) -> Term:
         assert teacher is not None
-        rows = batch.attended if self.scope == "tokens" else batch.targets
+        rows = batch.attended if self.scope == "tokens" else batch.asked
 
         def cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             size = weight.shape[0]  # entries past it are the teacher's padding: no student can predict them

@@ -11,7 +11,7 @@ from megadistill.objectives.base import Objective, wide
 
 
 class ValueMSE(Objective):
-    """(rating - label)^2, mean over the rows of the whole global batch."""
+    """(rating - label)^2, mean over the labelled rows of the whole global batch."""
 
     kind: Literal["value_mse"]
     suits: ClassVar[frozenset[AnswerKind]] = frozenset({"value"})
@@ -22,8 +22,8 @@ class ValueMSE(Objective):
 
 class _ValueLoss:
     def __call__(self, student: Signals, teacher: Signals | None, batch: Batch) -> Term:
-        values = batch.values
-        assert values is not None
+        assert batch.values is not None
+        values = batch.values[batch.targets // batch.labels.shape[1]]  # nobody has rated augmented rows
 
         def squares(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             ratings = wide(nn.functional.linear(hidden, weight, bias)).squeeze(-1)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from megadistill.core.types import IGNORE, Batch
+from megadistill.core.types import COUNT_KINDS, IGNORE, Batch
 from megadistill.models.heads import output_layer
 from megadistill.models.signals import LanguageModel
 from megadistill.objectives.step import DistillStep
@@ -92,7 +92,7 @@ def footprint(
         whole = [_weights(trace, model) for model in models if model.placement == "replicated"]
         resting["teacher's weights"] = sum(whole) + sum(tensor.nbytes for tensor in spread)
         resting |= {name: sum(t.nbytes for t in tensors) for name, tensors in state.resting.items()}
-        shares = torch.ones(3)
+        shares = torch.ones(len(COUNT_KINDS))
         base = trace.live
         hooks = [p.register_post_accumulate_grad_hook(state.on_gradient) for p in state.parameters]
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import torch
 from megadistill.core import log, seeds
 from megadistill.core.dist import World
 from megadistill.core.errors import UserError
+from megadistill.core.together import together
+from megadistill.core.types import Batch
 from megadistill.data.config import DataConfig
 from megadistill.data.rows import Rows
 from megadistill.data.stream import HeldOut, Stream
@@ -20,11 +23,15 @@ from megadistill.models.heads import TaskHead
 from megadistill.models.images import PROCESSOR, ImageModel, refuse_misfits
 from megadistill.models.initialize import seeded
 from megadistill.models.likeness import likeness
+from megadistill.models.loading import load_config
 from megadistill.models.signals import LanguageModel
 from megadistill.objectives.base import Loss
 from megadistill.run.config import RunConfig
 from megadistill.run.fitting import refuse_other_tokenizer, refuse_unfit
 from megadistill.run.trained import located
+from megadistill.tasks.augment.kept import make
+from megadistill.tasks.base import TokenTask
+from megadistill.tasks.rows import TaskRows
 from megadistill.teachers.base import Source
 from megadistill.teachers.guard import guard
 
@@ -55,6 +62,7 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
     """
     accumulation = config.batch.accumulation(world.size)
     batch = config.batch
+    augment(config, (world.rank, world.size), device)
     stream = Stream(
         train_rows(config), world, batch.global_size, batch.micro_size, config.seed, sizes=batch.later_sizes
     )
@@ -96,8 +104,7 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
     report: dict[str, Any] | None = None
     if teacher is not None and distils:
         where = next(models[0].parameters()).device if models else device
-        some = np.arange(TRIAL_ROWS if config.task is None else TRIAL_EXAMPLES)
-        trial = stream.part.batch(stream.order.locate(some), config.seed, "targets").to(where)
+        trial = _trial(config, stream).to(where)
         student.to(where)
         assert config.teacher is not None
         if config.teacher.guard is not None:
@@ -126,6 +133,33 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
     return Parts(stream, teacher, student, losses, accumulation, report, made_by)
 
 
+def augment(config: RunConfig, share: tuple[int, int], device: torch.device | None = None) -> Path | None:
+    """Make the variants of a task's examples, if it wants any and they are not there; each process its share of them.
+
+    Returns:
+        the folder that they are in.
+
+    Raises:
+        UserError: something that they are made from, or a model of the run, is missing.
+    """
+    task = config.task
+    if not isinstance(task, TokenTask) or task.augment is None:
+        return None
+    for part in (config.teacher, config.student):  # what is not there shows before hours of this
+        for path in located(part).paths() if part is not None else []:
+            load_config(path)
+    method, examples = task.augment, task.chosen
+    return together("augment the examples", lambda: make(method, examples, share, device))[0]
+
+
+def _trial(config: RunConfig, stream: Stream) -> Batch:
+    """Rows that a teacher proves itself on."""
+    if isinstance(stream.part, TaskRows):
+        return stream.part.answered(TRIAL_EXAMPLES)
+    some = np.arange(TRIAL_ROWS if config.task is None else TRIAL_EXAMPLES)
+    return stream.part.batch(stream.order.locate(some), stream.seed, "targets")
+
+
 def train_rows(config: RunConfig) -> DataConfig | Rows:
     """What a `Stream` of the run is drawn from: prepared text, or the task's examples."""
     return config.text if config.task is None else config.task.open("train").rows
@@ -143,7 +177,10 @@ def check_answers(head: TaskHead, student: LanguageModel, teachers: Sequence[Lan
         UserError: a model whose head is not the task's.
     """
     for who, model in (("student", student), *(("teacher", teacher) for teacher in teachers)):
-        kind, outputs = model.answers, model.dims.vocabulary
+        kind = model.answers
+        if kind == head.kind == "choice":  # who scores one text scores as many as there are
+            model.hf.config.num_labels = head.outputs
+        outputs = model.dims.vocabulary
         if kind != head.kind or outputs != head.outputs:
             raise UserError(
                 f"the {who} ({type(model.hf).__name__}) has no head for this task",
@@ -176,6 +213,7 @@ _ANSWERS = {
     "value": "a number",
     "span": "a span of the text",
     "image": "{} classes of images",
+    "choice": "one of {} texts",
 }
 
 

@@ -301,6 +301,16 @@ class RunConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _somebody_answers_variants(self) -> RunConfig:
+        augment = self.task.augment if isinstance(self.task, TokenTask) else None
+        if augment is not None and augment.answers == "teacher" and not any(o.needs().teacher for o in self.objectives):
+            raise ValueError(
+                "task.augment: variants have no labels, and no objective learns from a teacher; give one that does "
+                "(soft_ce, logits_mse, ...), or set task.augment.answers: original"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _weights_come_to_something(self) -> RunConfig:
         ends = (1, self.steps, *(step for o in self.objectives if o.ramp for step in (o.ramp.to_step,)))
         if not any(sum(self.weights_at(step)) for step in ends):
@@ -379,6 +389,7 @@ _ASKED: dict[AnswerKind, str] = {
     "value": "a task's numbers",
     "span": "a task's spans",
     "image": "a task's images",
+    "choice": "a task's choices",
 }
 _LEARNS: dict[AnswerKind, str] = {
     "tokens": "hard_ce, soft_ce, ...",
@@ -386,6 +397,7 @@ _LEARNS: dict[AnswerKind, str] = {
     "value": "value_mse, logits_mse with scope: targets, pkd, hidden_mse, ...",
     "span": "span_ce, span_soft_ce, hidden_mse, ...",
     "image": "hard_ce; soft_ce, teacher_label and logits_mse with scope: targets; kd_compat",
+    "choice": "hard_ce, soft_ce and logits_mse with scope: targets, pkd, hidden_mse, ...",
 }
 
 
@@ -430,6 +442,6 @@ def _import_plugins(names: Any) -> None:
         except ImportError as error:
             raise UserError(f"plugins: cannot import {name!r}", str(error), "put its folder on PYTHONPATH") from None
     # the inner ones first: a section keeps the schemas it was built with
-    sections: list[type[Strict]] = [*kinds(Objective).values(), DataConfig, RunConfig]
+    sections: list[type[Strict]] = [*kinds(Objective).values(), *kinds(Task).values(), DataConfig, RunConfig]
     for section in sections:
         section.model_rebuild(force=True)

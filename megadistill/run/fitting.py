@@ -20,6 +20,7 @@ from megadistill.models.signals import LanguageModel
 from megadistill.objectives.base import needs_of
 from megadistill.run.config import RunConfig
 from megadistill.run.trained import located, tokenizer_of
+from megadistill.tasks.base import TokenTask
 
 
 def misfits(config: RunConfig) -> tuple[list[UserError], list[str]]:
@@ -39,6 +40,11 @@ def misfits(config: RunConfig) -> tuple[list[UserError], list[str]]:
     elif config.words is not None:
         remarks.append(f"not compared with the tokenizer {config.words.tokenizer}: it is not here yet")
     problems: list[UserError] = []
+    if (augment := config.task.augment if isinstance(config.task, TokenTask) else None) is not None:
+        away = [f"task.augment.{name} {path}" for name, path in augment.sources().items() if not _is_here(str(path))]
+        remarks += [f"not looked at: {what} is not here yet" for what in away]
+        with _collected(problems):
+            augment.check()
     with _collected(problems):
         for path in paths:
             if tokenizer is not None and path not in absent:

@@ -4,9 +4,10 @@ A task goes through the one training loop. Its examples are rows as a corpus's a
 (`data/order`), batches, checkpoints and resume; what differs is what a row must be answered with. A class is the label
 of the row's position 0, so the objectives on distributions (`hard_ce`, `soft_ce`, `logits_mse`, with `scope: targets`)
 compare classes, and those on states and attention (`pkd`, `hidden_mse`, `attention_mse`, `cosine`) need not know of it.
-A number is in `Batch.values` (`value_mse`), a span of positions in `Batch.spans` (`span_ce`, `span_soft_ce`). An image
-is in `Batch.pixels`, and its row is the one position that its class is the label of. Counts are known from the batch as
-ever: one target, or one sequence, per example.
+A number is in `Batch.values` (`value_mse`), a span of positions in `Batch.spans` (`span_ce`, `span_soft_ce`). Which of
+several texts is right (`choice`) is a class whose logits are the scores of as many rows. An image is in `Batch.pixels`,
+and its row is the one position that its class is the label of. Counts are known from the batch as ever: one target, or
+one sequence, per row; an augmented row has a question and no label, so it is `asked`.
 """
 
 from __future__ import annotations
@@ -15,24 +16,35 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from megadistill.core.schema import Strict
+import megadistill.tasks.augment
+from megadistill.core.schema import OneOf, Strict, discover
 from megadistill.core.types import AnswerKind, Batch
 from megadistill.data.rows import Rows
 from megadistill.models.heads import TaskHead
+from megadistill.tasks.augment.base import Augment
+from megadistill.tasks.encoding import Example, some
+
+discover(megadistill.tasks.augment)  # the union below needs every kind imported first
 
 
 class Examples(Rows, Protocol):
-    """Rows of a task; one or several for each example."""
+    """Rows of a task."""
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """[rows] the positions of each; of an image, those that a transformer would cut it into."""
+        """[examples] the positions of each one's longest row; of an image, those that a transformer would cut it
+        into."""
         ...
 
-    def take(self, rows: NDArray[np.int64]) -> Batch:
-        """The rows of these numbers, with nothing random about them."""
+    @property
+    def choices(self) -> int:
+        """How many rows, one after another, are one example."""
+        ...
+
+    def take(self, examples: NDArray[np.int64]) -> Batch:
+        """The examples of these numbers, with nothing random about them."""
         ...
 
 
@@ -46,7 +58,7 @@ class Opened(Protocol):
         """Score the outputs of a model.
 
         Args:
-            outputs: by row: logits [classes], a rating [1], or start and end logits [tokens of the row, 2].
+            outputs: by example: logits [classes] or [choices], a rating [1], or start and end logits [tokens, 2].
 
         Returns:
             metrics by name, in [-1, 1] or, for SQuAD, per cent as its script gives them; and for each example what the
@@ -97,3 +109,20 @@ class TokenTask(Task):
     """A folder or file, or a name on the hub, as for `data.tokenizer`; it must be the teacher's and the student's."""
     sequence_length: int = Field(128, ge=8, le=65535)
     """Tokens of a row at most, [CLS] and [SEP] included."""
+    augment: OneOf[Augment] | None = None
+    """Train on variants of the examples too, which the teacher answers; for tasks of a class or a number."""
+
+    @model_validator(mode="after")
+    def _texts_are_what_is_augmented(self) -> TokenTask:
+        if self.augment is not None and self.asks not in ("label", "value"):
+            raise ValueError(f"augment: it changes texts with a class or a number; {self.kind} asks for a {self.asks}")
+        return self
+
+    def examples(self, part: str) -> list[Example]:
+        """All examples of a part, in the file's order, where a row has a class or a number."""
+        raise NotImplementedError
+
+    @property
+    def chosen(self) -> list[Example]:
+        """The examples to train on, where a row has a class or a number."""
+        return some(self.examples("train"), self.max_train_examples)

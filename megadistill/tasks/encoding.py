@@ -1,4 +1,4 @@
-"""How examples become framed rows of ids: [CLS] A [SEP] or [CLS] A [SEP] B [SEP]."""
+"""How examples become framed rows of ids: [CLS] A [SEP] or [CLS] A [SEP] B [SEP] (RoBERTa: <s> A </s></s> B </s>)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,13 @@ class Example:
     first: str
     second: str | None
     answer: float
-    """The number of its class, or its rating."""
+    """The number of its class, or its rating; NaN: nobody has answered it (it is augmented)."""
+    made: bool = False
+    """It is augmented: `MASK` in it stands for a masked word."""
+
+
+MASK = "[MASK]"
+"""In an augmented text: a masked word, however the tokenizer spells its mask."""
 
 
 @dataclass(frozen=True)
@@ -41,59 +47,119 @@ class Encoded:
     starts: I64
     """[rows + 1] where each row begins."""
     answers: NDArray[np.float64]
-    """label, value: [rows]; span: [rows, 2] first and last position."""
+    """label, value: [rows], NaN where nobody has answered; span: [rows, 2] first and last position; choice:
+    [examples]."""
     padding: int
     """The id that fills rows."""
     truncated: int = 0
     """How many rows lost some of their text."""
     counts: I64 | None = field(default=None)
-    """label: [classes] how many rows have each."""
+    """label, choice: [classes] how many examples have each."""
+    choices: int = 1
+    """How many rows, one after another, are one example."""
 
     def __len__(self) -> int:
-        return len(self.starts) - 1
+        """Examples."""
+        return (len(self.starts) - 1) // self.choices
+
+    @property
+    def lengths(self) -> I64:
+        """[examples] tokens of each one's longest row."""
+        return np.diff(self.starts).reshape(-1, self.choices).max(-1, initial=0)
 
 
 def encode(examples: Sequence[Example], kind: AnswerKind, classes: int, tokenizer: Tokenizer, length: int) -> Encoded:
     """Examples as rows of at most `length` tokens; what is longer loses tokens at the end of its longer text."""
-    firsts = tokenizer.encode_batch([example.first for example in examples])
-    paired = [example.second for example in examples if example.second is not None]
-    seconds = iter(tokenizer.encode_batch(paired))
+    starts = range(0, max(len(examples), 1), AT_ONCE)
+    parts = [_encoded(examples[start : start + AT_ONCE], kind, tokenizer, length) for start in starts]
+    lengths = np.concatenate([np.diff(part.starts) for part in parts])
+    answers = np.concatenate([part.answers for part in parts])
+    given = answers[~np.isnan(answers)].astype(np.int64)
+    return Encoded(
+        kind,
+        np.concatenate([part.tokens for part in parts]),
+        np.concatenate([part.segments for part in parts]),
+        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        answers,
+        tokenizer.special.padding,
+        sum(part.truncated for part in parts),
+        np.bincount(given, minlength=classes) if kind == "label" else None,
+    )
+
+
+AT_ONCE = 16384
+"""Examples whose ids are Python's integers at a time, which take ten times the room that arrays do."""
+
+
+def _encoded(examples: Sequence[Example], kind: AnswerKind, tokenizer: Tokenizer, length: int) -> Encoded:
+    firsts = _ids([(example.first, example.made) for example in examples], tokenizer)
+    paired = [(example.second, example.made) for example in examples if example.second is not None]
+    seconds = iter(_ids(paired, tokenizer))
+    separators = tokenizer.pair_separators
     rows: list[list[int]] = []
     splits: list[int] = []
     truncated = 0
     for example, first in zip(examples, firsts, strict=True):
         second = None if example.second is None else next(seconds)
-        a, b = cut(len(first), None if second is None else len(second), length, tokenizer.special)
+        a, b = cut(len(first), None if second is None else len(second), length, tokenizer.special, separators)
         truncated += a < len(first) or (second is not None and b < len(second))
-        row, split = frame(first[:a], None if second is None else second[:b], tokenizer.special)
+        row, split = frame(first[:a], None if second is None else second[:b], tokenizer.special, separators)
         rows.append(row)
         splits.append(split)
     answers = np.array([example.answer for example in examples], dtype=np.float64)
-    counts = np.bincount(answers.astype(np.int64), minlength=classes) if kind == "label" else None
-    return join(kind, rows, splits, answers, tokenizer.special.padding, truncated, counts)
+    return join(kind, rows, splits, answers, tokenizer.special.padding, truncated)
+
+
+def _ids(texts: Sequence[tuple[str, bool]], tokenizer: Tokenizer) -> list[list[int]]:
+    """The ids of (text, whether it is augmented); a masked word is the tokenizer's mask, or else its unknown token."""
+    parts = [text.split(MASK) if made else [text] for text, made in texts]
+    encoded = iter(tokenizer.encode_batch([part for of_text in parts for part in of_text]))
+    if all(len(of_text) == 1 for of_text in parts):
+        return list(encoded)
+    mask = next((one for one in (tokenizer.special.mask, tokenizer.special.unk) if one is not None), None)
+    if mask is None:
+        raise UserError(
+            "task.augment masks words, and task.tokenizer has neither a mask nor an unknown token",
+            f"{tokenizer.special.as_dict()}",
+            "set task.augment.mask: 0",
+        )
+    result = []
+    for of_text in parts:
+        ids = next(encoded)
+        for _ in of_text[1:]:
+            ids = [*ids, mask, *next(encoded)]
+        result.append(ids)
+    return result
 
 
 def join(
     kind: AnswerKind,
-    rows: Sequence[Sequence[int]],
+    rows: Sequence[Sequence[int] | NDArray[np.int32]],
     splits: Sequence[int],
     answers: NDArray[np.float64],
     padding: int,
     truncated: int = 0,
     counts: I64 | None = None,
+    choices: int = 1,
 ) -> Encoded:
     """Framed rows as one `Encoded`; the second text of row i begins at `splits[i]`."""
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    tokens = np.fromiter((token for row in rows for token in row), dtype=np.int32, count=int(starts[-1]))
-    position = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
-    segments = 1 + (position >= np.repeat(np.array(splits, dtype=np.int64), lengths))
-    return Encoded(kind, tokens, segments.astype(np.uint8), starts, answers, padding, truncated, counts)
+    nothing = np.zeros(0, dtype=np.int32)
+    tokens = np.concatenate([nothing, *(np.asarray(row, dtype=np.int32) for row in rows)])
+    first = np.array(splits, dtype=np.int64)
+    sides = np.tile(np.array([1, 2], dtype=np.uint8), len(rows))
+    segments = np.repeat(sides, np.stack([first, lengths - first], axis=1).ravel())
+    return Encoded(kind, tokens, segments, starts, answers, padding, truncated, counts, choices)
 
 
-def cut(first: int, second: int | None, length: int, special: SpecialIds) -> tuple[int, int]:
-    """How many tokens of each text a row has room for; the longer text is cut first (BERT's `longest first`)."""
-    frame = (special.cls is not None) + (special.sep is not None) * (1 if second is None else 2)
+def cut(first: int, second: int | None, length: int, special: SpecialIds, separators: int = 1) -> tuple[int, int]:
+    """How many tokens of each text a row has room for; the longer text is cut first (BERT's `longest first`).
+
+    Args:
+        separators: between the two.
+    """
+    frame = (special.cls is not None) + (special.sep is not None) * (1 if second is None else 1 + separators)
     room = length - frame
     if second is None:
         return min(first, room), 0
@@ -105,13 +171,16 @@ def cut(first: int, second: int | None, length: int, special: SpecialIds) -> tup
     return room - shorter, shorter
 
 
-def frame(first: Sequence[int], second: Sequence[int] | None, special: SpecialIds) -> tuple[list[int], int]:
-    """The row, and where its second text begins (its length if it has none)."""
+def frame(
+    first: Sequence[int], second: Sequence[int] | None, special: SpecialIds, separators: int = 1
+) -> tuple[list[int], int]:
+    """The row, and where its second text begins (its length if it has none); `separators` are between them."""
     cls = [] if special.cls is None else [special.cls]
     sep = [] if special.sep is None else [special.sep]
-    row = [*cls, *first, *sep]
     if second is None:
+        row = [*cls, *first, *sep]
         return row, len(row)
+    row = [*cls, *first, *sep * separators]
     return [*row, *second, *sep], len(row)
 
 

@@ -11,8 +11,8 @@ from megadistill.core.types import AnswerKind
 from megadistill.models.heads import TaskHead
 from megadistill.tasks import tables
 from megadistill.tasks.base import TokenTask
-from megadistill.tasks.encoding import Example, refuse_empty, some
-from megadistill.tasks.labelled import Labelled
+from megadistill.tasks.encoding import Example, refuse_empty
+from megadistill.tasks.labelled import Labelled, open_labelled
 from megadistill.tasks.tables import Line
 
 
@@ -103,13 +103,9 @@ class GlueTask(TokenTask):
         return SETS[self.name].dev
 
     def open(self, part: str) -> Labelled:
-        examples = self.examples(part)
-        if part == "train":
-            examples = some(examples, self.max_train_examples)
-        return Labelled(examples, self.head, SETS[self.name].metrics, self.tokenizer, self.sequence_length)
+        return open_labelled(self, part, SETS[self.name].metrics)
 
     def examples(self, part: str) -> list[Example]:
-        """All examples of a part, in the file's order."""
         files, from_hub = self._files(part)
         examples = [self._example(line, from_hub) for file in files for line in self._read(file, from_hub)]
         refuse_empty(examples, ", ".join(map(str, files)))

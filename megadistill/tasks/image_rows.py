@@ -58,6 +58,7 @@ class ImageRows:
 
     staging = None
     sequence_length = 1
+    choices = 1
 
     def __init__(self, images: Images, classes: I64, outputs: int, processor: Any, size: int, augment: Augment | None):
         """Args:

@@ -11,8 +11,8 @@ from megadistill.core.errors import UserError
 from megadistill.models.heads import TaskHead
 from megadistill.tasks import tables
 from megadistill.tasks.base import TokenTask
-from megadistill.tasks.encoding import Example, refuse_empty, some
-from megadistill.tasks.labelled import Labelled
+from megadistill.tasks.encoding import Example, refuse_empty
+from megadistill.tasks.labelled import Labelled, open_labelled
 
 NAMES = ("neg", "pos")
 
@@ -30,13 +30,9 @@ class ImdbTask(TokenTask):
         return TaskHead("label", 2, NAMES)
 
     def open(self, part: str) -> Labelled:
-        examples = self.examples(part)
-        if part == "train":
-            examples = some(examples, self.max_train_examples)
-        return Labelled(examples, self.head, ("accuracy",), self.tokenizer, self.sequence_length)
+        return open_labelled(self, part, ("accuracy",))
 
     def examples(self, part: str) -> list[Example]:
-        """All reviews of a part."""
         name = "train" if part == "train" else "test"
         if files := sorted(self.folder.glob(f"{name}*.parquet")):
             lines = [line for file in files for line in tables.read(file)]

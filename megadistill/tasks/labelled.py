@@ -11,8 +11,18 @@ from numpy.typing import NDArray
 from megadistill.data.tokenization import load_tokenizer
 from megadistill.models.heads import TaskHead
 from megadistill.tasks import metrics
+from megadistill.tasks.augment.kept import variants
+from megadistill.tasks.base import TokenTask
 from megadistill.tasks.encoding import Example, encode
 from megadistill.tasks.rows import TaskRows
+
+
+def open_labelled(task: TokenTask, part: str, measured: Sequence[str]) -> Labelled:
+    """A part of a task of such rows; `train` with its variants, which come behind all examples."""
+    examples = task.chosen if part == "train" else task.examples(part)
+    if part == "train" and task.augment is not None:
+        examples = [*examples, *variants(task.augment, examples)]
+    return Labelled(examples, task.head, measured, task.tokenizer, task.sequence_length)
 
 
 class Labelled:

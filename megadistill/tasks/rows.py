@@ -35,7 +35,11 @@ class TaskRows:
 
     @property
     def lengths(self) -> I64:
-        return np.diff(self.encoded.starts)
+        return self.encoded.lengths
+
+    @property
+    def choices(self) -> int:
+        return self.encoded.choices
 
     @property
     def counts(self) -> I64 | None:
@@ -55,9 +59,16 @@ class TaskRows:
         """Nothing about them is random. Padded to the longest of them."""
         return self.take(places.row)
 
-    def take(self, rows: I64) -> Batch:
-        """The rows of these numbers."""
+    def answered(self, number: int) -> Batch:
+        """So many examples that somebody has answered, from all over the file."""
+        answers = self.encoded.answers.reshape(len(self.encoded), -1)
+        known = np.flatnonzero(~np.isnan(answers).any(-1))
+        return self.take(known[np.linspace(0, len(known) - 1, min(number, len(known))).astype(np.int64)])
+
+    def take(self, examples: I64) -> Batch:
+        """The examples of these numbers."""
         one = self.encoded
+        rows = (examples[:, None] * one.choices + np.arange(one.choices)).ravel()
         starts, stops = one.starts[rows], one.starts[rows + 1]
         lengths = stops - starts
         width = -(-int(lengths.max(initial=1)) // WIDTH_UNIT) * WIDTH_UNIT
@@ -68,16 +79,20 @@ class TaskRows:
         index = np.concatenate([np.arange(a, b) for a, b in zip(starts, stops, strict=True)])
         ids[mask], segments[mask] = one.tokens[index], one.segments[index]
         labels = np.full((len(rows), width), IGNORE, dtype=np.int64)
+        answers = one.answers[examples]
         more: dict[str, Any] = {}
         if one.kind == "span":
-            more["spans"] = torch.from_numpy(one.answers[rows].astype(np.int64))
-        elif one.kind == "value":
-            labels[:, 0] = 0
-            more["values"] = torch.from_numpy(one.answers[rows].astype(np.float32))
+            more["spans"] = torch.from_numpy(answers.astype(np.int64))
         else:
-            labels[:, 0] = one.answers[rows].astype(np.int64)
+            unknown = np.isnan(answers)
+            if unknown.any():
+                more["unanswered"] = torch.from_numpy(unknown)
+            if one.kind == "value":
+                more["values"] = torch.from_numpy(answers.astype(np.float32))
+                answers = np.zeros_like(answers)
+            labels[:: one.choices, 0] = np.where(unknown, IGNORE, answers)
         parts = (torch.from_numpy(array) for array in (ids, mask, segments, labels, rows.astype(np.int64)))
-        return Batch(*parts, **more)
+        return Batch(*parts, choices=one.choices, **more)
 
     def fetch(self, places: Places) -> None:
         """All is near."""

@@ -111,10 +111,12 @@ class SquadPart:
         self.windows: list[Window] = []
         rows: list[list[int]] = []
         answers: list[tuple[int, int]] = []
+        separators = tokenizer.pair_separators
         for number, (question, asked, tokens, offsets) in enumerate(_tokenized(questions, tokenizer)):
             asked = asked[: task.max_question]
-            for start, stop in _cuts(len(tokens), task.sequence_length - len(asked) - 3, task.stride):
-                row, begin = frame(asked, tokens[start:stop], special)
+            room = task.sequence_length - len(asked) - 2 - separators
+            for start, stop in _cuts(len(tokens), room, min(task.stride, room)):
+                row, begin = frame(asked, tokens[start:stop], special, separators)
                 window = Window(number, begin, offsets[start:stop])
                 self.windows.append(window)
                 rows.append(row)

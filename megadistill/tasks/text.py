@@ -13,8 +13,8 @@ from megadistill.core.types import AnswerKind
 from megadistill.models.heads import TaskHead
 from megadistill.tasks import tables
 from megadistill.tasks.base import TokenTask
-from megadistill.tasks.encoding import Example, refuse_empty, some
-from megadistill.tasks.labelled import Labelled
+from megadistill.tasks.encoding import Example, refuse_empty
+from megadistill.tasks.labelled import Labelled, open_labelled
 from megadistill.tasks.tables import Line
 
 Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
@@ -62,14 +62,9 @@ class TextTask(TokenTask):
         return TaskHead("value", 1) if self.regression else TaskHead("label", len(self._names), self._names)
 
     def open(self, part: str) -> Labelled:
-        examples = self.examples(part)
-        if part == "train":
-            examples = some(examples, self.max_train_examples)
-        measured = self.metrics or (["pearson", "spearman"] if self.regression else ["accuracy"])
-        return Labelled(examples, self.head, measured, self.tokenizer, self.sequence_length)
+        return open_labelled(self, part, self.metrics or (["pearson", "spearman"] if self.regression else ["accuracy"]))
 
     def examples(self, part: str) -> list[Example]:
-        """All examples of a part, file by file."""
         examples = [self._example(line) for line in self._lines(part)]
         refuse_empty(examples, f"task.{part}")
         return examples

@@ -58,7 +58,7 @@ class Teacher(Strict):
     """Base of every teacher source's config."""
 
     kind: str
-    suits: ClassVar[frozenset[AnswerKind]] = frozenset({"tokens", "label", "value", "span", "image"})
+    suits: ClassVar[frozenset[AnswerKind]] = frozenset({"tokens", "label", "value", "span", "choice", "image"})
     """What a batch may ask for where this teacher can answer."""
     guard: Guard | None = Guard()
     """What it must prove before the first step; None: nothing."""

@@ -98,6 +98,47 @@ def _squad(path: Path, count: int) -> Path:
     return path
 
 
+def race(folder: Path, train: int = 24, dev: int = 8) -> Path:
+    """RACE in its original folders, two questions an article: the right option is the word of praise in it."""
+    for part, count in (("train", train), ("dev", dev), ("test", dev)):
+        draw = random.Random(f"{part}{count}")
+        for number in range(count):
+            level, questions, options, answers = ("middle", "high")[number % 2], [], [], []
+            words, goods = draw.choices(PLAIN, k=8), draw.sample(GOOD, 1)
+            words[draw.randrange(8)] = goods[0]
+            for asked in ("who is _ ?", "the film was"):
+                shown = [*goods, *draw.sample(BAD, 3)]
+                draw.shuffle(shown)
+                questions.append(asked)
+                options.append(shown)
+                answers.append("ABCD"[shown.index(goods[0])])
+            tree = {"answers": answers, "options": options, "questions": questions, "article": " ".join(words)}
+            _write(folder / part / level / f"{number}.txt", [json.dumps({**tree, "id": f"{level}{number}.txt"})])
+    return folder
+
+
+def vectors(path: Path, width: int = 6) -> Path:
+    """A vector of each word in GloVe's text format, and of two that WordPiece has in pieces only."""
+    draw = random.Random(width)
+    words = [*WORDS, "unseen", "unheard"]
+    _write(path, [" ".join([word, *(f"{draw.gauss(0, 1):.4f}" for _ in range(width))]) for word in words])
+    return path
+
+
+def tagger(folder: Path) -> Path:
+    """NLTK's tagger, trained here on sentences of this file, each word with one tag; in its own three files."""
+    from nltk.tag.perceptron import PerceptronTagger
+
+    praise = dict.fromkeys((*GOOD, *BAD), "JJ")
+    tags = {**dict.fromkeys(PLAIN, "NN"), "sees": "VBZ", "goes": "VBZ", "was": "VBZ", **praise}
+    made = PerceptronTagger(load=False)
+    made.train([[(word, tags[word]) for word in text.split()] for text, _ in sentences(200, seed=9)])
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, part in zip(("weights", "tagdict", "classes"), made.encode_json_obj(), strict=True):
+        (folder / f"averaged_perceptron_tagger_tst.{name}.json").write_text(json.dumps(part), encoding="utf-8")
+    return folder
+
+
 def _write(path: Path, lines: list[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -198,4 +198,6 @@ class Checkpoints:
 
 def layout(config: RunConfig, world: World) -> dict[str, Any]:
     """How a checkpoint of this run is cut: what must be equal for it to be loaded as it is."""
-    return {"ranks": world.size, "zero_stage": config.engine.zero_stage, "precision": config.engine.precision}
+    engine, optimizer = config.engine, config.optimizer.kind
+    other = {} if optimizer == "adamw" else {"optimizer": optimizer}
+    return {"ranks": world.size, "zero_stage": engine.zero_stage, "precision": engine.precision, **other}

@@ -64,6 +64,12 @@ def _refuse_other_layout(there: Mapping[str, Any], here: Mapping[str, Any]) -> N
             f"{there} in the checkpoint / {here} here",
             f"set engine.zero_stage to {there['zero_stage']}",
         )
+    if there != here and here["zero_stage"] != 0 and "optimizer" in here:
+        raise UserError(
+            f"a checkpoint of {here['optimizer']} can be continued only as it was written",
+            f"{there} in the checkpoint / {here} here; only AdamW's state can be dealt out anew",
+            f"start {there['ranks']} rank(s) with engine.zero_stage {there['zero_stage']}, or over with --fresh",
+        )
 
 
 def _refuse_other_teacher(theirs: Mapping[str, Any] | None, ours: Mapping[str, Any] | None) -> None:

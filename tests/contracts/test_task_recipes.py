@@ -11,6 +11,7 @@ import torch
 
 from megadistill.models.heads import TaskHead
 from megadistill.models.initialize import Folder
+from megadistill.models.loading import save_pretrained
 from megadistill.models.students.hf import HFStudent
 from megadistill.objectives.step import DistillStep
 from megadistill.run.build import check_answers
@@ -34,16 +35,28 @@ def data(tmp_path_factory):
     task_files.stsb(folder / "glue")
     task_files.qqp(folder / "glue")
     task_files.imdb(folder / "imdb")
+    task_files.race(folder / "race")
     squad = task_files.squad(folder / "squad")
+    task_files.vectors(folder / "vectors.txt")
+    task_files.tagger(folder / "tagger")
+    words = len((task_files.tokenizer(folder / "tokenizer") / "vocab.txt").read_text().split())
+    model = tiny.language_model("bert", vocab_size=words, max_position_embeddings=64)
+    save_pretrained(model, folder / "model", {name: p.detach() for name, p in model.named_parameters()})
     return folder, {"tokenizer": str(task_files.tokenizer(folder / "tokenizer"))}, squad
 
 
 def assignments(recipe, data):
     folder, common, squad = data
-    kind = load(CONFIGS / "tasks" / f"{recipe}.yaml").task.kind
+    task = load(CONFIGS / "tasks" / f"{recipe}.yaml").task
+    kind, augment = task.kind, getattr(task.augment, "kind", "")
     given = {"tokenizer": common["tokenizer"], "sequence_length": 32}
     given |= {"train": squad["train"], "dev": squad["dev"], "max_question": 8, "stride": 8} if kind == "squad" else {}
-    given |= {"folder": folder / ("imdb" if kind == "imdb" else "glue")} if kind != "squad" else {}
+    given |= {"folder": folder / kind} if kind != "squad" else {}
+    given |= {"augment.cache": folder / "augmented"} if augment else {}
+    given |= {"augment.tagger": folder / "tagger"} if augment == "tang" else {}
+    if augment == "tinybert":
+        given |= {"augment.language_model": folder / "model", "augment.vectors": folder / "vectors.txt"}
+        given |= {"augment.tokenizer": common["tokenizer"]}
     return [f"task.{name}={value}" for name, value in given.items()]
 
 
@@ -59,7 +72,8 @@ class Recipe:
         config = load(CONFIGS / "tasks" / f"{recipe}.yaml", assignments(recipe, data))
         opened = config.task.open("train")
         rows = TaskRows(opened.encoded, config.task.sequence_length)
-        self.batch = rows.take(np.arange(12))
+        self.batch = rows.take(np.array([*range(8), *range(-4, 0)]) % len(opened.encoded))
+        assert (self.batch.unanswered is not None) == (config.task.augment is not None)
         head: TaskHead = config.task.head
         words = len((Path(config.task.tokenizer) / "vocab.txt").read_text().split())
         self.teacher = None
@@ -153,4 +167,4 @@ def test_a_published_result_stands_beside_every_recipe_and_every_kind_of_task_ha
         header = [line for line in path.read_text().splitlines() if line.startswith("#")]
         assert any("expected:" in line and "published" in line for line in header), recipe
         asked.add(load(path).task.asks)
-    assert asked == {"label", "value", "span", "image"}
+    assert asked == {"label", "value", "span", "choice", "image"}

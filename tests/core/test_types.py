@@ -13,7 +13,8 @@ def test_positions_are_those_of_mask_and_labels():
     batch = tiny.batch(6)
     assert torch.equal(batch.attended, batch.mask.flatten().nonzero().squeeze(1))
     assert torch.equal(batch.targets, (batch.labels != IGNORE).flatten().nonzero().squeeze(1))
-    assert batch.counts().tolist() == [int(batch.mask.sum()), int((batch.labels != IGNORE).sum()), 6]
+    targets = int((batch.labels != IGNORE).sum())
+    assert batch.counts().tolist() == [int(batch.mask.sum()), targets, 6, targets]
 
 
 def test_pieces_and_changed_copies_have_their_own_positions():

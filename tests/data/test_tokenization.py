@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from megadistill.core.errors import UserError
@@ -202,3 +204,14 @@ def test_training_a_tokenizer_replaces_nothing_and_leaves_nothing_half_made(tmp_
     with pytest.raises(UserError, match="cannot train a bpe tokenizer with 64 entries"):
         train_tokenizer(tmp_path / "new", TrainTokenizer(kind="bpe", vocabulary=64), [corpus], print)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "text.txt"]
+
+
+def test_a_few_tokens_that_look_like_wordpieces_do_not_make_them_all_such(tmp_path):
+    """GPT-2's and RoBERTa's vocabulary holds #### beside tens of thousands of Ġ."""
+    vocabulary = ["</s>", "####", "film", "Ġfilm", "Ġthe", "Ġa", "s"]
+    (tmp_path / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(vocabulary)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    opens = load_tokenizer(str(tmp_path)).opens_word
+    assert dict(zip(vocabulary, opens.tolist(), strict=True)) == {
+        token: token.startswith("Ġ") or token == "####" for token in vocabulary
+    }

@@ -8,7 +8,7 @@ from megadistill.core.types import IGNORE, Batch
 from megadistill.models.heads import TaskHead
 from megadistill.models.loading import load_pretrained, save_pretrained
 from megadistill.models.scoring import outputs
-from megadistill.models.students.bilstm import BiLSTMStudent, read_vectors
+from megadistill.models.students.bilstm import BiLSTMStudent, starts
 from megadistill.testing import tiny
 
 HEAD = TaskHead("label", 2, ("no", "yes"))
@@ -91,8 +91,8 @@ def test_it_starts_from_its_teachers_words_and_comes_back_from_a_folder(tmp_path
 
 def test_word_vectors_of_a_file(tmp_path):
     file = tmp_path / "vectors.txt"
-    file.write_text("3 2\nthe 0.5 -1\nfilm 2 3 \nnever 1 1\n", encoding="utf-8")
-    found = read_vectors(file, {"the": 4, "film": 2, "##m": 7})
+    file.write_text("3 2\nthe 0.5 -1\n. . . 4 4\nfilm 2 3 \nnever 1 1\n", encoding="utf-8")
+    found = starts(file, {"the": 4, "film": 2, "##m": 7})
     assert {number: vector.tolist() for number, vector in found.items()} == {4: [0.5, -1], 2: [2, 3]}
 
 
@@ -101,6 +101,8 @@ def test_word_vectors_of_a_file(tmp_path):
     [
         ("the 1 2\nfilm 1\n", "vectors.txt:2: no word vector"),
         ("the 1 2\nfilm 1 x\n", "vectors.txt:2: no word vector"),
+        ("the 1 2\nfilm 1 2 3\n", "vectors.txt:2: no word vector"),
+        ("the 1 2\nfilm 1 nan\n", "vectors.txt:2: no word vector"),
         ("un 1 2\n", "has no word of the tokenizer"),
         (None, "cannot read student.vectors"),
     ],
@@ -109,7 +111,7 @@ def test_what_is_wrong_with_a_file_of_vectors(tmp_path, text, message):
     if text is not None:
         (tmp_path / "vectors.txt").write_text(text)
     with pytest.raises(UserError, match=message):
-        read_vectors(tmp_path / "vectors.txt", {"the": 0, "film": 1})
+        starts(tmp_path / "vectors.txt", {"the": 0, "film": 1})
 
 
 @pytest.mark.parametrize("head", [None, TaskHead("span", 2)])

@@ -48,7 +48,7 @@ def test_soft_ce_over_targets_only_leaves_other_tokens_out():
     labels = torch.tensor([[0, IGNORE, IGNORE]])
     one = value(SoftCE(kind="soft_ce", temperature=1, scope="targets"), labels=labels)
     alone = value(SoftCE(kind="soft_ce", temperature=1), mask=torch.tensor([[True, False, False]]), labels=labels)
-    assert one.count == "targets"
+    assert one.count == "asked"
     assert one.sum.item() == alone.sum.item()
 
 

@@ -110,3 +110,16 @@ def test_students_of_every_family_have_sizes_without_weights(family):
     student = HFStudent(kind="hf", architecture=family).empty(None, 61, causal, {"pad": 0})
     assert all(parameter.is_meta for parameter in student.parameters())
     assert student.dims.vocabulary == 61
+
+
+def test_what_variants_are_made_from_is_looked_at_where_it_is_here(tmp_path):
+    recipe = next(preset.path for preset in presets() if preset.name == "tasks/tinybert4_sst2_stage1")
+    problems, remarks = told(recipe)
+    assert problems == []
+    assert "not looked at: task.augment.vectors data/glove.6B.300d.txt is not here yet" in remarks
+    recipe = next(preset.path for preset in presets() if preset.name == "tasks/tang_bilstm_sst2")
+    problems, remarks = told(recipe)
+    assert problems == []
+    assert any("averaged_perceptron_tagger_eng is not here yet" in remark for remark in remarks)
+    problems, _ = told(recipe, f"task.augment.tagger={tmp_path}")
+    assert [problem.splitlines()[0] for problem in problems] == [f"task.augment.tagger: {tmp_path} holds no tagger"]

@@ -13,12 +13,14 @@ from megadistill.core.errors import UserError
 from megadistill.core.files import atomic_write
 from megadistill.data.stream import HeldOut, Stream
 from megadistill.data.tokenization import load_tokenizer
-from megadistill.tasks.encoding import cut, frame
+from megadistill.export.hf import write_tokenizer
+from megadistill.models.heads import TaskHead
+from megadistill.tasks.encoding import Example, cut, encode, frame
 from megadistill.tasks.glue import SETS, GlueTask
 from megadistill.tasks.imdb import ImdbTask
 from megadistill.tasks.rows import TaskRows
 from megadistill.tasks.text import TextTask
-from megadistill.testing import task_files
+from megadistill.testing import task_files, tiny
 
 ORIGINAL = {
     "cola": "gj04\t1\t\tThe man sees her.\nx\t0\t*\tMan the her sees.\n",
@@ -199,6 +201,47 @@ def test_rows_are_framed_and_cut_as_berts_tokenizer_does(tmp_path):
             row, split = frame(a[:i], None if b is None else b[:j], ours.special)
             assert row == wanted["input_ids"], (len(a), b and len(b), length)
             assert [int(place >= split) for place in range(len(row))] == wanted["token_type_ids"]
+
+
+def test_pairs_of_roberta_and_its_like_have_two_separators(tmp_path):
+    """From a tokenizer.json, which says how it frames, and from vocab.json with merges.txt, which do not."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import AutoTokenizer, RobertaTokenizerFast
+
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    learnt = ByteLevelBPETokenizer()
+    learnt.train_from_iterator([" ".join(task_files.WORDS)] * 3, vocab_size=400, special_tokens=special)
+    for name in ("whole", "plain"):
+        (tmp_path / name).mkdir()
+    learnt.save_model(str(tmp_path / "plain"))
+    theirs = RobertaTokenizerFast(*(str(tmp_path / "plain" / name) for name in ("vocab.json", "merges.txt")))
+    theirs.save_pretrained(tmp_path / "whole")
+    assert (tmp_path / "whole" / "tokenizer.json").exists()
+    bert = load_tokenizer(str(task_files.tokenizer(tmp_path / "bert")))
+    assert bert.pair_separators == 1
+    for name in ("whole", "plain"):
+        ours = load_tokenizer(str(tmp_path / name))
+        assert ours.pair_separators == 2
+        for length in (9, 30):
+            example = Example("f:1", "the film was good", "a man sees her", 1.0)
+            row = encode([example], "label", 2, ours, length)
+            wanted = theirs(example.first, example.second, truncation="longest_first", max_length=length)
+            assert row.tokens.tolist() == wanted["input_ids"]
+        write_tokenizer(ours, 30, tmp_path / f"exported-{name}")
+        exported = AutoTokenizer.from_pretrained(tmp_path / f"exported-{name}")
+        assert exported("the film", "was good")["input_ids"] == theirs("the film", "was good")["input_ids"]
+        assert not any(exported("the film", "was good", return_token_type_ids=True)["token_type_ids"])
+    models = {name: tiny.task_model(name, TaskHead("label", 2)) for name in ("roberta", "bert")}
+    told = {name: [] for name in models}
+    batch = tiny.batch(2)
+    for name, model in models.items():
+        body = model.hf.base_model
+        handle = body.register_forward_pre_hook(
+            lambda _, __, given, name=name: told[name].extend(given), with_kwargs=True
+        )
+        model.signals(batch, frozenset())
+        handle.remove()
+    assert ("token_type_ids" in told["bert"], "token_type_ids" in told["roberta"]) == (True, False)
 
 
 @pytest.fixture

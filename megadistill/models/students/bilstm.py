@@ -17,6 +17,7 @@ from megadistill.models.heads import TaskHead
 from megadistill.models.initialize import seeded
 from megadistill.models.signals import LanguageModel
 from megadistill.models.students.base import Student
+from megadistill.models.vectors import read_vectors
 
 Start = dict[int, Tensor] | Tensor | None
 """Embeddings of some ids, of all, or of none."""
@@ -62,7 +63,7 @@ class BiLSTMStudent(Student):
         if head is None or head.kind not in ("label", "value"):
             raise UserError(
                 "student.kind: bilstm gives one answer a row",
-                "the run asks for " + ("tokens" if head is None else f"{head.kind}s"),
+                f"the run asks for {'tokens' if head is None else f'a {head.kind}'}",
                 "use it with a task of classes or numbers",
             )
         start = self._start(teacher, words or {})
@@ -100,43 +101,22 @@ class BiLSTMStudent(Student):
             return None
         if self.embeddings == "vectors":
             assert self.vectors is not None
-            return read_vectors(self.vectors, words)
+            return starts(self.vectors, words)
         if teacher is None:
             raise UserError("student.embeddings: teacher, and there is no teacher", "teacher: null", "use random")
         table: Tensor = teacher.hf.get_input_embeddings().weight
         return table.detach().float().cpu()
 
 
-def read_vectors(path: Path, words: Mapping[str, int]) -> dict[int, Tensor]:
+def starts(path: Path, words: Mapping[str, int]) -> dict[int, Tensor]:
     """The vectors of those words that a file in GloVe's format holds, by their ids.
 
     Raises:
         UserError: no such file, a line that is no vector, or none of the words in it; names the line.
     """
-    found: dict[int, Tensor] = {}
-    width: int | None = None
-    try:
-        with open(path, encoding="utf-8", newline="\n") as handle:
-            for number, line in enumerate(handle, 1):
-                word, *values = line.rstrip("\n").rstrip(" ").split(" ")
-                if number == 1 and len(values) == 1:
-                    continue  # word2vec's text format opens with its sizes
-                width = len(values) if width is None else width
-                try:
-                    vector = torch.tensor([float(value) for value in values])
-                except ValueError:
-                    raise _no_vector(path, number, line, "it holds something else than numbers") from None
-                if len(values) != width or width == 0:
-                    raise _no_vector(path, number, line, f"{len(values)} numbers, and lines before it {width}")
-                if word in words:
-                    found[words[word]] = vector
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read student.vectors {path}", str(error), "give word vectors as text") from None
+    vectors = read_vectors(path, "student.vectors")
+    found = {words[word]: torch.from_numpy(vector) for word, vector in vectors if word in words}
     if not found:
         raise UserError(f"{path} has no word of the tokenizer", f"{len(words):,} tokens", "is it of this language?")
     log.get().info(f"{len(found):,} of {len(words):,} tokens start from {path}")
     return found
-
-
-def _no_vector(path: Path, number: int, line: str, why: str) -> UserError:
-    return UserError(f"{path}:{number}: no word vector", f"{why}: {line[:60]!r}", "mend or remove that line")
