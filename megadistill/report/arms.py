@@ -38,13 +38,18 @@ class Arm:
         return [found[key] for found in self.scores.values() if is_number(found.get(key))]
 
 
+def recipe(run: RunFacts) -> str:
+    """Equal for runs of one arm."""
+    config = {key: value for key, value in run.config.items() if key not in _APART}
+    return _SEED.sub("", json.dumps(config, sort_keys=True))
+
+
 def arms(runs: Sequence[RunFacts]) -> list[Arm]:
     """In the order of their first runs; a seed that comes twice counts once, as it came last."""
     scores = _on_the_same_text(runs)
     found: dict[str, Arm] = {}
     for run, its in zip(runs, scores, strict=True):
-        recipe = {key: value for key, value in run.config.items() if key not in _APART}
-        arm = found.setdefault(_SEED.sub("", json.dumps(recipe, sort_keys=True)), Arm(_SEED.sub("", run.name)))
+        arm = found.setdefault(recipe(run), Arm(_SEED.sub("", run.name)))
         seed = run.config.get("seed", 0)
         arm.runs[seed], arm.scores[seed] = run, its
     return list(found.values())

@@ -74,7 +74,7 @@ def chart(title: str, lines: Sequence[Line], marks: Sequence[float] = (), log: b
         if len(one.points) < 25 and not one.dashed:  # few enough to be measurements of their own
             for x, y in one.points:
                 parts.append(dot(at(x), up(y), one.style, f"{one.label}: {number(y)} at step {number(x)}"))
-    below = [(at(x), short(x)) for x in ticks(left, right, 5) if left <= x <= right]
+    below = [(at(x), short(x)) for x in ticks(left, right, 5, whole=True) if left <= x <= right]
     beside = [(up(y), short(y)) for y in y_ticks]
     return frame(f"{title} by step", parts, below, beside)
 

@@ -51,6 +51,8 @@ class RunFacts:
     """By task that the model was fine-tuned on: the spread of its score over seeds, and `scores`; and macro scores."""
     corpora: list[Row]
     """What `prepare` tells of each corpus, where its shards are still there."""
+    color: int = 0
+    """The number of the page's colour that its lines have."""
 
     def series(self, metric: str) -> Points:
         """(step, value) in order of steps; a step repeated after a resume counts as it was last written."""

@@ -24,9 +24,7 @@ NEUTRAL = COLORS
 """The number of a colour that is no run's."""
 
 
-def color(place: int) -> int:
-    """Of the run of that number."""
-    return place % COLORS
+_ROWS = "Training looks at `evaluate.rows` rows; the teacher's line is over all that were evaluated."
 
 
 def curves(runs: Sequence[RunFacts]) -> list[Plot]:
@@ -34,11 +32,13 @@ def curves(runs: Sequence[RunFacts]) -> list[Plot]:
     marks = sorted({step for run in runs for step in run.resumes})
     drawn = []
     for metric in _metrics(runs):
-        lines = [Line(run.name, run.series(metric), color(place)) for place, run in enumerate(runs)]
+        lines = [Line(run.name, run.series(metric), run.color) for run in runs]
         title = TITLES.get(metric) or metric.removeprefix("train/").replace("/", " ").replace("_share ", " share of ")
         lines += _teachers(runs, metric, [x for line in lines for x, _ in line.points])
         if drawing := chart(title, lines, marks, log=metric == "heldout/perplexity"):
-            drawn.append(Plot(title, drawing, [(line, line.points[-1][1]) for line in lines if line.points]))
+            legend = [(line, line.points[-1][1]) for line in lines if line.points]
+            told = _ROWS if metric.startswith("heldout/") and any(line.dashed for line in lines) else ""
+            drawn.append(Plot(title, drawing, legend, told))
     return drawn
 
 
@@ -58,12 +58,9 @@ def _teachers(runs: Sequence[RunFacts], metric: str, steps: Sequence[float]) -> 
         for one in run.config.get("objectives") or []
         if one.get("kind") == "hard_ce" and metric == f"train/objective/{one.get('name') or 'hard_ce'}"
     ]
-    alone = len(runs) == 1
-    lines = [
-        Line("teacher" if alone else f"{runs[n].name}: its teacher", runs[n].series("teacher/loss"), shade, dashed=True)
-        for n in hard
-        for shade in (NEUTRAL if alone else color(n),)
-    ]
+    lines = [Line(f"{runs[n].name}: its teacher", runs[n].series("teacher/loss"), runs[n].color, True) for n in hard]
+    if lines and (len(runs) == 1 or len(teachers(runs)) == 1):
+        lines = [Line("teacher", lines[0].points, NEUTRAL, dashed=True)]
     if metric.startswith("heldout/") and steps:
         for label, place, shade in shaded(runs):
             value = runs[place].evaluation["heldout"].get(metric.replace("heldout/", "teacher_"))
@@ -75,4 +72,4 @@ def _teachers(runs: Sequence[RunFacts], metric: str, steps: Sequence[float]) -> 
 def shaded(runs: Sequence[RunFacts]) -> list[tuple[str, int, int]]:
     """Label, run and colour of each known teacher: no run's colour where there is one only."""
     found = teachers(runs)
-    return [(label, place, NEUTRAL if len(found) == 1 else color(place)) for label, place in found]
+    return [(label, place, NEUTRAL if len(found) == 1 else runs[place].color) for label, place in found]

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import yaml
+from markupsafe import Markup, escape
 
 from megadistill.core.files import atomic_write
 from megadistill.report import tables
-from megadistill.report.arms import comparison
+from megadistill.report.arms import comparison, recipe
 from megadistill.report.collect import RunFacts, collect, warnings
-from megadistill.report.curves import color, curves
+from megadistill.report.curves import COLORS, curves
 from megadistill.report.differences import among, origin
 from megadistill.report.numbers import number
 from megadistill.report.profile import profiles
@@ -22,7 +25,7 @@ from megadistill.report.timeline import timeline
 
 def report(paths: Sequence[Path], output: Path | None = None) -> Path:
     """Write the page; returns where: RUN/report.html, for several runs beside the first."""
-    runs = [collect(path) for path in paths]
+    runs = _colored([collect(path) for path in paths])
     if output is None:
         output = paths[0] / "report.html" if len(runs) == 1 else paths[0].resolve().parent / "report.html"
     environment = jinja2.Environment(
@@ -32,10 +35,10 @@ def report(paths: Sequence[Path], output: Path | None = None) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = number
+    environment.filters |= {"number": number, "breakable": _breakable}
     page = environment.get_template("template.html.j2").render(
         title=" · ".join(run.name for run in runs),
-        runs=[_run(run, place) for place, run in enumerate(runs)],
+        runs=[_run(run) for run in runs],
         tables=_tables(runs),
         profiles=list(profiles(runs)),
         curves=curves(runs),
@@ -45,6 +48,19 @@ def report(paths: Sequence[Path], output: Path | None = None) -> Path:
     return output
 
 
+def _breakable(name: str) -> Markup:
+    """A field's name, which may be broken behind its dots and underscores."""
+    return Markup(re.sub(r"([._])", r"\1<wbr>", str(escape(name))))
+
+
+def _colored(runs: Sequence[RunFacts]) -> list[RunFacts]:
+    """Runs of one recipe have one colour, if there are several recipes."""
+    of = [recipe(run) for run in runs]
+    known = list(dict.fromkeys(of))
+    places = range(len(runs)) if len(known) == 1 else map(known.index, of)
+    return [replace(run, color=place % COLORS) for run, place in zip(runs, places, strict=True)]
+
+
 def _tables(runs: Sequence[RunFacts]) -> list[tables.Table]:
     found = [comparison(runs), *tables.evaluations(runs), tables.tasks(runs), tables.training(runs)]
     if len(runs) > 1:
@@ -52,11 +68,10 @@ def _tables(runs: Sequence[RunFacts]) -> list[tables.Table]:
     return [table for table in found if table is not None and table.rows]
 
 
-def _run(run: RunFacts, place: int) -> dict[str, Any]:
+def _run(run: RunFacts) -> dict[str, Any]:
     return {
         "name": run.name,
-        "path": str(run.path),
-        "color": color(place),
+        "color": run.color,
         "state": run.status.get("state", "unknown"),
         "steps": _steps(run),
         "facts": _facts(run),
@@ -76,6 +91,7 @@ def _facts(run: RunFacts) -> dict[str, str]:
     objectives, data = config.get("objectives") or [], config.get("data") or {}
     code = run.identity.get("code") or {}
     found = {
+        "folder": str(run.path),
         "student": _one_line(run.given.get("student") or student),
         "teacher": _one_line(run.given.get("teacher") or teacher) if teacher else "none" if config else "",
         "objectives": ", ".join(f"{o.get('name') or o.get('kind')} × {number(o.get('weight', 1))}" for o in objectives),

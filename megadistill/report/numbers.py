@@ -25,14 +25,15 @@ def short(value: float) -> str:
     return number(value)
 
 
-def ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers that span low to high."""
+def ticks(low: float, high: float, about: int, whole: bool = False) -> list[float]:
+    """Round numbers that span low to high; only whole ones if asked for."""
     if high <= low:
         pad = abs(low) * 0.1 or 1.0
         low, high = low - pad, high + pad
     raw = (high - low) / about
     unit = 10 ** math.floor(math.log10(raw))
     step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= raw)
+    step = max(math.ceil(step), 1) if whole else step
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(index * step, 12) for index in range(first, last + 1)]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from megadistill.report.chart import Line, Plot
 from megadistill.report.collect import RunFacts
-from megadistill.report.curves import color, shaded
+from megadistill.report.curves import shaded
 from megadistill.report.numbers import number, short, ticks
 from megadistill.report.plot import bar, dot, frame, line
 
@@ -29,8 +29,8 @@ def profiles(runs: Sequence[RunFacts]) -> Iterator[Plot]:
         ("held-out loss by token frequency (nats)", "loss", "loss"),
     ):
         groups = [
-            (_line(run.name, found.get(key), color(place)), total.get(overall))
-            for place, (run, found, total) in enumerate(zip(runs, by_frequency, scores, strict=True))
+            (_line(run.name, found.get(key), run.color), total.get(overall))
+            for run, found, total in zip(runs, by_frequency, scores, strict=True)
         ]
         groups = [(one, total) for one, total in groups if one.points]
         others = [
@@ -41,7 +41,7 @@ def profiles(runs: Sequence[RunFacts]) -> Iterator[Plot]:
         if groups:
             drawing = bars(title, [one for one, _ in groups], [one for one, _ in others])
             yield Plot(title, drawing, [*groups, *others], note)
-    models = [(run.name, place, color(place), "") for place, run in enumerate(runs)]
+    models = [(run.name, place, run.color, "") for place, run in enumerate(runs)]
     models += [(label, place, shade, "teacher_") for label, place, shade in shaded(runs)]
     drawn = [_sure(label, scores[place], shade, prefix) for label, place, shade, prefix in models]
     drawn = [(one, counts, error) for one, counts, error in drawn if one.points]

@@ -43,6 +43,11 @@ class Table:
     texts: int = 0
     """So many of the last columns hold text, not numbers."""
 
+    @property
+    def wide(self) -> bool:
+        """Whether it needs the page's whole width."""
+        return self.texts > 0 or len(self.columns) > 3
+
 
 def held_out(run: RunFacts) -> Row:
     """Scores of the newest evaluation; of the last look that training took, where there is none."""
@@ -96,16 +101,21 @@ def training(runs: Sequence[RunFacts]) -> Table:
 
 
 def tasks(runs: Sequence[RunFacts]) -> Table | None:
-    """Scores of fine-tuned models: the median over seeds, the standard deviation, and each seed's."""
+    """Scores of fine-tuned models: the median over seeds, the standard deviation; and each seed's."""
     names = dict.fromkeys(task for run in runs for task, found in run.tasks.items() if isinstance(found, dict))
-    rows = [(task, [_seeds(run.tasks.get(task)) for run in runs]) for task in names]
+    rows = []
+    for task in names:
+        found = [run.tasks.get(task) or {} for run in runs]
+        rows.append((task, [_median_of_seeds(one) for one in found]))
+        if any(len(one.get("scores", [])) > 1 for one in found):
+            rows.append((f"{task}, each seed", [", ".join(f"{x:.2f}" for x in one.get("scores", [])) for one in found]))
     for key, name in (("macro", "macro score"), ("macro_without_wnli", "macro score without WNLI")):
         if any(is_number(run.tasks.get(key)) for run in runs):
             rows.append((name, [written(key, run.tasks.get(key)) for run in runs]))
     if not rows:
         return None
     missing = sorted({task for run in runs for task in run.tasks.get("missing_of_glue") or []})
-    note = "Median over seeds ± standard deviation, and every seed's score."
+    note = "Median over seeds ± standard deviation."
     note += f" The macro score lacks {', '.join(missing)}." if missing else ""
     return Table("Fine-tuned on tasks", columns(runs), rows, note)
 
@@ -142,20 +152,19 @@ def _of_teacher(found: Row) -> Row:
 
 def _when(name: str, runs: Sequence[RunFacts]) -> str:
     steps = [run.evaluation.get(name, {}).get("step") for run in runs]
+    if len(set(steps)) == 1 and is_number(steps[0]):
+        return f"After step {steps[0]:,}."
     told = [f"{run.name} at step {step:,}" for run, step in zip(runs, steps, strict=True) if is_number(step)]
     if name == "heldout" and len(told) < len(runs):
         told.append("others as training saw them last" if told else "as training saw it last")
     return "; ".join(told)
 
 
-def _seeds(found: Any) -> str:
-    if not isinstance(found, dict) or not is_number(found.get("median")):
+def _median_of_seeds(found: Row) -> str:
+    if not is_number(found.get("median")):
         return "–"
-    scores = [value for value in found.get("scores") or [] if is_number(value)]
-    text = f"{found['median']:.2f}"
-    if len(scores) > 1:
-        text += f" ± {statistics.stdev(scores):.2f} ({', '.join(f'{score:.2f}' for score in scores)})"
-    return text
+    several = len(found.get("scores", [])) > 1
+    return f"{found['median']:.2f}" + (f" ± {found['std']:.2f}" if several else "")
 
 
 def _median(run: RunFacts, metric: str) -> float | None:

@@ -83,6 +83,8 @@ def _seconds(row: Row) -> float:
 
 
 def _after(seconds: float) -> str:
+    if 0 < seconds < 10:
+        return f"{seconds:.1f} s"
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -107,7 +107,11 @@ def pages(tmp_path_factory):
     scores = {"median": 91.25, "mean": 91.2, "std": 0.3, "num_seeds": 3.0, "scores": [90.9, 91.25, 91.5]}
     summary = {"sst2": scores, "rte": scores, "macro": 91.25, "missing_of_glue": ["cola"]}
     (runs[0] / "evaluation" / "tasks" / "summary.json").write_text(json.dumps(summary))
-    many = [write_run(folder / "many", f"arm{n}-seed{seed}", offset=n / 9) for n in range(4) for seed in (1, 2)]
+    many = [write_run(folder / "many", f"arm{n}-seed{seed}", offset=n / 9) for n in range(7) for seed in (1, 2)]
+    for place, run in enumerate(many):
+        config = json.loads((run / "config.resolved.yaml").read_text())
+        config["objectives"][0]["weight"] += place // 2
+        (run / "config.resolved.yaml").write_text(json.dumps(config))
     with (many[0] / "journal.jsonl").open("a") as journal:
         journal.write(json.dumps({"event": "nonfinite", "attempt": 2, "step": 7, "why": "x" * 400}) + "\n")
     return {"one": report(runs[:1]), "two": report(runs), "many": report(many)}
