@@ -12,7 +12,7 @@ from typing import Any
 
 from megadistill.report.collect import RunFacts, is_number
 from megadistill.report.differences import ABSENT, changes
-from megadistill.report.tables import Table, seen_last, written
+from megadistill.report.tables import Table, seen_last
 
 Row = dict[str, Any]
 
@@ -62,14 +62,16 @@ def comparison(runs: Sequence[RunFacts]) -> Table | None:
     if len(found) < 2 or not all(arm.all("loss") for arm in found):
         return None
     base = found[0]
-    rows = []
-    for arm in found:
-        gap, told = ("", "") if arm is base else (_gap(base, arm), _told(base, arm))
-        agreed = arm.all("agreement_top1")
-        agreement = written("agreement", statistics.fmean(agreed)) if agreed else ABSENT
-        cells = [_mean(arm.all("loss")), gap, agreement, _mean(arm.all("kl")), str(len(arm.runs)), told]
-        rows.append((arm.name, cells))
-    columns = ("held-out loss", f"above {base.name}", "agreement", "KL", "seeds", f"differs from {base.name} in")
+    columns: dict[str, list[str]] = {
+        "held-out loss": [_mean(arm.all("loss")) for arm in found],
+        f"above {base.name}": ["", *(_gap(base, arm) for arm in found[1:])],
+        "agreement": [_mean(arm.all("agreement_top1"), share=True) for arm in found],
+        "KL": [_mean(arm.all("kl")) for arm in found],
+        "seeds": [str(len(arm.runs)) for arm in found],
+        f"differs from {base.name} in": ["", *(_told(base, arm) for arm in found[1:])],
+    }
+    columns = {name: cells for name, cells in columns.items() if set(cells) != {ABSENT}}
+    rows = [(arm.name, list(cells)) for arm, cells in zip(found, zip(*columns.values(), strict=True), strict=True)]
     note = (
         "± after a loss is the standard deviation over seeds. Differences are taken seed by seed, ± their standard "
         "deviation; of a single seed row by row of the held-out text, ± their standard error."
@@ -113,8 +115,8 @@ def _told(base: Arm, arm: Arm) -> str:
     return ", ".join(keys[:_MOST]) + (f" and {len(keys) - _MOST} more" if len(keys) > _MOST else "")
 
 
-def _mean(values: Sequence[float]) -> str:
+def _mean(values: Sequence[float], share: bool = False) -> str:
     if not values:
         return ABSENT
-    error = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.4f}{error}"
+    mean, error = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+    return f"{mean:.2%}" if share else f"{mean:.4f}" + (f" ± {error:.4f}" if error is not None else "")

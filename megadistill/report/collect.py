@@ -83,18 +83,19 @@ class RunFacts:
 
 
 def collect(path: Path) -> RunFacts:
-    """Read one run directory.
+    """Read one run directory, or what was kept of one.
 
     Raises:
         UserError: it is none, or a file in it cannot be read.
     """
     identity = _json(path / "run.json")
-    if not identity:
-        raise UserError(f"{path} is no run directory", "it holds no run.json", "name a folder that `train` has written")
     config = _yaml(path / "config.resolved.yaml")
+    if not identity and not config:
+        why = "it holds neither run.json nor config.resolved.yaml"
+        raise UserError(f"{path} is no run directory", why, "name a folder that `megadistill train` has written")
     return RunFacts(
         path=path,
-        name=identity.get("name", path.name),
+        name=identity.get("name") or config.get("name") or path.name,
         identity=identity,
         status=_json(path / "STATUS"),
         config=config,

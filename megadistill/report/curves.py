@@ -33,6 +33,8 @@ def curves(runs: Sequence[RunFacts]) -> list[Plot]:
     drawn = []
     for metric in _metrics(runs):
         lines = [Line(run.name, run.series(metric), run.color) for run in runs]
+        if len({x for line in lines for x, _ in line.points}) < 2:  # a number, not a curve: tables have it
+            continue
         title = TITLES.get(metric) or metric.removeprefix("train/").replace("/", " ").replace("_share ", " share of ")
         lines += _teachers(runs, metric, [x for line in lines for x, _ in line.points])
         if drawing := chart(title, lines, marks, log=metric == "heldout/perplexity"):
@@ -63,7 +65,7 @@ def _teachers(runs: Sequence[RunFacts], metric: str, steps: Sequence[float]) -> 
         lines = [Line("teacher", lines[0].points, NEUTRAL, dashed=True)]
     if metric.startswith("heldout/") and steps:
         for label, place, shade in shaded(runs):
-            value = runs[place].evaluation["heldout"].get(metric.replace("heldout/", "teacher_"))
+            value = runs[place].evaluation.get("heldout", {}).get(metric.replace("heldout/", "teacher_"))
             if value is not None:
                 lines.append(Line(label, [(min(steps), value), (max(steps), value)], shade, dashed=True))
     return lines

@@ -79,9 +79,7 @@ def among(runs: Sequence[RunFacts]) -> list[tuple[str, list[str]]]:
     others = [{one.key for one in changes(first, run.config)} for run in runs[1:]]
     keys = sorted({key for found in others for key in found} - {"name", "directory"})
     keys = [key for key in keys if not any(_within(key, other) and key != other for other in keys)]
-    return [
-        (key, [_short(_at(run.given or run.config, key, _at(run.config, key, None))) for run in runs]) for key in keys
-    ]
+    return [(key, [_short(_at(run.given, key, _at(run.config, key, None))) for run in runs]) for key in keys]
 
 
 def _walk(before: Any, now: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
@@ -108,7 +106,10 @@ def _alike(before: Any, now: Any) -> bool:
 
 def _command(text: str) -> tuple[str, list[str]]:
     """FILE and KEY=VALUE of a `train` command."""
-    words = shlex.split(text) if text else []
+    try:
+        words = shlex.split(text)
+    except ValueError:  # a quote is left open
+        return "", []
     behind = words[words.index("train") + 1 :] if "train" in words else []
     plain = [word for word in behind if not word.startswith("-")]
     return (plain[0], plain[1:]) if plain else ("", [])
@@ -126,17 +127,16 @@ def _base(file: str) -> tuple[str, Tree] | None:
             return f"preset {known[path.resolve()]}", read_yaml(path)
         if not path.exists():
             return None
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        parents = tree.get("extends", [])
-        parents = [parents] if isinstance(parents, str) else parents
+        whole = read_yaml(path)
+        parents = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("extends", [])
         if parents:
-            above = [(path.parent / parent).resolve() for parent in parents]
+            above = [(path.parent / name).resolve() for name in ([parents] if isinstance(parents, str) else parents)]
             names = [f"preset {known[parent]}" if parent in known else str(parent) for parent in above]
             return ", ".join(names), _merged(above)
         purpose = presets.Preset("", path).purpose
         copied = next((preset for preset in presets.presets() if purpose and preset.purpose == purpose), None)
-        return (file, read_yaml(path)) if copied is None else (f"preset {copied.name}", read_yaml(copied.path))
-    except (UserError, OSError, yaml.YAMLError):
+        return (file, whole) if copied is None else (f"preset {copied.name}", read_yaml(copied.path))
+    except (UserError, OSError):  # it is no config any more
         return None
 
 
@@ -153,7 +153,7 @@ def _resolved(tree: Tree) -> Tree | None:
 
     try:
         return dump(RunConfig.model_validate(tree))
-    except ValueError:
+    except (ValueError, UserError):
         return None
 
 

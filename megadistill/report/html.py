@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 from megadistill.core.files import atomic_write
 from megadistill.report import tables
 from megadistill.report.arms import comparison, recipe
-from megadistill.report.collect import RunFacts, collect, warnings
+from megadistill.report.collect import RunFacts, collect, is_number, warnings
 from megadistill.report.curves import COLORS, curves
 from megadistill.report.differences import among, origin
 from megadistill.report.numbers import number
@@ -72,7 +72,7 @@ def _run(run: RunFacts) -> dict[str, Any]:
     return {
         "name": run.name,
         "color": run.color,
-        "state": run.status.get("state", "unknown"),
+        "state": _state(run),
         "steps": _steps(run),
         "facts": _facts(run),
         "warnings": warnings(run),
@@ -151,9 +151,21 @@ def _event(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _short(value: Any) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text if len(text) <= 300 else text[:297] + "..."
+def _short(value: Any, most: int = 300) -> str:
+    if isinstance(value, dict):
+        text = ", ".join(f"{key} {_short(one)}" for key, one in value.items())
+    elif isinstance(value, list):
+        text = ", ".join(map(_short, value))
+    elif is_number(value):
+        text = number(value)
+    else:
+        text = re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1…", str(value))  # a sha256
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _state(run: RunFacts) -> str:
+    ended = bool(run.journal) and run.journal[-1].get("event") == "end"
+    return str(run.status.get("state") or ("done" if ended else "unknown"))
 
 
 def _steps(run: RunFacts) -> str:

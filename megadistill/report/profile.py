@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from megadistill.report.chart import Line, Plot
-from megadistill.report.collect import RunFacts
+from megadistill.report.collect import RunFacts, is_number
 from megadistill.report.curves import shaded
 from megadistill.report.numbers import number, short, ticks
 from megadistill.report.plot import bar, dot, frame, line
@@ -24,25 +24,20 @@ def profiles(runs: Sequence[RunFacts]) -> Iterator[Plot]:
         "From left to right: tenths of the training tokens, those of the most frequent vocabulary entries first "
         f"({', '.join(f'{count:,}' for count in entries)} entries)."
     )
-    for title, key, overall in (
-        ("KL(teacher || student) by token frequency (nats)", "kl", "kl"),
-        ("held-out loss by token frequency (nats)", "loss", "loss"),
-    ):
-        groups = [
-            (_line(run.name, found.get(key), run.color), total.get(overall))
-            for run, found, total in zip(runs, by_frequency, scores, strict=True)
-        ]
-        groups = [(one, total) for one, total in groups if one.points]
-        others = [
-            (_line(label, by_frequency[place].get(f"teacher_{key}"), shade, True), scores[place].get(f"teacher_{key}"))
-            for label, place, shade in shaded(runs)
-        ]
-        others = [(one, total) for one, total in others if one.points]
-        if groups:
-            drawing = bars(title, [one for one, _ in groups], [one for one, _ in others])
-            yield Plot(title, drawing, [*groups, *others], note)
     models = [(run.name, place, run.color, "") for place, run in enumerate(runs)]
     models += [(label, place, shade, "teacher_") for label, place, shade in shaded(runs)]
+    for title, key in (
+        ("KL(teacher || student) by token frequency (nats)", "kl"),
+        ("held-out loss by token frequency (nats)", "loss"),
+    ):
+        legend = [
+            (_line(label, by_frequency[place].get(prefix + key), shade, bool(prefix)), scores[place].get(prefix + key))
+            for label, place, shade, prefix in models
+        ]
+        legend = [(one, overall) for one, overall in legend if one.points]
+        groups, levels = ([one for one, _ in legend if one.dashed is dashed] for dashed in (False, True))
+        if groups:
+            yield Plot(title, bars(title, groups, levels), legend, note)
     drawn = [_sure(label, scores[place], shade, prefix) for label, place, shade, prefix in models]
     drawn = [(one, counts, error) for one, counts, error in drawn if one.points]
     if drawn:
@@ -55,14 +50,14 @@ def profiles(runs: Sequence[RunFacts]) -> Iterator[Plot]:
         )
 
 
-def bars(title: str, groups: Sequence[Line], lines: Sequence[Line]) -> str:
+def bars(title: str, groups: Sequence[Line], levels: Sequence[Line]) -> str:
     """Bars of all runs side by side, tenth by tenth, and others' values as levels across them.
 
     Args:
-        groups, lines: points are (number of the tenth, value); a tenth may be missing.
+        groups, levels: points are (number of the tenth, value); a tenth may be missing.
     """
     num_groups = 1 + int(max(x for one in groups for x, _ in one.points))
-    y_ticks = ticks(0, max(y for one in (*groups, *lines) for _, y in one.points), 4)
+    y_ticks = ticks(0, max(y for one in (*groups, *levels) for _, y in one.points), 4)
     top = y_ticks[-1]
     width = (1 - GAP) / len(groups) / num_groups
     parts = []
@@ -72,7 +67,7 @@ def bars(title: str, groups: Sequence[Line], lines: Sequence[Line]) -> str:
             parts.append(
                 bar(left, width, 0, max(y, 0) / top, one.style, f"{one.label}, tenth {x + 1:.0f}: {number(y)}")
             )
-    for one in lines:
+    for one in levels:
         for x, y in one.points:
             ends = [((x + GAP / 4) / num_groups, y / top), ((x + 1 - GAP / 4) / num_groups, y / top)]
             parts.append(line(ends, f"level {one.style}", f"{one.label}, tenth {x + 1:.0f}: {number(y)}"))
@@ -93,13 +88,13 @@ def reliability(models: Sequence[tuple[Line, Sequence[int]]]) -> str:
 
 
 def _line(label: str, values: Sequence[float | None] | None, shade: int, dashed: bool = False) -> Line:
-    return Line(label, [(x, y) for x, y in enumerate(values or []) if y is not None], shade, dashed)
+    return Line(label, [(x, y) for x, y in enumerate(values or []) if is_number(y)], shade, dashed)
 
 
 def _sure(label: str, scores: dict[str, Any], shade: int, prefix: str) -> tuple[Line, list[int], float | None]:
     found = scores.get(f"{prefix}calibration") or {"confidence": [], "accuracy": [], "targets": []}
     three = zip(found["confidence"], found["accuracy"], found["targets"], strict=True)
-    used = [(sure, right, count) for sure, right, count in three if count]
+    used = [(sure, right, count) for sure, right, count in three if count and is_number(sure) and is_number(right)]
     points = [(sure, right) for sure, right, _ in used]
     error = scores.get(f"{prefix}calibration_error")
     return Line(label, points, shade, dashed=bool(prefix)), [count for _, _, count in used], error

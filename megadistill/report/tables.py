@@ -61,13 +61,14 @@ def seen_last(run: RunFacts) -> Row:
 
 
 def teachers(runs: Sequence[RunFacts]) -> list[tuple[str, int]]:
-    """The teachers whose held-out scores are known: what each is called, and the number of a run that has it. Runs on
-    the same text whose teachers score alike have the same one."""
-    known = [(run.evaluation.get("heldout", {}).get("teacher_perplexity"), place) for place, run in enumerate(runs)]
+    """The teachers whose scores are known: what each is called, and the number of a run that has it. Those that scored
+    alike, on held-out text or else on another, are one."""
     first: dict[float, int] = {}
-    for score, place in known:
-        if is_number(score):
-            first.setdefault(score, place)
+    for place, run in enumerate(runs):
+        texts = [run.evaluation.get("heldout", {}), *run.evaluation.values()]
+        losses = [found["teacher_loss"] for found in texts if is_number(found.get("teacher_loss"))]
+        if losses:
+            first.setdefault(losses[0], place)
     if len(first) == 1:
         return [("teacher", place) for place in first.values()]
     return [(f"{runs[place].name}: its teacher", place) for place in first.values()]

@@ -80,6 +80,11 @@ def test_tables_leave_out_what_nobody_measured(tmp_path: Path) -> None:
     assert held_out["perplexity"] == ["9.4", "6.05"]  # of the finished student, not on the way; and its teacher's
     assert [name for name, _ in found["Held-out text"].columns] == ["distilled", "teacher"]
     assert dict(found["WikiText"].rows)["perplexity"] == ["61.5"]
+    wikitext = json.loads((path / "evaluation" / "wikitext.json").read_text())
+    (path / "evaluation" / "wikitext.json").write_text(json.dumps(wikitext | {"teacher_loss": 3.25}))
+    (path / "evaluation" / "heldout.json").unlink()
+    assert dict(evaluations([collect(path)])[1].rows)["loss (nats)"] == ["–", "3.25"]
+    report([path])
     for file in (path / "evaluation").iterdir():
         file.unlink()
     (on_the_way,) = evaluations([collect(path)])
@@ -94,10 +99,10 @@ def test_tables_leave_out_what_nobody_measured(tmp_path: Path) -> None:
 def test_different_teachers_have_columns_of_their_own(tmp_path: Path) -> None:
     runs = [write_run(tmp_path, name) for name in ("a", "b", "c")]
     scores = json.loads((runs[2] / "evaluation" / "heldout.json").read_text())
-    (runs[2] / "evaluation" / "heldout.json").write_text(json.dumps(scores | {"teacher_perplexity": 5.0}))
+    (runs[2] / "evaluation" / "heldout.json").write_text(json.dumps(scores | {"teacher_loss": 1.5}))
     table = evaluations([collect(run) for run in runs])[0]
     assert [name for name, _ in table.columns] == ["a", "b", "c", "a: its teacher", "c: its teacher"]
-    assert dict(table.rows)["perplexity"][3:] == ["6.05", "5"]
+    assert dict(table.rows)["loss (nats)"][3:] == ["1.8", "1.5"]
 
 
 def test_tasks_show_their_median_and_every_seed(tmp_path: Path) -> None:
