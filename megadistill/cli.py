@@ -295,7 +295,7 @@ def report(
     """Write one self-contained HTML page about one or more runs."""
     from megadistill.report.html import report as write_report
 
-    typer.echo(f"wrote {write_report([_existing(run) for run in runs], output)}")
+    typer.echo(f"wrote {write_report(runs, output)}")
 
 
 @app.command()

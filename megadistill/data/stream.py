@@ -322,13 +322,6 @@ class HeldOut:
         return (self.part.batch(places, seed, "held-out targets") for places in parts)
 
 
-def held_out_batches(
-    config: DataConfig, micro_size: int, seed: int, world: World, max_rows: int | None = None
-) -> Iterator[Batch]:
-    """`HeldOut(config).batches(...)`, for who needs them once."""
-    return HeldOut(config).batches(micro_size, seed, world, max_rows)
-
-
 def _order(part: Part, seed: int, skips: Sequence[tuple[int, int]]) -> Order:
     config, weights = part.config, part.config.weights
     return Order(

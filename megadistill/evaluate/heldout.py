@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import fields
 from typing import Any
 
 import torch
 
 from megadistill.core.dist import World
 from megadistill.core.types import Batch
-from megadistill.data.stream import held_out_batches
-from megadistill.models.scoring import RowScores, score_rows, summary
+from megadistill.data.stream import HeldOut
+from megadistill.models import profile
+from megadistill.models.scoring import RowScores, row_scores, score_rows, summary
 from megadistill.models.signals import LanguageModel
 from megadistill.run.config import RunConfig
 
 BATCH_ROWS = 32
 
 
-def score(model: LanguageModel, teacher: LanguageModel | None, batches: Any) -> RowScores:
-    """Score a model on batches, row by row, on the device it is on."""
-    model.eval()
-    rows: list[RowScores] = []
-    device = next(model.parameters()).device
-    with torch.no_grad():
-        for batch in batches:
-            batch = batch.to(device)
-            signals = teacher.signals(batch, frozenset()) if teacher is not None else None
-            rows.append(score_rows(model.signals(batch, frozenset()), signals, batch))
-    return RowScores(*(torch.cat([getattr(r, name) for r in rows]) for name in ("nll", "targets", "agreed", "correct")))
-
-
+@torch.no_grad()
 def heldout(
     config: RunConfig, student: LanguageModel, teacher: LanguageModel | None, rows: int | None = None
 ) -> dict[str, Any]:
@@ -38,18 +29,43 @@ def heldout(
         rows: at most so many, the first ones of the order that training takes them in; None: all.
 
     Returns:
-        flat numbers, and `rows`: each row's summed nll and number of targets, for paired comparisons.
+        flat numbers; calibration, and losses by the target's frequency (`models.profile.described`); and `rows`: each
+        row's summed nll and number of targets, for paired comparisons.
     """
-    batches: list[Batch] = list(held_out_batches(config.text, BATCH_ROWS, config.seed, World(), rows))
-    ours = score(student, teacher, batches)
-    result: dict[str, Any] = totals(ours, with_teacher=teacher is not None)
+    text = HeldOut(config.text)
+    assert text.part.counts is not None  # `prepare` counts
+    tenth = profile.tenths(torch.from_numpy(text.part.counts))
+    sums = torch.zeros(profile.SUMS, profile.GROUPS, dtype=torch.float64)
+    ours, theirs = [], []
+    device = next(student.parameters()).device
+    for model in filter(None, (student, teacher)):
+        model.eval()
+    for batch in text.batches(BATCH_ROWS, config.seed, World(), rows):
+        batch = batch.to(device)
+        answer = None if teacher is None else teacher.signals(batch, frozenset())
+        mine, its, kl = profile.compare(student.signals(batch, frozenset()), answer, batch)
+        sums += profile.sums(mine, its, kl, batch.labels.flatten()[batch.targets], tenth)
+        ours.append(row_scores(batch, mine.nll, mine.best, None if its is None else its.best))
+        if its is not None:
+            theirs.append(row_scores(batch, its.nll, its.best, None))
+    found = _joined(ours)
+    result: dict[str, Any] = totals(found, with_teacher=teacher is not None)
     result["num_parameters"] = num_parameters(student)
     if teacher is not None:
-        theirs = score(teacher, None, batches)
-        result |= {f"teacher_{key}": value for key, value in totals(theirs, with_teacher=False).items()}
+        result |= {f"teacher_{key}": value for key, value in totals(_joined(theirs), with_teacher=False).items()}
         result["teacher_num_parameters"] = num_parameters(teacher)
-    result["rows"] = {"nll": ours.nll.tolist(), "targets": ours.targets.tolist()}
+    result |= profile.described(sums, tenth, with_teacher=teacher is not None)
+    result["rows"] = {"nll": found.nll.tolist(), "targets": found.targets.tolist()}
     return result
+
+
+@torch.no_grad()
+def score(model: LanguageModel, batches: Iterable[Batch]) -> RowScores:
+    """Score a model on batches, row by row, on the device it is on."""
+    model.eval()
+    device = next(model.parameters()).device
+    moved = (batch.to(device) for batch in batches)
+    return _joined([score_rows(model.signals(batch, frozenset()), None, batch) for batch in moved])
 
 
 def totals(scores: RowScores, with_teacher: bool) -> dict[str, float]:
@@ -60,3 +76,7 @@ def totals(scores: RowScores, with_teacher: bool) -> dict[str, float]:
 def num_parameters(model: LanguageModel) -> int:
     """Values in all parameters, tied ones once."""
     return sum(p.numel() for p in model.parameters())
+
+
+def _joined(parts: list[RowScores]) -> RowScores:
+    return RowScores(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(RowScores)))

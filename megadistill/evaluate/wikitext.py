@@ -45,7 +45,7 @@ def wikitext(folder: Path, data: DataConfig, student: LanguageModel, teacher: La
         raise UserError(f"the text in {folder} is too short to score", f"{len(text)} characters", _FIX)
 
     def of(model: LanguageModel) -> dict[str, Any]:
-        rows = score(model, None, batches)
+        rows = score(model, batches)
         result: dict[str, Any] = totals(rows, with_teacher=False)
         if data.targets.kind == "clm":
             result["word_perplexity"] = perplexity(float(rows.nll.sum()) / len(text.split()))

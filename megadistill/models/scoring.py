@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megadistill.core.types import IGNORE, AnswerKind, Batch, Signals
+from megadistill.core.types import AnswerKind, Batch, Signals
 from megadistill.kernels.chunks import chunks, fp32_logits, top_entries
 
 
@@ -63,23 +63,30 @@ def score_rows(student: Signals, teacher: Signals | None, batch: Batch) -> RowSc
     """Score one batch; logits exist for a chunk of targets at a time."""
     if batch.spans is not None or batch.values is not None:
         return _score_answers(student, teacher, batch)
-    labels = batch.labels.flatten()
-    rows = (labels != IGNORE).nonzero().squeeze(1)
+    labels, rows = batch.labels.flatten()[batch.targets], batch.targets
     if student.heads:
         log_q = mean_of_heads(student, rows)
-        nll, best = -log_q.gather(1, labels[rows].unsqueeze(1)).squeeze(1), log_q.argmax(-1)
+        nll, best = -log_q.gather(1, labels.unsqueeze(1)).squeeze(1), log_q.argmax(-1)
     else:
-        nll, best = student.head(lambda h, w, b: _nll_and_best(h, w, b, labels[rows]), rows)
-    agreed = torch.zeros_like(nll)
-    if teacher is not None:
-        agreed = (best == teacher.head(top_entries, rows)).double()
-    row_of = rows // batch.labels.shape[1]
+        nll, best = student.head(lambda h, w, b: _nll_and_best(h, w, b, labels), rows)
+    return row_scores(batch, nll, best, None if teacher is None else teacher.head(top_entries, rows))
+
+
+def row_scores(batch: Batch, nll: Tensor, best: Tensor, teachers_best: Tensor | None) -> RowScores:
+    """What is known of each target, [N] in the order of `batch.targets`, added up row by row.
+
+    Args:
+        best, teachers_best: the entries that student and teacher rank first.
+    """
+    row_of = batch.targets // batch.labels.shape[1]
+    agreed = torch.zeros_like(nll) if teachers_best is None else best == teachers_best
 
     def per_row(values: Tensor) -> Tensor:
         total = torch.zeros(batch.labels.shape[0], dtype=torch.float64, device=values.device)
         return total.index_add_(0, row_of, values.double()).cpu()
 
-    return RowScores(per_row(nll), per_row(torch.ones_like(nll)), per_row(agreed), per_row(best == labels[rows]))
+    correct = best == batch.labels.flatten()[batch.targets]
+    return RowScores(per_row(nll), per_row(torch.ones_like(nll)), per_row(agreed), per_row(correct))
 
 
 @torch.no_grad()

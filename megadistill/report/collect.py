@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 
@@ -40,18 +39,26 @@ class RunFacts:
     identity: Row
     status: Row
     config: Row
+    """Resolved: every field."""
+    given: Row
+    """What of it was given, in files and on the command line; empty where that was not kept."""
+    command: str
     environment: Row
     metrics: list[Row]
     journal: list[Row]
     evaluation: dict[str, Row]
-    """By task: its numbers."""
+    """By what was evaluated: its numbers."""
+    tasks: Row
+    """By task that the model was fine-tuned on: the spread of its score over seeds, and `scores`; and macro scores."""
     corpora: list[Row]
     """What `prepare` tells of each corpus, where its shards are still there."""
+    color: int = 0
+    """The number of the page's colour that its lines have."""
 
     def series(self, metric: str) -> Points:
         """(step, value) in order of steps; a step repeated after a resume counts as it was last written."""
         values = {row["step"]: row[metric] for row in self.metrics if metric in row and "step" in row}
-        numbers = {step: value for step, value in values.items() if _is_number(value)}
+        numbers = {step: value for step, value in values.items() if is_number(value)}
         return sorted(numbers.items())
 
     def last(self, metric: str) -> float | None:
@@ -83,51 +90,31 @@ class RunFacts:
 
 
 def collect(path: Path) -> RunFacts:
-    """Read one run directory.
+    """Read one run directory, or what was kept of one.
 
     Raises:
         UserError: it is none, or a file in it cannot be read.
     """
     identity = _json(path / "run.json")
-    if not identity:
-        raise UserError(f"{path} is no run directory", "it holds no run.json", "name a folder that `train` has written")
     config = _yaml(path / "config.resolved.yaml")
+    if not identity and not config:
+        why = "it holds neither run.json nor config.resolved.yaml"
+        raise UserError(f"{path} is no run directory", why, "name a folder that `megadistill train` has written")
     return RunFacts(
         path=path,
-        name=identity.get("name", path.name),
+        name=identity.get("name") or config.get("name") or path.name,
         identity=identity,
         status=_json(path / "STATUS"),
         config=config,
+        given=_yaml(path / "config.yaml"),
+        command=_text(path / "command.txt").strip(),
         environment=_json(path / "environment.json"),
         metrics=read_lines(path / "metrics.jsonl"),
         journal=read_lines(path / "journal.jsonl"),
         evaluation={file.stem: _json(file) for file in sorted((path / "evaluation").glob("*.json"))},
+        tasks=_json(path / "evaluation" / "tasks" / "summary.json"),
         corpora=_corpora(config.get("data") or {}),
     )
-
-
-def scores(run: RunFacts) -> dict[str, float]:
-    """The table of results; an evaluation of the finished student goes before what came on the way."""
-    held_out = run.evaluation.get("heldout", {})
-    found: dict[str, Any] = {
-        "parameters": _anywhere(run, "num_parameters"),
-        "teacher's parameters": held_out.get("teacher_num_parameters"),
-        "held-out perplexity": held_out.get("perplexity", run.last("heldout/perplexity")),
-        "teacher's held-out perplexity": held_out.get("teacher_perplexity"),
-        "held-out loss (nats)": held_out.get("loss", run.last("heldout/loss")),
-        "held-out accuracy (top 1)": held_out.get("accuracy", run.last("heldout/accuracy")),
-        "agreement with the teacher (top 1)": held_out.get("agreement_top1", run.last("heldout/agreement_top1")),
-    }
-    for task, numbers in run.evaluation.items():
-        if task != "heldout":
-            found |= {f"{task}: {key}": value for key, value in numbers.items() if key not in _NO_SCORES}
-    speeds = [value for _, value in run.series("train/tokens_per_second")]
-    found["tokens per second (median)"] = statistics.median(speeds) if speeds else None
-    found["steps"] = run.steps or None
-    return {name: value for name, value in found.items() if _is_number(value)}
-
-
-_NO_SCORES = ("step", "num_parameters", "teacher_num_parameters")
 
 
 def warnings(run: RunFacts) -> list[str]:
@@ -142,7 +129,7 @@ def warnings(run: RunFacts) -> list[str]:
             text = "; ".join(reasons) if isinstance(reasons, list) else str(reasons)
             told.append(f"attempt {row.get('attempt')} is not bitwise a continuation: {text}")
     told += _interruptions(run.journal)
-    unlogged = sum(not _is_number(row["train/loss"]) for row in run.metrics if "train/loss" in row)
+    unlogged = sum(not is_number(row["train/loss"]) for row in run.metrics if "train/loss" in row)
     if unlogged:
         told.append(f"{unlogged} logged step(s) with a loss that is not finite; they are left out of the curves")
     if not run.metrics:
@@ -164,15 +151,8 @@ def _interruptions(journal: list[Row]) -> list[str]:
     return [*told, *([f"{silent} attempt(s) ended without saying why: killed, or crashed"] if silent else [])]
 
 
-def _anywhere(run: RunFacts, key: str) -> float | None:
-    """A number that the run's identity, an evaluation or the journal may hold."""
-    for row in [run.identity, *run.evaluation.values(), *run.journal]:
-        if _is_number(row.get(key)):
-            return float(row[key])
-    return None
-
-
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether it can be shown and drawn as one."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -193,4 +173,12 @@ def _json(path: Path) -> Row:
 
 
 def _yaml(path: Path) -> Row:
-    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}
+    try:
+        value = yaml.safe_load(_text(path))
+    except yaml.YAMLError as error:
+        raise UserError(f"cannot read {path}", str(error), "it is not as megadistill wrote it") from None
+    return value if isinstance(value, dict) else {}
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""

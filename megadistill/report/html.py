@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import yaml
+from markupsafe import Markup, escape
 
 from megadistill.core.files import atomic_write
-from megadistill.report.chart import Line, chart, number
-from megadistill.report.collect import RunFacts, collect, scores, warnings
+from megadistill.report import tables
+from megadistill.report.arms import comparison, recipe
+from megadistill.report.collect import RunFacts, collect, is_number, warnings
+from megadistill.report.curves import COLORS, curves
+from megadistill.report.differences import among, origin
+from megadistill.report.numbers import number
+from megadistill.report.profile import profiles
 from megadistill.report.timeline import timeline
-
-COLORS = 6
-"""How many line colours the page defines; more runs than that share them."""
-
-_TITLES = {
-    "train/loss": "training loss",
-    "heldout/perplexity": "held-out perplexity",
-    "heldout/agreement_top1": "held-out agreement with the teacher (top 1)",
-    "train/learning_rate": "learning rate",
-    "train/gradient_norm": "gradient norm",
-    "train/tokens_per_second": "tokens per second",
-    "train/data_wait": "share of the step spent waiting for data",
-}
 
 
 def report(paths: Sequence[Path], output: Path | None = None) -> Path:
     """Write the page; returns where: RUN/report.html, for several runs beside the first."""
-    runs = [collect(path) for path in paths]
+    runs = _colored([collect(path) for path in paths])
     if output is None:
         output = paths[0] / "report.html" if len(runs) == 1 else paths[0].resolve().parent / "report.html"
     environment = jinja2.Environment(
@@ -40,29 +35,51 @@ def report(paths: Sequence[Path], output: Path | None = None) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = number
+    environment.filters |= {"number": number, "breakable": _breakable}
     page = environment.get_template("template.html.j2").render(
         title=" · ".join(run.name for run in runs),
-        runs=[_run(run, index) for index, run in enumerate(runs)],
-        table=_table(runs),
-        charts=_charts(runs),
+        runs=[_run(run) for run in runs],
+        tables=_tables(runs),
+        profiles=list(profiles(runs)),
+        curves=curves(runs),
     )
     with atomic_write(output) as handle:
         handle.write(page)
     return output
 
 
-def _run(run: RunFacts, index: int) -> dict[str, Any]:
+def _breakable(name: str) -> Markup:
+    """A field's name, which may be broken behind its dots and underscores."""
+    return Markup(re.sub(r"([._])", r"\1<wbr>", str(escape(name))))
+
+
+def _colored(runs: Sequence[RunFacts]) -> list[RunFacts]:
+    """Runs of one recipe have one colour, if there are several recipes."""
+    of = [recipe(run) for run in runs]
+    known = list(dict.fromkeys(of))
+    places = range(len(runs)) if len(known) == 1 else map(known.index, of)
+    return [replace(run, color=place % COLORS) for run, place in zip(runs, places, strict=True)]
+
+
+def _tables(runs: Sequence[RunFacts]) -> list[tables.Table]:
+    found = [comparison(runs), *tables.evaluations(runs), tables.tasks(runs), tables.training(runs)]
+    if len(runs) > 1:
+        found.append(tables.Table("Where the configs differ", tables.columns(runs), among(runs), texts=len(runs)))
+    return [table for table in found if table is not None and table.rows]
+
+
+def _run(run: RunFacts) -> dict[str, Any]:
     return {
         "name": run.name,
-        "path": str(run.path),
-        "color": index % COLORS,
-        "state": run.status.get("state", "unknown"),
+        "color": run.color,
+        "state": _state(run),
+        "steps": _steps(run),
         "facts": _facts(run),
         "warnings": warnings(run),
         "corpora": [_corpus(stats) for stats in run.corpora],
         "timeline": timeline(run.journal, run.metrics),
         "events": [_event(row) for row in run.journal],
+        "origin": origin(run),
         "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
     }
 
@@ -74,8 +91,9 @@ def _facts(run: RunFacts) -> dict[str, str]:
     objectives, data = config.get("objectives") or [], config.get("data") or {}
     code = run.identity.get("code") or {}
     found = {
-        "student": _one_line(student),
-        "teacher": _one_line(teacher) if teacher else "none" if config else "",
+        "folder": str(run.path),
+        "student": _one_line(run.given.get("student") or student),
+        "teacher": _one_line(run.given.get("teacher") or teacher) if teacher else "none" if config else "",
         "objectives": ", ".join(f"{o.get('name') or o.get('kind')} × {number(o.get('weight', 1))}" for o in objectives),
         "corpora": ", ".join(str(c.get("name") or c.get("kind")) for c in data.get("corpora", [])),
         "task": _one_line(config["task"]) if config.get("task") else "",
@@ -116,9 +134,10 @@ def _corpus(stats: dict[str, Any]) -> dict[str, Any]:
 
 
 def _one_line(section: dict[str, Any]) -> str:
-    """The kind, and the few plain values that say which one."""
-    plain = [f"{key} {value}" for key, value in section.items() if key != "kind" and isinstance(value, str | int)]
-    return ", ".join([str(section.get("kind", "")), *plain[:3]])
+    """The kind, and whatever else says which one."""
+    rest = {key: value for key, value in section.items() if key != "kind" and value not in (None, [], {})}
+    text = yaml.safe_dump(rest, default_flow_style=True, width=10**6, sort_keys=False).strip()[1:-1]
+    return _short(", ".join(filter(None, [str(section.get("kind", "")), text])))
 
 
 def _event(row: dict[str, Any]) -> dict[str, Any]:
@@ -132,61 +151,23 @@ def _event(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _short(value: Any) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text if len(text) <= 300 else text[:297] + "..."
+def _short(value: Any, most: int = 300) -> str:
+    if isinstance(value, dict):
+        text = ", ".join(f"{key} {_short(one)}" for key, one in value.items())
+    elif isinstance(value, list):
+        text = ", ".join(map(_short, value))
+    elif is_number(value):
+        text = number(value)
+    else:
+        text = re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1…", str(value))  # a sha256
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _table(runs: Sequence[RunFacts]) -> list[tuple[str, list[str]]]:
-    """(name, one cell a run) of every number that at least one run has."""
-    columns = [scores(run) for run in runs]
-    names = dict.fromkeys(name for column in columns for name in column)
-    return [(name, [_cell(name, column.get(name)) for column in columns]) for name in names]
+def _state(run: RunFacts) -> str:
+    ended = bool(run.journal) and run.journal[-1].get("event") == "end"
+    return str(run.status.get("state") or ("done" if ended else "unknown"))
 
 
-def _cell(name: str, value: float | None) -> str:
-    if value is None:
-        return "–"
-    if "agreement" in name or "accuracy" in name:
-        return f"{100 * value:.2f} %"
-    return f"{value:,.0f}" if float(value).is_integer() else number(value)
-
-
-def _charts(runs: Sequence[RunFacts]) -> list[dict[str, Any]]:
-    labels = list(dict.fromkeys(label for run in runs for label in run.objectives))
-    looked_at = sorted({key for run in runs for row in run.metrics for key in row if key.count("/") == 2})
-    metrics = ["train/loss", *[f"train/objective/{label}" for label in labels], *list(_TITLES)[1:]]
-    metrics += [key for key in looked_at if key not in metrics]
-    hard = {
-        f"train/objective/{objective.get('name') or 'hard_ce'}"
-        for run in runs
-        for objective in run.config.get("objectives", [])
-        if objective.get("kind") == "hard_ce"
-    }
-    marks = sorted({step for run in runs for step in run.resumes})
-    drawn = []
-    for metric in metrics:
-        lines = [Line(run.name, run.series(metric), index % COLORS) for index, run in enumerate(runs)]
-        if metric == "heldout/perplexity":
-            lines += _teachers(runs, lines)
-        if metric in hard:
-            lines += [
-                Line(f"{run.name}: its teacher", run.series("teacher/loss"), index % COLORS, dashed=True)
-                for index, run in enumerate(runs)
-            ]
-        title = _TITLES.get(metric) or metric.removeprefix("train/").replace("/", " ").replace("_share ", " share of ")
-        if svg := chart(title, lines, marks, log=metric == "heldout/perplexity"):
-            drawn.append({"title": title, "svg": svg, "lines": [line for line in lines if line.points]})
-    return drawn
-
-
-def _teachers(runs: Sequence[RunFacts], lines: Sequence[Line]) -> list[Line]:
-    """The teacher's perplexity, dashed and as wide as its student's curve, which says little alone."""
-    teachers = []
-    for run, line in zip(runs, lines, strict=True):
-        points: list[tuple[int, float]] = []
-        if line.points and "teacher's held-out perplexity" in scores(run):
-            value = scores(run)["teacher's held-out perplexity"]
-            points = [(int(line.points[0][0]), value), (int(line.points[-1][0]), value)]
-        teachers.append(Line(f"{run.name}: its teacher", points, line.color, dashed=True))
-    return teachers
+def _steps(run: RunFacts) -> str:
+    wanted = (run.config.get("train") or {}).get("steps")
+    return f"step {run.steps:,}" + (f" of {wanted:,}" if wanted else "")

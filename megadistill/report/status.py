@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from megadistill.report.chart import number
-from megadistill.report.collect import collect, scores, warnings
+from megadistill.report.collect import collect, is_number, warnings
+from megadistill.report.numbers import number
+from megadistill.report.tables import held_out
 
 _LAST_EVENTS = 5
+_SHOWN = ("perplexity", "loss", "accuracy")
 
 
 def describe(path: Path) -> str:
@@ -19,7 +21,11 @@ def describe(path: Path) -> str:
         "state": f"{run.status.get('state', 'never started')} since {_time(run.status)}",
         "step": f"{run.steps} of {run.wanted}" if run.wanted else str(run.steps),
         "loss": number(loss) if (loss := run.last("train/loss")) is not None else "-",
-        **{name: number(value) for name, value in scores(run).items() if name.startswith("held-out")},
+        **{
+            f"held-out {key}": number(value)
+            for key, value in held_out(run).items()
+            if key in _SHOWN and is_number(value)
+        },
         "checkpoints": ", ".join(checkpoints) or "none",
     }
     lines = [f"{run.name}  {path}", *(f"  {name:<22}{text}" for name, text in rows.items())]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING, Any
+
+import torch
 
 from megadistill.core import log
 from megadistill.run.directory import RunDirectory, end_cut_line
@@ -21,7 +24,8 @@ class Recorder:
     """Records what it is given, on rank 0; does nothing on the others.
 
     Names are paths: `train/loss`, `train/objective/<label>`, `teacher/loss`, `train/learning_rate`,
-    `train/gradient_norm`, `train/tokens_per_second`, `train/data_wait` (share of the step), `heldout/...`.
+    `train/gradient_norm`, `train/tokens_per_second`, `train/data_wait` (share of the step), `train/memory_gb` (rank 0's
+    peak so far: its GPU's, or the process's where there is none), `heldout/...`.
     """
 
     def __init__(
@@ -59,7 +63,7 @@ class Recorder:
         """
         if not self.is_main:
             return
-        self._write(step, values, extra or {})
+        self._write(step, {**values, "train/memory_gb": _peak_memory() / 1e9}, extra or {})
         if self._progress is not None and self.due(step):
             self._progress.update(step, values)
 
@@ -103,3 +107,10 @@ class Recorder:
             self._trackers = open_trackers(self.config, self.directory, self.attempt, self.start_step)
         for tracker in self._trackers:
             tracker.log(step, values)
+
+
+def _peak_memory() -> int:
+    """Bytes, so far, of this process; on a GPU if it uses one."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # Linux counts in KiB

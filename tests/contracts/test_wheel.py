@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from megadistill.testing.synthetic_run import write_run
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -59,3 +61,6 @@ def test_presets_and_init_work_from_a_wheel(tmp_path: Path) -> None:
     assert "overwrites nothing" in twice.stderr
     assets = {p.relative_to(ROOT) for p in (ROOT / "megadistill" / "assets").rglob("*") if p.is_file()}
     assert all((site / path).exists() for path in assets)
+
+    reported = megadistill("report", str(write_run(tmp_path, "run")))  # its page is made from files beside the code
+    assert reported.returncode == 0, reported.stderr

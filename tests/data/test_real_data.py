@@ -12,7 +12,7 @@ from megadistill.core.types import IGNORE
 from megadistill.data.config import DataConfig
 from megadistill.data.prepare import prepare
 from megadistill.data.reader import verify
-from megadistill.data.stream import Stream, held_out_batches
+from megadistill.data.stream import HeldOut, Stream
 from megadistill.data.tokenization import SpecialIds, load_tokenizer
 
 
@@ -79,4 +79,4 @@ def test_wikipedia_and_books_become_batches(real_data, tmp_path, tokenizer, targ
     assert share == pytest.approx(0.15 if targets == "mlm" else 0.99, abs=0.03)
     text = load_tokenizer(config.tokenizer).decode(batch.ids[0].tolist())
     assert np.mean([letter.isalpha() or letter == " " for letter in text]) > 0.7
-    assert sum(b.ids.shape[0] for b in held_out_batches(config, 8, 0, World(), 16)) == 16
+    assert sum(b.ids.shape[0] for b in HeldOut(config).batches(8, 0, World(), 16)) == 16

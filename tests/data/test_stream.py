@@ -13,7 +13,7 @@ from megadistill.core.dist import World
 from megadistill.core.errors import UserError
 from megadistill.core.types import IGNORE, Batch
 from megadistill.data import stream as module
-from megadistill.data.stream import HeldOut, Stream, held_out_batches
+from megadistill.data.stream import HeldOut, Stream
 
 
 def rows_of(batches):
@@ -145,17 +145,17 @@ def test_smoothed_masking_reads_the_counts_of_the_corpora(prepared, changed):
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_held_out_batches_are_fixed_and_equally_many_on_every_rank(prepared, size):
-    ranks = [list(held_out_batches(prepared, 5, 0, World(rank, size), 32)) for rank in range(size)]
+    ranks = [list(HeldOut(prepared).batches(5, 0, World(rank, size), 32)) for rank in range(size)]
     shapes = {tuple(batch.ids.shape[0] for batch in batches) for batches in ranks}
     assert len(shapes) == 1
     rows = [row for batches in ranks for row in rows_of(batches)]
     assert len({row[0] for row in rows}) == len(rows) == 32 // size * size
-    alone = rows_of(held_out_batches(prepared, 7, 0, World(), 32))
+    alone = rows_of(HeldOut(prepared).batches(7, 0, World(), 32))
     assert set(rows) <= set(alone)
 
 
 def test_held_out_rows_are_opened_once_for_many_evaluations(prepared, monkeypatch):
-    expected = rows_of(held_out_batches(prepared, 5, 0, World(1, 2), 32))
+    expected = rows_of(HeldOut(prepared).batches(5, 0, World(1, 2), 32))
     held_out = HeldOut(prepared)
     for name in ("load_tokenizer", "read_index", "Shards", "_token_counts"):
         monkeypatch.setattr(module, name, lambda *_: pytest.fail("opened again"))
@@ -169,7 +169,7 @@ def test_too_few_held_out_rows_are_told_before_the_first_batch(prepared):
 
 
 def test_held_out_text_is_not_in_training(prepared):
-    held = rows_of(held_out_batches(prepared, 64, 0, World()))
+    held = rows_of(HeldOut(prepared).batches(64, 0, World()))
     assert len(held) > 20
     stream = Stream(prepared, World(), 24, 24, 0)
     train = rows_of(b for s in range(stream.rows_per_epoch // 24 + 1) for b in stream.take(s))

@@ -58,7 +58,7 @@ def test_evaluate_agrees_with_a_plain_transformers_forward(run, tmp_path):
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
     from megadistill.core.dist import World
-    from megadistill.data.stream import held_out_batches
+    from megadistill.data.stream import HeldOut
     from megadistill.run.config import load
 
     causal = "causal" in str(run)
@@ -67,7 +67,7 @@ def test_evaluate_agrees_with_a_plain_transformers_forward(run, tmp_path):
     config = load(run / "config.resolved.yaml")
     nll, targets = 0.0, 0
     with torch.no_grad():
-        for batch in held_out_batches(config.data, 16, config.seed, World()):
+        for batch in HeldOut(config.data).batches(16, config.seed, World()):
             logits = student(input_ids=batch.ids, attention_mask=batch.mask.long()).logits.double()
             nll += torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), reduction="sum")
             targets += int((batch.labels != -100).sum())

@@ -46,7 +46,7 @@ def test_smoothed_masking_is_scored_as_if_it_were_even(config, model, folder):
 @pytest.mark.parametrize("packing", ["concat", "split"])
 def test_wikitext_is_packed_as_the_runs_own_text(config, model, folder, packing, monkeypatch):
     seen = []
-    monkeypatch.setattr(module, "score", lambda model, teacher, batches: seen.extend(batches) or 1 / 0)
+    monkeypatch.setattr(module, "score", lambda model, batches: seen.extend(batches) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         wikitext(folder, changed(config, packing=packing), model, None)
     framed = sum(int((batch.ids[:, 0] == 2).sum()) for batch in seen)  # rows that open with [CLS]

@@ -5,24 +5,32 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from megadistill.core.errors import UserError
-from megadistill.report.chart import Line, chart, number
-from megadistill.report.collect import collect, scores, warnings
+from megadistill.report.chart import Line, chart
+from megadistill.report.collect import collect, warnings
 from megadistill.report.html import report
+from megadistill.report.numbers import number, short
+from megadistill.report.profile import profiles
 from megadistill.report.status import describe
+from megadistill.report.tables import evaluations, tasks
 from megadistill.report.timeline import timeline
 from megadistill.testing.synthetic_run import write_run
 
 
 def test_a_page_holds_everything_and_loads_nothing(tmp_path: Path) -> None:
     page = report([write_run(tmp_path, "distilled")]).read_text()
-    assert not re.search(r"(src|href)=|https?://|<script|@import", page)
+    assert not re.search(r"(src|href)=(?!.data:,)|https?://|<script|@import|url\(", page)
     for text in (
         "held-out perplexity",
+        "memory of rank 0",
+        "by token frequency",
+        "accuracy by confidence",
+        "against preset quickstart",
         "objective soft_ce",
         "gradient share of mlm",
         "learning rate",
@@ -44,7 +52,7 @@ def test_what_prepare_counted_is_shown_where_the_shards_are(tmp_path: Path) -> N
     stats = {"name": "wiki", "documents": 11, "contaminated": 7, "document_lengths": {"8-15": 4, "16-31": 8}}
     (tmp_path / "shards" / "wiki" / "stats.json").write_text(json.dumps(stats | {"train": train}))
     page = report([run]).read_text()
-    for text in ("Data (1 corpora)", "123,456", "3.1%", '<td class="n">7</td>', "16-31 tokens: 8"):
+    for text in ("1 corpus", "123,456", "3.1%", '<td class="n">7</td>', "16-31 tokens: 8"):
         assert text in page
 
 
@@ -65,17 +73,66 @@ def test_a_repeated_step_counts_once_as_it_was_last_written(tmp_path: Path) -> N
     assert run.resumes == [200]
 
 
-def test_the_table_leaves_out_what_nobody_measured(tmp_path: Path) -> None:
+def test_tables_leave_out_what_nobody_measured(tmp_path: Path) -> None:
     path = write_run(tmp_path, "distilled")
-    found = scores(collect(path))
-    assert found["wikitext: perplexity"] == 61.5
-    assert found["held-out perplexity"] == 9.4  # of the finished student, not on the way
+    found = {table.title: table for table in evaluations([collect(path)])}
+    held_out = dict(found["Held-out text"].rows)
+    assert held_out["perplexity"] == ["9.4", "6.05"]  # of the finished student, not on the way; and its teacher's
+    assert [name for name, _ in found["Held-out text"].columns] == ["distilled", "teacher"]
+    assert dict(found["WikiText"].rows)["perplexity"] == ["61.5"]
+    wikitext = json.loads((path / "evaluation" / "wikitext.json").read_text())
+    (path / "evaluation" / "wikitext.json").write_text(json.dumps(wikitext | {"teacher_loss": 3.25}))
+    (path / "evaluation" / "heldout.json").unlink()
+    assert dict(evaluations([collect(path)])[1].rows)["loss (nats)"] == ["–", "3.25"]
+    report([path])
     for file in (path / "evaluation").iterdir():
         file.unlink()
+    (on_the_way,) = evaluations([collect(path)])
+    assert dict(on_the_way.rows)["perplexity"] == [number(collect(path).last("heldout/perplexity"))]
     (path / "metrics.jsonl").write_text("")
-    assert scores(collect(path)) == {}
+    assert evaluations([collect(path)]) == []
+    assert list(profiles([collect(path)])) == []
     assert "no metrics were written yet" in warnings(collect(path))
     report([path])
+
+
+def test_different_teachers_have_columns_of_their_own(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path, name) for name in ("a", "b", "c")]
+    scores = json.loads((runs[2] / "evaluation" / "heldout.json").read_text())
+    (runs[2] / "evaluation" / "heldout.json").write_text(json.dumps(scores | {"teacher_loss": 1.5}))
+    table = evaluations([collect(run) for run in runs])[0]
+    assert [name for name, _ in table.columns] == ["a", "b", "c", "a: its teacher", "c: its teacher"]
+    assert dict(table.rows)["loss (nats)"][3:] == ["1.8", "1.5"]
+
+
+def test_tasks_show_their_median_and_every_seed(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "distilled")
+    assert tasks([collect(run)]) is None
+    (run / "evaluation" / "tasks").mkdir()
+    sst2 = {"median": 91.5, "std": 0.5, "scores": [91.0, 91.5, 92.0], "num_parameters": 5}
+    summary = {"sst2": sst2, "macro": 91.5, "missing_of_glue": ["cola", "rte"]}
+    (run / "evaluation" / "tasks" / "summary.json").write_text(json.dumps(summary))
+    table = tasks([collect(run)])
+    assert dict(table.rows) == {
+        "sst2": ["91.50 ± 0.50"],
+        "sst2, each seed": ["91.00, 91.50, 92.00"],
+        "macro score": ["91.5"],
+    }
+    assert "lacks cola, rte" in table.note
+
+
+def test_distributions_are_drawn_as_they_were_measured(tmp_path: Path) -> None:
+    paths = [write_run(tmp_path, name, offset=n) for n, name in enumerate(("distilled", "plain"))]
+    runs = [replace(collect(path), color=n) for n, path in enumerate(paths)]
+    kl, loss, sure = profiles(runs)
+    assert kl.drawing.count('class="bar c0"') == kl.drawing.count('class="bar c1"') == 10
+    assert loss.drawing.count("level") == 10  # the teacher's, which both runs have
+    heights = [float(h) for h in re.findall(r'class="bar c0"[^>]*height="([\d.]+)"', loss.drawing)]
+    expected = runs[0].evaluation["heldout"]["by_frequency"]["loss"]
+    assert [h / heights[0] for h in heights] == pytest.approx([v / expected[0] for v in expected], rel=0.01)
+    assert [line.label for line, _ in sure.legend] == ["distilled", "plain", "teacher"]
+    assert len(sure.legend[0][0].points) == 9  # a bin without targets has no dot
+    assert sure.legend[0][1] == runs[0].evaluation["heldout"]["calibration_error"]
 
 
 @pytest.mark.parametrize(
@@ -121,9 +178,10 @@ def test_status_says_where_the_run_stands(tmp_path: Path) -> None:
 @pytest.mark.parametrize("log", [False, True])
 def test_any_points_make_a_chart_inside_its_frame(points: list[tuple[float, float]], log: bool) -> None:
     svg = chart("x", [Line("run", points, 0)], log=log)
-    for _, cx, cy in re.findall(r'<circle class="(dot[^"]*)" cx="([^"]*)" cy="([^"]*)"', svg):
-        assert 0 <= float(cx) <= 520
-        assert 0 <= float(cy) <= 240
+    places = re.findall(r'<path class="dot[^"]*" d="M([\d.]+) ([\d.]+)h0"', svg)
+    assert len(places) == len(points)
+    assert all(0 <= float(place) <= 1000 for pair in places for place in pair)
+    assert all(0 <= float(place) <= 100 for place in re.findall(r"(?:left|bottom):([\d.]+)%", svg))
 
 
 def test_the_timeline_shows_attempts_events_and_losses_by_time() -> None:
@@ -134,8 +192,8 @@ def test_the_timeline_shows_attempts_events_and_losses_by_time() -> None:
     journal += [row(7, 2, event="resume", step=10), row(20, 2, event="signal", step=40)]
     metrics = [row(2, 1, step=5, **{"train/loss": 3.0}), row(10, 2, step=20, **{"train/loss": math.nan})]
     svg = timeline(journal, metrics)
-    assert svg.count('class="attempt"') == 2
-    assert [svg.count(f'class="{kind}"') for kind in ("saved", "bad", "stop")] == [1, 1, 1]
+    assert svg.count('class="bar attempt"') == 2
+    assert [svg.count(f'class="dot {kind}"') for kind in ("saved", "bad", "stop")] == [1, 1, 1]
     assert "<title>rollback at step 12, 6 min</title>" in svg
     assert "nan" not in svg
     assert timeline([], metrics) == ""
@@ -150,3 +208,10 @@ def test_no_points_make_no_chart() -> None:
 )
 def test_numbers_read_as_people_write_them(value: float, text: str) -> None:
     assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(950, "950"), (9999, "9,999"), (25_000, "25k"), (1.5e9, "1.5B"), (0.25, "0.25")]
+)
+def test_numbers_at_axes_are_short(value: float, text: str) -> None:
+    assert short(value) == text

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +51,8 @@ def test_a_step_is_one_exact_line(directory):
     assert (row["step"], row["attempt"], row["parameter_hash"]) == (1200, 3, "abc")
     assert float.fromhex(row["loss_hex"]) == VALUES["train/loss"]
     assert row["time"]
+    (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert row["train/memory_gb"] == pytest.approx(int(peak) * 1024 / 1e9, rel=0.05)
 
 
 def test_other_ranks_write_nothing(directory, tmp_path):

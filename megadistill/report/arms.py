@@ -1,0 +1,122 @@
+"""What is each change worth? Runs that differ by their seed alone are one arm; arms are compared with the first."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from megadistill.report.collect import RunFacts, is_number
+from megadistill.report.differences import ABSENT, changes
+from megadistill.report.tables import Table, seen_last
+
+Row = dict[str, Any]
+
+_APART = ("seed", "name", "directory")
+"""What runs of one arm may differ in."""
+_SEED = re.compile(r"[-_]?seed[-_]?\d+")
+"""In names and paths, as in runs/all-seed1."""
+_MOST = 6
+"""Changes named in a cell."""
+
+
+@dataclass
+class Arm:
+    """Runs of one recipe."""
+
+    name: str
+    runs: dict[Any, RunFacts] = field(default_factory=dict)
+    """By seed."""
+    scores: dict[Any, Row] = field(default_factory=dict)
+    """Of each on held-out text."""
+
+    def all(self, key: str) -> list[float]:
+        return [found[key] for found in self.scores.values() if is_number(found.get(key))]
+
+
+def recipe(run: RunFacts) -> str:
+    """Equal for runs of one arm."""
+    config = {key: value for key, value in run.config.items() if key not in _APART}
+    return _SEED.sub("", json.dumps(config, sort_keys=True))
+
+
+def arms(runs: Sequence[RunFacts]) -> list[Arm]:
+    """In the order of their first runs; a seed that comes twice counts once, as it came last."""
+    scores = _on_the_same_text(runs)
+    found: dict[str, Arm] = {}
+    for run, its in zip(runs, scores, strict=True):
+        arm = found.setdefault(recipe(run), Arm(_SEED.sub("", run.name)))
+        seed = run.config.get("seed", 0)
+        arm.runs[seed], arm.scores[seed] = run, its
+    return list(found.values())
+
+
+def comparison(runs: Sequence[RunFacts]) -> Table | None:
+    """One row an arm: its mean scores, and by how much its loss is above the first arm's; None for a single arm, and
+    where not all were scored on the same text."""
+    found = arms(runs)
+    if len(found) < 2 or not all(arm.all("loss") for arm in found):
+        return None
+    base = found[0]
+    columns: dict[str, list[str]] = {
+        "held-out loss": [_mean(arm.all("loss")) for arm in found],
+        f"above {base.name}": ["", *(_gap(base, arm) for arm in found[1:])],
+        "agreement": [_mean(arm.all("agreement_top1"), share=True) for arm in found],
+        "KL": [_mean(arm.all("kl")) for arm in found],
+        "seeds": [str(len(arm.runs)) for arm in found],
+        f"differs from {base.name} in": ["", *(_told(base, arm) for arm in found[1:])],
+    }
+    columns = {name: cells for name, cells in columns.items() if set(cells) != {ABSENT}}
+    rows = [(arm.name, list(cells)) for arm, cells in zip(found, zip(*columns.values(), strict=True), strict=True)]
+    note = (
+        "± after a loss is the standard deviation over seeds. Differences are taken seed by seed, ± their standard "
+        "deviation; of a single seed row by row of the held-out text, ± their standard error."
+    )
+    return Table("Comparison", [(name, None) for name in columns], rows, note, texts=1)
+
+
+def _on_the_same_text(runs: Sequence[RunFacts]) -> list[Row]:
+    """Every run's scores: all of `evaluate`, or all as training saw them; nothing where that was other text."""
+    evaluated = [run.evaluation.get("heldout") or {} for run in runs]
+    if all(evaluated) and len({found.get("num_targets") for found in evaluated}) == 1:
+        return evaluated
+    looks = [[run.config.get("evaluate"), run.config.get("data")] for run in runs]
+    return [seen_last(run) for run in runs] if all(look == looks[0] for look in looks) else [{} for _ in runs]
+
+
+def _gap(base: Arm, arm: Arm) -> str:
+    seeds = [seed for seed in arm.runs if seed in base.runs]
+    pairs = [(seed, seed) for seed in seeds] or [(next(iter(base.runs)), next(iter(arm.runs)))]
+    gaps = [arm.scores[theirs]["loss"] - base.scores[ours]["loss"] for ours, theirs in pairs]
+    ours, theirs = pairs[0]
+    error = statistics.stdev(gaps) if len(gaps) > 1 else _row_error(base.runs[ours], arm.runs[theirs])
+    return f"{statistics.fmean(gaps):+.4f}".replace("-", "−") + (f" ± {error:.4f}" if error is not None else "")
+
+
+def _row_error(a: RunFacts, b: RunFacts) -> float | None:
+    """The standard error of the difference of two models' losses over the same rows, of a ratio of sums."""
+    ours, theirs = (run.evaluation.get("heldout_rows", {}) for run in (a, b))
+    targets = ours.get("targets")
+    if not targets or targets != theirs.get("targets") or len(targets) < 2:
+        return None
+    gaps = [y - x for x, y in zip(ours["nll"], theirs["nll"], strict=True)]
+    mean = sum(gaps) / sum(targets)
+    squares = sum((gap - mean * count) ** 2 for gap, count in zip(gaps, targets, strict=True))
+    return math.sqrt(squares * len(targets) / (len(targets) - 1)) / sum(targets)
+
+
+def _told(base: Arm, arm: Arm) -> str:
+    first, other = (next(iter(one.runs.values())).config for one in (base, arm))
+    keys = [change.key for change in changes(first, other) if change.key not in _APART]
+    return ", ".join(keys[:_MOST]) + (f" and {len(keys) - _MOST} more" if len(keys) > _MOST else "")
+
+
+def _mean(values: Sequence[float], share: bool = False) -> str:
+    if not values:
+        return ABSENT
+    mean, error = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+    return f"{mean:.2%}" if share else f"{mean:.4f}" + (f" ± {error:.4f}" if error is not None else "")
