@@ -28,6 +28,7 @@ from xml.etree import ElementTree
 
 import yaml
 from recipe_tables import ablation_table, cache_table, counterfactual_line, scores
+from step_tables import step_table
 from trust_tables import kill_table, measured, overhead_table, slow_tests_line
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,6 +118,7 @@ def tables(results: Path = RESULTS) -> str:
         kill_table,
         overhead_table,
         slow_tests_line,
+        step_table,
     )
     parts = [part for part in (make(results) for make in makers) if part]
     return "\n\n".join(parts) if parts else "Nothing measured yet."
