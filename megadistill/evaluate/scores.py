@@ -36,7 +36,7 @@ def evaluate(
         rows: score at most so many held-out rows; None: all.
 
     Returns:
-        task -> flat numbers, the teacher's as `teacher_...`.
+        task -> its numbers, the teacher's as `teacher_...`; of held-out text see `evaluate.heldout`.
 
     Raises:
         UserError: an unknown task, no checkpoint, or text that is not there.

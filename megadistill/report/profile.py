@@ -31,7 +31,10 @@ def profiles(runs: Sequence[RunFacts]) -> Iterator[Plot]:
         ("held-out loss by token frequency (nats)", "loss"),
     ):
         legend = [
-            (_line(label, by_frequency[place].get(prefix + key), shade, bool(prefix)), scores[place].get(prefix + key))
+            (
+                _line(label, by_frequency[place].get(prefix + key), shade, bool(prefix)),
+                _known(scores[place], prefix + key),
+            )
             for label, place, shade, prefix in models
         ]
         legend = [(one, overall) for one, overall in legend if one.points]
@@ -91,10 +94,14 @@ def _line(label: str, values: Sequence[float | None] | None, shade: int, dashed:
     return Line(label, [(x, y) for x, y in enumerate(values or []) if is_number(y)], shade, dashed)
 
 
+def _known(scores: dict[str, Any], key: str) -> float | None:
+    return scores[key] if is_number(scores.get(key)) else None
+
+
 def _sure(label: str, scores: dict[str, Any], shade: int, prefix: str) -> tuple[Line, list[int], float | None]:
     found = scores.get(f"{prefix}calibration") or {"confidence": [], "accuracy": [], "targets": []}
     three = zip(found["confidence"], found["accuracy"], found["targets"], strict=True)
     used = [(sure, right, count) for sure, right, count in three if count and is_number(sure) and is_number(right)]
     points = [(sure, right) for sure, right, _ in used]
-    error = scores.get(f"{prefix}calibration_error")
+    error = _known(scores, f"{prefix}calibration_error")
     return Line(label, points, shade, dashed=bool(prefix)), [count for _, _, count in used], error

@@ -68,7 +68,7 @@ def teachers(runs: Sequence[RunFacts]) -> list[tuple[str, int]]:
         texts = [run.evaluation.get("heldout", {}), *run.evaluation.values()]
         losses = [found["teacher_loss"] for found in texts if is_number(found.get("teacher_loss"))]
         if losses:
-            first.setdefault(losses[0], place)
+            first.setdefault(round(losses[0], 4), place)
     if len(first) == 1:
         return [("teacher", place) for place in first.values()]
     return [(f"{runs[place].name}: its teacher", place) for place in first.values()]
