@@ -211,7 +211,8 @@ def data_table(results: Path) -> str:
             f"| 0 | {simulation['rows_twice'] + simulation['rows_missing']} |",
         ]
     if wait:
-        of = f"{wait['wait_seconds'] * 1e3:.1f} ms of {wait['step_seconds']:.1f} s on a CPU, `tools/bench_wait.py`"
+        of = f"{wait['wait_seconds'] * 1e3:.1f} ms of {wait['step_seconds']:.1f} s on a CPU beside other work; "
+        of += "`tools/bench_wait.py`"
         lines.append(f"| wait for data, of a step of the DistilBERT preset | under 1 % | {wait['share']:.3%} ({of}) |")
     note = "`python tools/bench_data.py` and `tools/simulate_order.py`: two cores, otherwise idle."
     lines += ["", note]

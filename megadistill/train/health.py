@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from megadistill.core.errors import Diverged
-from megadistill.run.config import TrainConfig
+from megadistill.run.sections import TrainConfig
 from megadistill.train.ledger import Report
 
 WINDOW = 100

@@ -17,7 +17,7 @@ from megadistill.train.progress import Progress
 from megadistill.train.trackers import Tracker, open_trackers
 
 if TYPE_CHECKING:
-    from megadistill.run.config import LogConfig
+    from megadistill.run.sections import LogConfig
 
 
 class Recorder:

@@ -10,7 +10,7 @@ from megadistill.core import log
 from megadistill.run.directory import RunDirectory
 
 if TYPE_CHECKING:
-    from megadistill.run.config import LogConfig
+    from megadistill.run.sections import LogConfig
 
 
 class Tracker(Protocol):

@@ -46,7 +46,7 @@ def test_both_layouts_give_the_same_images(sets):
     assert (shards.labels[by_class] == folders.labels).all()
     lossless = [at for at, row in enumerate(by_class) if row % 3 == 0]  # the others were written as jpg and webp
     assert (shards.pixels[by_class][lossless] == folders.pixels[lossless]).all()
-    assert shards.counts().tolist() == [54, 54, 54]
+    assert set(shards.counts().tolist()) == {54}
 
 
 def test_an_image_that_is_shown_whole_is_what_its_processor_makes_of_it(sets):

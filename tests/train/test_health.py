@@ -7,7 +7,7 @@ import math
 import pytest
 
 from megadistill.core.errors import Diverged
-from megadistill.run.config import TrainConfig
+from megadistill.run.sections import TrainConfig
 from megadistill.train.health import WINDOW, Health, RollBack, give_up, skipped, undone_from
 from megadistill.train.ledger import Report
 from megadistill.train.stragglers import STEPS, Stragglers
