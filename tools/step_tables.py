@@ -47,7 +47,5 @@ def step_table(results: Path) -> str:
         ]
     if not lines:
         return ""
-    note = (
-        "`python tools/bench_step.py`: what was predicted, and what each lever brought, is in `tools/results/step.md`."
-    )
+    note = "`python tools/bench_step.py`; what was predicted before: `tools/results/step.md`."
     return "\n".join([*lines[1:], "", note])

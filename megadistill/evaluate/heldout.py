@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from megadistill.core.dist import World
 from megadistill.core.types import Batch
 from megadistill.data.stream import HeldOut
 from megadistill.models import profile
-from megadistill.models.scoring import RowScores, row_scores, score_rows, summary
+from megadistill.models.scoring import RowScores, joined, row_scores, score_rows, summary
 from megadistill.models.signals import LanguageModel
 from megadistill.run.config import RunConfig
 
@@ -48,11 +47,11 @@ def heldout(
         ours.append(row_scores(batch, mine.nll, mine.best, None if its is None else its.best))
         if its is not None:
             theirs.append(row_scores(batch, its.nll, its.best, None))
-    found = _joined(ours)
+    found = joined(ours)
     result: dict[str, Any] = totals(found, with_teacher=teacher is not None)
     result["num_parameters"] = num_parameters(student)
     if teacher is not None:
-        result |= {f"teacher_{key}": value for key, value in totals(_joined(theirs), with_teacher=False).items()}
+        result |= {f"teacher_{key}": value for key, value in totals(joined(theirs), with_teacher=False).items()}
         result["teacher_num_parameters"] = num_parameters(teacher)
     result |= profile.described(sums, tenth, with_teacher=teacher is not None)
     result["rows"] = {"nll": found.nll.tolist(), "targets": found.targets.tolist()}
@@ -65,7 +64,7 @@ def score(model: LanguageModel, batches: Iterable[Batch]) -> RowScores:
     model.eval()
     device = next(model.parameters()).device
     moved = (batch.to(device) for batch in batches)
-    return _joined([score_rows(model.signals(batch, frozenset()), None, batch) for batch in moved])
+    return joined([score_rows(model.signals(batch, frozenset()), None, batch) for batch in moved])
 
 
 def totals(scores: RowScores, with_teacher: bool) -> dict[str, float]:
@@ -76,7 +75,3 @@ def totals(scores: RowScores, with_teacher: bool) -> dict[str, float]:
 def num_parameters(model: LanguageModel) -> int:
     """Values in all parameters, tied ones once."""
     return sum(p.numel() for p in model.parameters())
-
-
-def _joined(parts: list[RowScores]) -> RowScores:
-    return RowScores(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(RowScores)))

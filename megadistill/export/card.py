@@ -70,8 +70,7 @@ def _data(config: Tree) -> Iterator[str]:
     if task:
         given = ", ".join(f"{key} {task[key]}" for key in ("name", "version", "max_train_examples") if task.get(key))
         yield f"task {task['kind']}" + (f": {given}" if given else "")
-        made = task.get("augment")
-        if made and "tokenizer" in task:  # an image's are crops, made as it is read
+        if made := task.get("augment"):
             yield f"variants of its examples, made by {made['kind']}, answered by the {_ANSWERS[made['answers']]}"
         return
     for corpus in config["data"]["corpora"]:

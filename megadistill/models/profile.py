@@ -5,7 +5,7 @@ Everything is a sum over targets, so that it adds up over batches and ranks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from megadistill.core.types import Batch, Signals
 from megadistill.kernels.chunks import chunks, fp32_logits
+from megadistill.models.scoring import joined
 
 GROUPS = 10
 """Tenths of the training tokens, and bins of confidence."""
@@ -78,9 +79,9 @@ def compare(
 
     if teacher is None:
         student.head(lambda *ours: work(ours, None), batch.targets)
-        return _joined(student_scores), None, None
+        return joined(student_scores), None, None
     student.head(lambda *ours: teacher.head(lambda *theirs: work(ours, theirs), batch.targets), batch.targets)
-    return _joined(student_scores), _joined(teacher_scores), torch.cat(kl)
+    return joined(student_scores), joined(teacher_scores), torch.cat(kl)
 
 
 def sums(ours: TargetScores, theirs: TargetScores | None, kl: Tensor | None, labels: Tensor, tenth: Tensor) -> Tensor:
@@ -151,10 +152,6 @@ def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
         log_p = log_p[:, : log_q.shape[1]].log_softmax(-1)
     log_q = log_q[:, : log_p.shape[1]]
     return torch.nn.functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
-
-
-def _joined(parts: list[TargetScores]) -> TargetScores:
-    return TargetScores(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(TargetScores)))
 
 
 def _by(groups: Tensor, values: Tensor) -> Tensor:

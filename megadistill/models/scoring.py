@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -56,6 +58,15 @@ def perplexity(loss: float) -> float:
         return math.exp(loss)
     except OverflowError:
         return math.inf
+
+
+Scores = TypeVar("Scores")
+
+
+def joined(parts: Sequence[Scores]) -> Scores:
+    """Dataclasses of tensors [N] as one, in their order."""
+    kind: Any = type(parts[0])
+    return kind(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(kind)))
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from megadistill.models.loading import load_config
 from megadistill.models.signals import LanguageModel
 from megadistill.objectives.base import Loss
 from megadistill.run.config import RunConfig
-from megadistill.run.fitting import refuse_other_tokenizer, refuse_unfit
+from megadistill.run.fitting import refuse_other_tokenizer, refuse_unfit, refuse_uninstalled
 from megadistill.run.trained import located
 from megadistill.tasks.augment.kept import make
 from megadistill.tasks.base import TokenTask
@@ -60,6 +60,7 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
     Raises:
         UserError: whatever of it does not fit together.
     """
+    refuse_uninstalled(config)
     accumulation = config.batch.accumulation(world.size)
     batch = config.batch
     augment(config, (world.rank, world.size), device)

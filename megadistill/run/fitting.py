@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ def misfits(config: RunConfig) -> tuple[list[UserError], list[str]]:
     elif config.words is not None:
         remarks.append(f"not compared with the tokenizer {config.words.tokenizer}: it is not here yet")
     problems: list[UserError] = []
+    with _collected(problems):
+        refuse_uninstalled(config)
     if (augment := config.task.augment if isinstance(config.task, TokenTask) else None) is not None:
         away = [f"task.augment.{name} {path}" for name, path in augment.sources().items() if not _is_here(str(path))]
         remarks += [f"not looked at: {what} is not here yet" for what in away]
@@ -93,6 +96,25 @@ def _collected(problems: list[UserError]) -> Iterator[None]:
         yield
     except UserError as error:
         problems.append(error)
+
+
+def refuse_uninstalled(config: RunConfig) -> None:
+    """What only training needs: a run's config must be readable where it is not.
+
+    Raises:
+        UserError: a service to log to, or the storage to copy to, is not known to this machine.
+    """
+    for name in config.log.services:
+        if find_spec(name) is None:
+            raise UserError(f"log.services: {name} is not installed", "", f"pip install megadistill[{name}]")
+    if (url := config.checkpoint.copy_to) is not None:
+        import fsspec  # type: ignore[import-untyped]
+
+        try:
+            fsspec.get_filesystem_class(fsspec.utils.get_protocol(url))
+        except (ImportError, ValueError) as error:
+            fix = "install what it names, or give another url"
+            raise UserError(f"checkpoint.copy_to: {url} cannot be written to", str(error), fix) from None
 
 
 def refuse_unfit(

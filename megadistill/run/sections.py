@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from megadistill.core.errors import UserError
 from megadistill.core.schema import Strict
@@ -107,18 +106,6 @@ class CheckpointConfig(Strict):
     """Write while training goes on, which then stops only to copy the state to host memory (which must have room for
     it). A kill may cost the steps made during the writing on top of one interval."""
 
-    @field_validator("copy_to")
-    @classmethod
-    def _storage_is_known(cls, url: str | None) -> str | None:
-        if url is not None:
-            import fsspec  # type: ignore[import-untyped]
-
-            try:
-                fsspec.get_filesystem_class(fsspec.utils.get_protocol(url))
-            except (ImportError, ValueError) as error:
-                raise ValueError(f"{url}: {error}") from None
-        return url
-
 
 class EvaluateConfig(Strict):
     """Held-out evaluation during training."""
@@ -145,11 +132,3 @@ class LogConfig(Strict):
     micro-batch a rank: one more forward pass, and a backward pass an objective. Not at ZeRO 3. None: never."""
     rows: bool = False
     """Log which rows each rank trains on, with hashes of inputs and labels (to audit the data order)."""
-
-    @field_validator("services")
-    @classmethod
-    def _services_are_installed(cls, services: list[str]) -> list[str]:
-        for name in services:
-            if find_spec(name) is None:
-                raise ValueError(f"{name} is not installed: pip install megadistill[{name}]")
-        return services

@@ -18,7 +18,7 @@ from megadistill.tasks import image_files
 from megadistill.tasks.base import Task
 from megadistill.tasks.encoding import some
 from megadistill.tasks.image_files import Images
-from megadistill.tasks.image_rows import Augment, ImageRows
+from megadistill.tasks.image_rows import Crops, ImageRows
 from megadistill.tasks.metrics import accuracy
 
 
@@ -39,7 +39,7 @@ class ImageTask(Task):
     """A folder or hub name with preprocessor_config.json; None: DeiT's, for images of `image_size`."""
     image_size: int | None = Field(None, ge=8)
     """Pixels on each side without a `processor`; None: 224."""
-    augment: Augment | None = Augment()
+    crops: Crops | None = Crops()
     """Of training; null: none."""
 
     @model_validator(mode="after")
@@ -63,8 +63,8 @@ class ImageTask(Task):
             chosen = some(list(range(len(images))), self.max_train_examples)
             if len(chosen) < len(images):
                 images, classes = images.chosen(chosen), classes[chosen]
-        augment = self.augment if part == "train" else None
-        return ImagePart(ImageRows(images, classes, len(self._names), *self._sight, augment), self._names)
+        crops = self.crops if part == "train" else None
+        return ImagePart(ImageRows(images, classes, len(self._names), *self._sight, crops), self._names)
 
     def primary(self, scores: dict[str, dict[str, float]]) -> float:
         return scores["dev"]["accuracy"]

@@ -34,7 +34,7 @@ PATCH = 16
 """Pixels of a side of what a transformer usually takes for one position."""
 
 
-class Augment(Strict):
+class Crops(Strict):
     """What training does to an image before the model sees it (Szegedy et al. 2015, section 6)."""
 
     area: tuple[float, float] = (0.08, 1.0)
@@ -45,7 +45,7 @@ class Augment(Strict):
     """How often left and right change places."""
 
     @model_validator(mode="after")
-    def _ranges_are_some(self) -> Augment:
+    def _ranges_are_some(self) -> Crops:
         if not 0 < self.area[0] <= self.area[1] <= 1:
             raise ValueError(f"area: {list(self.area)} must rise, within 0 and 1")
         if not 0 < self.ratio[0] <= self.ratio[1]:
@@ -60,14 +60,14 @@ class ImageRows:
     sequence_length = 1
     choices = 1
 
-    def __init__(self, images: Images, classes: I64, outputs: int, processor: Any, size: int, augment: Augment | None):
+    def __init__(self, images: Images, classes: I64, outputs: int, processor: Any, size: int, crops: Crops | None):
         """Args:
         classes: [images] the class of each, of so many `outputs`.
         processor: makes the pixels of an image that is shown as a whole, `size` on each side.
-        augment: None: images are always shown as a whole.
+        crops: None: images are always shown as a whole.
         """
         self.images, self.classes, self.processor, self.size = images, classes, processor, size
-        self.augment = augment
+        self.crops = crops
         self.counts = np.bincount(classes, minlength=outputs)
 
     @property
@@ -82,14 +82,14 @@ class ImageRows:
         return Order(self.sizes, None, seed, skips)
 
     def fingerprint(self, seed: int) -> str:
-        how = None if self.augment is None else self.augment.model_dump()
+        how = None if self.crops is None else self.crops.model_dump()
         return sha256_json(
             ["images", self.images.contents(), self.classes.tolist(), _plain(self.processor), how, ORDER_VERSION, seed]
         )
 
     def batch(self, places: Places, seed: int, purpose: str) -> Batch:
         """The rows at `places`, cropped and mirrored anew in every epoch."""
-        if self.augment is None:
+        if self.crops is None:
             return self.take(places.row)
         keys = row_keys(seed, purpose, "images", places.epoch, places.row)
         return self._made(places.row, uniform(keys, 0, 4 * ATTEMPTS + 1))
@@ -137,26 +137,26 @@ class ImageRows:
             whole = self.processor(image, return_tensors="np", do_rescale=False, do_normalize=False)["pixel_values"]
             shown: NDArray[np.uint8] = whole[0]
         else:
-            assert self.augment is not None
-            image = image.crop(crop(draws, image.width, image.height, self.augment))
+            assert self.crops is not None
+            image = image.crop(crop(draws, image.width, image.height, self.crops))
             image = image.resize((self.size, self.size), self.processor.resample)
-            if draws[-1] < self.augment.mirror:
+            if draws[-1] < self.crops.mirror:
                 image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             shown = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
         return shown
 
 
-def crop(draws: NDArray[np.float64], width: int, height: int, augment: Augment) -> Box:
+def crop(draws: NDArray[np.float64], width: int, height: int, crops: Crops) -> Box:
     """Which part of an image training sees: of the first attempt that fits in, a share of the area and a ratio of the
     sides, uniform and log-uniform; else the largest part in the middle of an allowed ratio.
 
     Args:
         draws: at least [4 * ATTEMPTS] uniform in [0, 1): of each attempt area, ratio, left and upper edge.
     """
-    narrow, wide = augment.ratio
+    narrow, wide = crops.ratio
     for attempt in range(ATTEMPTS):
         area, ratio, left, upper = draws[4 * attempt : 4 * attempt + 4]
-        pixels = width * height * (augment.area[0] + area * (augment.area[1] - augment.area[0]))
+        pixels = width * height * (crops.area[0] + area * (crops.area[1] - crops.area[0]))
         aspect = narrow * (wide / narrow) ** ratio
         w, h = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
         if 0 < w <= width and 0 < h <= height:

@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
     """The teacher, a plain vision transformer, and its student, both trained."""
     folder = tmp_path_factory.mktemp("images")
     train, dev = (image_files.shards(folder / part, count, count) for part, count in (("train", 192), ("dev", 60)))
-    names, augment = list(image_files.NAMES), {"area": [0.5, 1.0]}
+    names, crops = list(image_files.NAMES), {"area": [0.5, 1.0]}
     tree = {
         "name": "teacher",
         "directory": str(folder / "runs"),
@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
             "dev": [dev],
             "image_size": 32,
             "labels": names,
-            "augment": augment,
+            "crops": crops,
         },
         "student": {"kind": "hf", "architecture": "vit", "config": SIZES},
         "objectives": [{"kind": "hard_ce"}],

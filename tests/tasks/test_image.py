@@ -13,7 +13,7 @@ from megadistill.data.hashing import row_keys, uniform
 from megadistill.data.stream import HeldOut, Stream
 from megadistill.models.images import default_processor, view_of
 from megadistill.tasks.image import ImageTask
-from megadistill.tasks.image_rows import ATTEMPTS, Augment, crop
+from megadistill.tasks.image_rows import ATTEMPTS, Crops, crop
 from megadistill.testing import image_files
 
 SIZE = 32
@@ -92,9 +92,9 @@ def test_a_crop_depends_on_seed_epoch_and_row_alone(sets):
 
 
 def test_crops_have_the_areas_and_ratios_asked_for_and_lie_in_the_image():
-    augment = Augment()
+    crops = Crops()
     draws = uniform(row_keys(0, "t", "images", np.zeros(4000, np.int64), np.arange(4000)), 0, 4 * ATTEMPTS + 1)
-    boxes = np.array([crop(one, 320, 240, augment) for one in draws])
+    boxes = np.array([crop(one, 320, 240, crops) for one in draws])
     widths, heights = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     assert boxes.min() >= 0
     assert boxes[:, 2].max() == 320
@@ -105,9 +105,9 @@ def test_crops_have_the_areas_and_ratios_asked_for_and_lie_in_the_image():
     assert 0.73 < ratio.min() < 0.78
     assert 1.29 < ratio.max() < 1.36
     assert abs((boxes[:, 0] / np.maximum(320 - widths, 1)).mean() - 0.5) < 0.03
-    assert crop(draws[0], 10, 1000, augment) == (0, 493, 10, 506)  # no attempt fits: the middle of 3/4
+    assert crop(draws[0], 10, 1000, crops) == (0, 493, 10, 506)  # no attempt fits: the middle of 3/4
     assert len({tuple(box) for box in boxes.tolist()}) > 3900
-    square = np.array([crop(one, 300, 300, augment) for one in draws])
+    square = np.array([crop(one, 300, 300, crops) for one in draws])
     aspects = (square[:, 2] - square[:, 0]) / (square[:, 3] - square[:, 1])
     assert abs(np.log(aspects).mean()) < 0.01  # wide as often as narrow
 
@@ -116,7 +116,7 @@ def test_mirroring_happens_as_often_as_asked_for(sets):
     whole = {"area": [1.0, 1.0], "ratio": [0.2, 5.0]}
 
     def mirrored(often):
-        one = task(sets[1].train[0], sets[1].dev[0], augment={**whole, "mirror": often})
+        one = task(sets[1].train[0], sets[1].dev[0], crops={**whole, "mirror": often})
         rows = one.open("train").rows
         return rows.batch(rows.order(0, []).locate(np.arange(54)), 0, "targets").pixels
 
@@ -146,7 +146,7 @@ def test_the_fingerprint_tells_other_images_from_the_same_ones_elsewhere(sets, t
         return task(pattern, pattern, labels=list(image_files.NAMES), **options).open("train").rows.fingerprint(0)
 
     assert fingerprint() == fingerprint(image_size=SIZE)
-    assert len({fingerprint(), fingerprint(2), fingerprint(image_size=24), fingerprint(augment=None)}) == 4
+    assert len({fingerprint(), fingerprint(2), fingerprint(image_size=24), fingerprint(crops=None)}) == 4
 
 
 def png(colour=(10, 20, 30)):

@@ -45,7 +45,7 @@ class TangAugment(Augment):
     ngram: float = Field(0.25, ge=0, le=1)
     """p_ng, of a text."""
     samples: int = Field(20, ge=1)
-    """n_iter, draws of an example; duplicates are dropped. Published: 20 on SST-2, 10 on QQP and MNLI."""
+    """n_iter, draws of an example; duplicates are dropped."""
 
     @model_validator(mode="after")
     def _a_word_is_masked_or_replaced(self) -> TangAugment:
