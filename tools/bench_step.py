@@ -6,8 +6,8 @@ Side by side, on the same batches, from the same weights: (a) the step as publis
 al. 2019: both models' logits for every token, each loss by itself, each read with `.item()`), (b) the same under
 torch.compile, (c) ours, (d) ours with both losses at masked positions only. All compute the same loss; that is checked
 first, without dropout. They take turns, so that what else the machine does meets all of them; ratios are medians over
-rounds. Memory is the peak beyond what lies there between steps, at 32 rows on a CPU. `scaling` is the step of one
-process on one core over that of two on two, each with the same rows. The last line of --json is one object.
+rounds. Memory is the peak beyond what lies there between steps, at 32 rows on a CPU. The last line of --json is one
+object. --scaling measures the step of one process on one core over that of two on two, each with the same rows.
 """
 
 from __future__ import annotations
@@ -323,15 +323,17 @@ def compare(options: argparse.Namespace, device: torch.device) -> dict[str, Any]
     }
 
 
-def scaling(options: argparse.Namespace) -> float:
-    """One process's step over two processes', each on a core of its own with the same rows."""
+def scaling(options: argparse.Namespace) -> dict[str, Any]:
+    """One process's step over two processes', each on a core of its own with the same rows; they take turns."""
     command = [str(Path(__file__).resolve()), "--worker", "--size", options.size, "--rounds", str(options.rounds)]
-    took = {}
-    for ranks in (1, 2):
+    took: dict[int, list[float]] = {1: [], 2: []}
+    for ranks in (1, 2, 2, 1):
         output = processes.run(command, ranks, timeout=3600)[0]
-        took[ranks] = float(output.splitlines()[-1])
-        tell(f"{ranks} process(es): {took[ranks]:.3f} s a step")
-    return took[1] / took[2]
+        took[ranks] += [float(one) for one in output.splitlines()[-1].split()]
+        tell(f"{ranks} process(es): {output.splitlines()[-1]} s a step")
+    seconds = {f"seconds_{ranks}": statistics.median(found) for ranks, found in took.items()}
+    efficiency = seconds["seconds_1"] / seconds["seconds_2"]
+    return {**seconds, "size": options.size, "ratios": {"weak_scaling_efficiency": efficiency}}
 
 
 def work_of_one_rank(options: argparse.Namespace) -> None:
@@ -346,7 +348,7 @@ def work_of_one_rank(options: argparse.Namespace) -> None:
     given = batch(rows, length, size["vocabulary"], world.rank)
     took = [seconds(lambda: ours.step(given), device) for _ in range(options.rounds + 1)][1:]
     if world.is_main:
-        sys.stdout.write(f"{statistics.median(took)}\n")
+        sys.stdout.write(" ".join(f"{one:.4f}" for one in took) + "\n")
     dist.disconnect()
 
 
@@ -360,12 +362,15 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="distilbert")
     parser.add_argument("--rows", type=int, help="of a micro-batch, and where memory is measured")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--no-scaling", action="store_true")
+    parser.add_argument("--scaling", action="store_true", help="measure nothing but this")
     parser.add_argument("--json", action="store_true", help="only the result, as the last line")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         return work_of_one_rank(options)
+    if options.scaling:
+        sys.stdout.write(json.dumps(scaling(options)) + "\n")
+        return None
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_PORT", str(processes.free_port()))
@@ -374,8 +379,6 @@ def main() -> None:
     device = dist.connect(dist.from_environment(), 600)
     found = compare(options, device)
     dist.disconnect()
-    if device.type == "cpu" and not options.no_scaling:
-        found["ratios"]["weak_scaling_efficiency"] = scaling(options)
     sys.stdout.write(json.dumps(found, indent=None if options.json else 2) + "\n")
 
 

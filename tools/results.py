@@ -27,8 +27,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 import yaml
+from evidence_tables import evidence_table
 from recipe_tables import ablation_table, cache_table, counterfactual_line, scores
-from step_tables import step_table
+from step_tables import head_table, step_table
 from trust_tables import kill_table, measured, overhead_table, slow_tests_line
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -119,6 +120,8 @@ def tables(results: Path = RESULTS) -> str:
         overhead_table,
         slow_tests_line,
         step_table,
+        head_table,
+        evidence_table,
     )
     parts = [part for part in (make(results) for make in makers) if part]
     return "\n\n".join(parts) if parts else "Nothing measured yet."

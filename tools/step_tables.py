@@ -1,4 +1,4 @@
-"""The README's table of whole steps beside the textbook's."""
+"""The README's tables of speed: whole steps beside the textbook's, and head losses beside their peers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ GOALS = {
         "masked_speed_vs_textbook": "at least 1.25",
         "memory_vs_textbook": "at most 0.5",
         "speed_vs_compiled": "",
-        "weak_scaling_efficiency": "",
     },
     "cuda": {"speed_vs_textbook": "at least 1.5", "memory_vs_textbook": "", "speed_vs_compiled": ""},
 }
@@ -21,7 +20,6 @@ TOLD = {
     "masked_speed_vs_textbook": "speed, heads on masked rows, over the textbook's on all tokens",
     "memory_vs_textbook": "extra memory, all tokens, over the textbook's",
     "speed_vs_compiled": "speed, all tokens, over the compiled textbook's",
-    "weak_scaling_efficiency": "one process's step on one core over that of two on two, the same rows each",
 }
 
 
@@ -47,5 +45,32 @@ def step_table(results: Path) -> str:
         ]
     if not lines:
         return ""
+    if scaling := measured(results, "step/scaling"):
+        seconds = f" ({scaling['seconds_1']:.2f} s for {scaling['seconds_2']:.2f} s)"
+        efficiency = f"{scaling['ratios']['weak_scaling_efficiency']:.2f}{seconds}"
+        lines += [f"| one process's step on one core over that of two on two, the same rows each |  | {efficiency} |"]
     note = "`python tools/bench_step.py`; what was predicted before: `tools/results/step.md`."
     return "\n".join([*lines[1:], "", note])
+
+
+HEAD_GOALS = {
+    "time_vs_eager": ("time, over plain PyTorch's", "at most 0.55"),
+    "memory_vs_eager": ("extra memory, over plain PyTorch's", "at most 0.25"),
+    "masked_time_vs_eager": ("time with 15 % of the rows, over plain PyTorch's with all", "at most 0.2"),
+    "time_vs_best_peer": ("time, over the fastest peer's", "at most 1"),
+    "memory_vs_best_peer": ("extra memory, over the leanest peer's", "below 1"),
+}
+
+
+def head_table(results: Path) -> str:
+    """What tools/bench_head.py measured on a CPU, beside the goals."""
+    found = measured(results, "head/cpu")
+    if not found:
+        return ""
+    case = found["cases"][0]
+    peers = [name for name in case["implementations"] if not name.startswith("ours")]
+    lines = ["| head losses, hard and soft, on a CPU | goal | measured |", "|---|--:|--:|"]
+    lines += [f"| {told} | {goal} | {found['ratios'][name]:.2f} |" for name, (told, goal) in HEAD_GOALS.items()]
+    shape = f"{case['rows']:,} rows, widths {case['hidden']} and {case['teacher_hidden']}, {case['vocabulary']:,} entries"
+    note = f"`python tools/bench_head.py`: {shape}, two cores; beside {', '.join(peers)}."
+    return "\n".join([*lines, "", note])

@@ -1,0 +1,249 @@
+"""What distillation is worth after pretraining: models, task models and scores behind the README's evidence table.
+
+    python tools/evidence.py --data FOLDER plan             # what there is to do
+    python tools/evidence.py --data FOLDER run              # all that is not done; killed, the same command goes on
+    python tools/evidence.py --data FOLDER run --only teacher distilled plain
+    python tools/results.py table                           # the README's table
+
+FOLDER holds wikipedia/, books/, glue/, imdb/ and squad*/. A small BERT is pretrained and teaches a student of half its
+layers (configs/small_distilbert.yaml); the same student also pretrains without a teacher, from random weights. The
+three are kept under tools/results/evidence/ as bf16 safetensors, where they are found again and not made anew: remove
+a folder there to make its model again. Then each learns the tasks with three seeds, beside a student that has never
+been pretrained and students that are taught once more by a teacher that has learnt the task.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+KEPT = Path("tools/results/evidence")
+RUNS = Path("runs/evidence")
+SHARD = "14MB"
+SEEDS = "0,1,2"
+
+SIZES = {
+    "cpu": {
+        "layers": 2,
+        "teacher": [],
+        "student": [],
+        "steps": 1500,
+        "task": ["optimizer.learning_rate=3e-4", "engine.precision=fp32", "batch={global_size: 32, micro_size: 32}"],
+    },
+    "cuda": {
+        "layers": 4,
+        "teacher": [
+            "student.config.num_hidden_layers=8",
+            "student.config.hidden_size=384",
+            "student.config.intermediate_size=1536",
+            "batch={global_size: 256, micro_size: 256}",
+            "train.steps=30000",
+            "engine.precision=bf16",
+        ],
+        "student": [
+            "student.config.n_layers=4",
+            "student.init.layers=[0, 2, 4, 6]",
+            "batch={global_size: 256, micro_size: 256}",
+            "engine.precision=bf16",
+        ],
+        "steps": 15000,
+        "task": ["optimizer.learning_rate=1e-4", "batch={global_size: 32, micro_size: 32}"],
+    },
+}
+"""Changes of small_bert, small_distilbert and of the tasks' recipes, by what there is to compute with."""
+
+RANDOM = ["objectives=[{kind: hard_ce}]", "teacher=null", "student.init={kind: random}"]
+"""A student that has nothing of its teacher."""
+
+TASKS = {
+    "cola": (4.0, ["task.sequence_length=64"]),
+    "sst2": (1.0, ["task.sequence_length=64"]),
+    "stsb": (6.0, ["task.sequence_length=128"]),
+    "imdb": (2.0, ["task.sequence_length=128"]),
+    "squad": (2.0, ["task.sequence_length=128", "task.stride=48"]),
+}
+"""Epochs, and changes."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A row of the table: a model, and how it learns tasks."""
+
+    name: str
+    model: str
+    tasks: tuple[str, ...] = tuple(TASKS)
+    recipes: dict[str, str] | None = None
+    """Task -> config to distil by; None: fine-tune."""
+    changes: tuple[str, ...] = ()
+
+
+WHOLE = "student={{kind: hf, init: {{kind: folder, path: {}}}}}"
+HALF = "student={{kind: hf, config: {{num_hidden_layers: {layers}}}, init: {{kind: folder, path: {path}, layers: first}}}}"
+KD = {task: "hinton_sst2" for task in ("cola", "sst2", "imdb")} | {"stsb": "distil_stsb", "squad": "distilbert_squad"}
+
+
+def arms(layers: int) -> tuple[Arm, ...]:
+    """All of them; students have `layers`."""
+    teacher, distilled = f"{KEPT}/teacher", f"{KEPT}/distilled"
+    half = HALF.format(layers=layers, path=teacher)
+    lstm = ("task.augment=null", "optimizer.learning_rate=1.0")
+    return (
+        Arm("teacher", teacher),
+        Arm("distilled", distilled),
+        Arm("task_distilled", distilled, recipes=KD, changes=(WHOLE.format(distilled),)),
+        Arm("plain", f"{KEPT}/plain"),
+        Arm("untrained", f"{RUNS}/untrained"),
+        Arm("pkd", teacher, ("sst2",), {"sst2": "pkd_skip_sst2"}, (half,)),
+        Arm("bilstm", teacher, ("sst2",), {"sst2": "tang_bilstm_sst2"}, lstm),
+    )
+
+
+def launch(config: str, *changes: str) -> None:
+    """A run on all that this machine has; it goes on where it was."""
+    import torch
+
+    processes = torch.cuda.device_count() or os.cpu_count() or 1
+    _call("bash", "launch/local.sh", config, *changes, NPROC=str(processes))
+
+
+def megadistill(*arguments: str) -> str:
+    return _call(sys.executable, "-m", "megadistill", *arguments)
+
+
+def _call(*command: str, **environ: str) -> str:
+    """Run it, its messages in runs/evidence/log.txt, and give what it prints.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    (ROOT / RUNS).mkdir(parents=True, exist_ok=True)
+    with open(ROOT / RUNS / "log.txt", "a", encoding="utf-8") as log:
+        done = subprocess.run(
+            command, cwd=ROOT, env={**os.environ, **environ}, stdout=subprocess.PIPE, stderr=log, text=True, check=False
+        )
+        log.write(done.stdout)
+    if done.returncode:
+        raise SystemExit(f"evidence: `{' '.join(command)}` failed; see {RUNS / 'log.txt'}")
+    return done.stdout
+
+
+def pretrain(name: str, config: str, data: Path, *changes: str) -> None:
+    """Train one of the three models, score it, and keep its evidence and its weights."""
+    if (ROOT / KEPT / name).exists():
+        return
+    run = RUNS / name
+    given = [f"name={name}", *corpora(data), *changes]
+    megadistill("prepare", config, *given)
+    launch(config, *given)
+    megadistill("evaluate", str(run), "--tasks", "heldout,wikitext", "--wikitext", str(data / "wikitext-2-raw"))
+    import results  # beside this file
+
+    results.record(ROOT / run, f"small_{name}")
+    keep(run, ROOT / KEPT / name)
+
+
+def keep(run: Path, target: Path) -> None:
+    """A run's student as a Hugging Face folder: weights in bf16, in shards small enough for a repository."""
+    import torch
+    from transformers import AutoModelForMaskedLM
+
+    with tempfile.TemporaryDirectory() as temporary:
+        whole, small = Path(temporary) / "whole", Path(temporary) / "small"
+        megadistill("export", str(run), "--to", "hf", "--output", str(whole))
+        model = AutoModelForMaskedLM.from_pretrained(whole, dtype=torch.bfloat16)
+        model.save_pretrained(small, max_shard_size=SHARD)
+        for file in whole.iterdir():
+            if file.suffix != ".safetensors" and not (small / file.name).exists():
+                shutil.copy(file, small / file.name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(small, target)
+
+
+def corpora(data: Path) -> list[str]:
+    return [
+        f"data.corpora.0.files=['{data}/wikipedia/*.parquet']",
+        f"data.corpora.1.files=['{data}/books/*.parquet']",
+    ]
+
+
+def learn(arm: Arm, task: str, data: Path, size: dict[str, Any]) -> None:
+    """Teach a model a task with every seed, and keep the scores."""
+    result = score_file(arm, task)
+    if result.exists():
+        return
+    epochs, settings = TASKS[task]
+    changes = [*settings, *size["task"], *arm.changes]
+    recipe: list[str] = []
+    if arm.recipes is not None:
+        recipe = ["--recipe", f"configs/tasks/{arm.recipes[task]}.yaml"]
+        changes.append(f"teacher.path={RUNS}/tasks/teacher/{task}-seed-0")
+    output = RUNS / "tasks" / arm.name
+    asked = ("--tasks", task, "--data", str(data), "--seeds", SEEDS, "--epochs", str(epochs), "--output", str(output))
+    started = time.monotonic()
+    found = json.loads(megadistill("evaluate", arm.model, *asked, *recipe, *changes))
+    result.parent.mkdir(parents=True, exist_ok=True)
+    result.write_text(json.dumps({"seconds": round(time.monotonic() - started), **found[task]}, indent=1) + "\n")
+    print(f"{arm.name}, {task}: {found[task]['median']:.1f}", flush=True)
+
+
+def score_file(arm: Arm, task: str) -> Path:
+    return ROOT / KEPT / "tasks" / arm.name / f"{task}.json"
+
+
+def evidence(data: Path, device: str, only: list[str]) -> None:
+    """Make all that is missing, in the order in which one stands on the other."""
+    size = SIZES[device]
+
+    def wanted(name: str) -> bool:
+        return not only or name in only
+
+    start = [*size["student"], f"train.steps={size['steps']}"]
+    if wanted("teacher"):
+        pretrain("teacher", "small_bert", data, *size["teacher"])
+    if wanted("distilled"):
+        pretrain("distilled", "small_distilbert", data, *start)
+    if wanted("plain"):
+        pretrain("plain", "small_distilbert", data, *start, *RANDOM)
+    if wanted("untrained") and not (ROOT / RUNS / "untrained" / "STATUS").exists():
+        still = ["name=untrained", "train.steps=1", "optimizer.learning_rate=1e-30"]  # too small to change anything
+        megadistill("train", "small_distilbert", *corpora(data), *size["student"], *RANDOM, *still)
+    for arm in arms(size["layers"]):
+        for task in arm.tasks if wanted(arm.name) else ():
+            learn(arm, task, data, size)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="holds wikipedia/, books/, glue/, imdb/, squad*/")
+    parser.add_argument("--device", choices=SIZES, help="what to size it for; by default what is here")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="models or arms")
+    parser.add_argument("verb", choices=("plan", "run"))
+    options = parser.parse_args()
+    data = options.data.resolve()
+    os.environ["MEGADISTILL_DATA"] = str(data)  # a record names the folder so
+    if options.device is None:
+        import torch
+
+        options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = options.device
+    if options.verb == "run":
+        return evidence(data, device, options.only)
+    for model in ("teacher", "distilled", "plain"):
+        print(f"{model:<16} {'done' if (ROOT / KEPT / model).exists() else 'to do'}")
+    for arm in arms(SIZES[device]["layers"]):
+        for task in arm.tasks:
+            print(f"{arm.name:<16} {task:<6} {'done' if score_file(arm, task).exists() else 'to do'}")
+
+
+if __name__ == "__main__":
+    main()

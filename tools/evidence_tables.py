@@ -1,0 +1,62 @@
+"""The README's table of what a distilled model is worth on tasks (tools/evidence.py)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+ARMS = {
+    "teacher": "teacher",
+    "distilled": "distilled while pretraining",
+    "task_distilled": "the same, taught the task too",
+    "plain": "pretrained without a teacher",
+    "untrained": "not pretrained",
+    "pkd": "Patient-KD (skip), teacher's first layers",
+    "bilstm": "BiLSTM, logits (Tang)",
+}
+TASKS = {
+    "cola": ("CoLA, MCC", 10.0),
+    "sst2": ("SST-2, accuracy", 78.0),
+    "stsb": ("STS-B, correlation", 50.0),
+    "imdb": ("IMDb, accuracy", 78.0),
+    "squad": ("SQuAD, F1", 50.0),
+}
+"""Task -> its column, and the teacher's score from which on a comparison says something."""
+
+
+def evidence_table(results: Path) -> str:
+    """One row per arm: medians over seeds with half their range, and what pretraining gained."""
+    found: dict[str, dict[str, Any]] = {
+        arm: {file.stem: json.loads(file.read_text()) for file in (results / "evidence" / "tasks" / arm).glob("*.json")}
+        for arm in ARMS
+    }
+    tasks = [task for task in TASKS if any(task in scores for scores in found.values())]
+    if not tasks:
+        return ""
+    lines = [
+        "| tasks | parameters | " + " | ".join(TASKS[task][0] for task in tasks) + " |",
+        "|---|--:|" + "--:|" * len(tasks),
+    ]
+    for arm, scores in found.items():
+        if scores:
+            size = next(iter(scores.values()))["num_parameters"]
+            cells = [_cell(scores.get(task), found["untrained"].get(task)) for task in tasks]
+            lines.append(f"| {ARMS[arm]} | {size:,} | " + " | ".join(cells) + " |")
+    weak = [TASKS[t][0] for t in tasks if found["teacher"].get(t, {}).get("median", 0.0) < TASKS[t][1]]
+    lines += [
+        "",
+        "`bash tools/evidence.sh FOLDER`: medians over seeds (how many stands behind them where it is not three), and in "
+        "brackets the gain over the same student without pretraining."
+        + (f" The teacher itself has hardly learnt {', '.join(weak)}: those columns compare nothing." if weak else ""),
+    ]
+    return "\n".join(lines)
+
+
+def _cell(score: dict[str, Any] | None, untrained: dict[str, Any] | None) -> str:
+    if score is None:
+        return ""
+    text = f"{score['median']:.1f} ± {(score['max'] - score['min']) / 2:.1f}"
+    seeds = int(score["num_seeds"])
+    gain = f" ({score['median'] - untrained['median']:+.1f})" if untrained and untrained is not score else ""
+    return text + gain + (f", {seeds} seed{'s' * (seeds > 1)}" if seeds != 3 else "")
