@@ -30,11 +30,11 @@ ROOT = Path(__file__).resolve().parents[1]
 KEPT = Path("tools/results/evidence")
 RUNS = Path("runs/evidence")
 SHARD = "14MB"
-SEEDS = "0,1,2"
 
 SIZES = {
     "cpu": {
         "layers": 2,
+        "seeds": "0,1,2",
         "teacher": [],
         "student": [],
         "steps": 1500,
@@ -42,6 +42,7 @@ SIZES = {
     },
     "cuda": {
         "layers": 4,
+        "seeds": "0,1,2",
         "teacher": [
             "student.config.num_hidden_layers=8",
             "student.config.hidden_size=384",
@@ -60,7 +61,8 @@ SIZES = {
         "task": ["optimizer.learning_rate=1e-4", "batch={global_size: 32, micro_size: 32}"],
     },
 }
-"""Changes of small_bert, small_distilbert and of the tasks' recipes, by what there is to compute with."""
+"""Changes of small_bert, small_distilbert and of the tasks' recipes, by what there is to compute with; a student's
+layers and pretraining steps."""
 
 RANDOM = ["objectives=[{kind: hard_ce}]", "teacher=null", "student.init={kind: random}"]
 """A student that has nothing of its teacher."""
@@ -88,14 +90,14 @@ class Arm:
 
 
 WHOLE = "student={{kind: hf, init: {{kind: folder, path: {}}}}}"
-HALF = "student={{kind: hf, config: {{num_hidden_layers: {layers}}}, init: {{kind: folder, path: {path}, layers: first}}}}"
+HALF = "student={{kind: hf, config: {{num_hidden_layers: {}}}, init: {{kind: folder, path: {}, layers: first}}}}"
 KD = {task: "hinton_sst2" for task in ("cola", "sst2", "imdb")} | {"stsb": "distil_stsb", "squad": "distilbert_squad"}
 
 
 def arms(layers: int) -> tuple[Arm, ...]:
     """All of them; students have `layers`."""
     teacher, distilled = f"{KEPT}/teacher", f"{KEPT}/distilled"
-    half = HALF.format(layers=layers, path=teacher)
+    half = HALF.format(layers, teacher)
     lstm = ("task.augment=null", "optimizer.learning_rate=1.0")
     return (
         Arm("teacher", teacher),
@@ -181,19 +183,34 @@ def learn(arm: Arm, task: str, data: Path, size: dict[str, Any]) -> None:
     result = score_file(arm, task)
     if result.exists():
         return
-    epochs, settings = TASKS[task]
-    changes = [*settings, *size["task"], *arm.changes]
-    recipe: list[str] = []
-    if arm.recipes is not None:
-        recipe = ["--recipe", f"configs/tasks/{arm.recipes[task]}.yaml"]
-        changes.append(f"teacher.path={RUNS}/tasks/teacher/{task}-seed-0")
+    changes, recipe = how(arm, task, size)
     output = RUNS / "tasks" / arm.name
-    asked = ("--tasks", task, "--data", str(data), "--seeds", SEEDS, "--epochs", str(epochs), "--output", str(output))
+    asked = (
+        "--tasks",
+        task,
+        "--data",
+        str(data),
+        "--seeds",
+        size["seeds"],
+        "--epochs",
+        str(TASKS[task][0]),
+        "--output",
+        str(output),
+    )
     started = time.monotonic()
-    found = json.loads(megadistill("evaluate", arm.model, *asked, *recipe, *changes))
+    given = () if recipe is None else ("--recipe", recipe)
+    found = json.loads(megadistill("evaluate", arm.model, *asked, *given, *changes))
     result.parent.mkdir(parents=True, exist_ok=True)
     result.write_text(json.dumps({"seconds": round(time.monotonic() - started), **found[task]}, indent=1) + "\n")
-    print(f"{arm.name}, {task}: {found[task]['median']:.1f}", flush=True)
+    print(f"{arm.name}, {task}: {100 * found[task]['median']:.1f}", flush=True)
+
+
+def how(arm: Arm, task: str, size: dict[str, Any]) -> tuple[list[str], str | None]:
+    """Changes of the recipe by which an arm learns a task, and the recipe where it is not plain fine-tuning."""
+    changes = [*TASKS[task][1], *size["task"], *arm.changes]
+    if arm.recipes is None:
+        return changes, None
+    return [*changes, f"teacher.path={RUNS}/tasks/teacher/{task}-seed-0"], f"configs/tasks/{arm.recipes[task]}.yaml"
 
 
 def score_file(arm: Arm, task: str) -> Path:

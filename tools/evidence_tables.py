@@ -16,11 +16,11 @@ ARMS = {
     "bilstm": "BiLSTM, logits (Tang)",
 }
 TASKS = {
-    "cola": ("CoLA, MCC", 10.0),
-    "sst2": ("SST-2, accuracy", 78.0),
-    "stsb": ("STS-B, correlation", 50.0),
-    "imdb": ("IMDb, accuracy", 78.0),
-    "squad": ("SQuAD, F1", 50.0),
+    "cola": ("CoLA, MCC", 0.10),
+    "sst2": ("SST-2, accuracy", 0.78),
+    "stsb": ("STS-B, correlation", 0.50),
+    "imdb": ("IMDb, accuracy", 0.78),
+    "squad": ("SQuAD, F1", 0.50),
 }
 """Task -> its column, and the teacher's score from which on a comparison says something."""
 
@@ -46,8 +46,8 @@ def evidence_table(results: Path) -> str:
     weak = [TASKS[t][0] for t in tasks if found["teacher"].get(t, {}).get("median", 0.0) < TASKS[t][1]]
     lines += [
         "",
-        "`bash tools/evidence.sh FOLDER`: medians over seeds (how many stands behind them where it is not three), and in "
-        "brackets the gain over the same student without pretraining."
+        "`bash tools/evidence.sh FOLDER`: medians over seeds (how many stands behind them where it is not three), and "
+        "in brackets the gain over the same student without pretraining."
         + (f" The teacher itself has hardly learnt {', '.join(weak)}: those columns compare nothing." if weak else ""),
     ]
     return "\n".join(lines)
@@ -56,7 +56,7 @@ def evidence_table(results: Path) -> str:
 def _cell(score: dict[str, Any] | None, untrained: dict[str, Any] | None) -> str:
     if score is None:
         return ""
-    text = f"{score['median']:.1f} ± {(score['max'] - score['min']) / 2:.1f}"
+    text = f"{100 * score['median']:.1f} ± {50 * (score['max'] - score['min']):.1f}"
     seeds = int(score["num_seeds"])
-    gain = f" ({score['median'] - untrained['median']:+.1f})" if untrained and untrained is not score else ""
+    gain = f" ({100 * (score['median'] - untrained['median']):+.1f})" if untrained and untrained is not score else ""
     return text + gain + (f", {seeds} seed{'s' * (seeds > 1)}" if seeds != 3 else "")

@@ -54,7 +54,7 @@ def ablation_table(results: Path) -> str:
     lines += [
         "",
         f"{settings['train']['steps']} steps of {batch} x {length} tokens of Wikipedia and books each, from the "
-        f"teacher that ships with the project (causal, {teacher / 1e6:.1f} million parameters, where the paper's was "
+        f"small BERT under tools/results/evidence/ ({teacher / 1e6:.1f} million parameters, where the paper's was "
         "BERT-base; `python tools/ablation.py --data FOLDER run`). ± is the standard "
         f"deviation over seeds. What hurts most, here: {', '.join(ours)}; in the paper: {', '.join(theirs)}: "
         f"{'the same order' if ours == theirs else 'not the same order'}.",

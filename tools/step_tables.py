@@ -71,6 +71,8 @@ def head_table(results: Path) -> str:
     peers = [name for name in case["implementations"] if not name.startswith("ours")]
     lines = ["| head losses, hard and soft, on a CPU | goal | measured |", "|---|--:|--:|"]
     lines += [f"| {told} | {goal} | {found['ratios'][name]:.2f} |" for name, (told, goal) in HEAD_GOALS.items()]
-    shape = f"{case['rows']:,} rows, widths {case['hidden']} and {case['teacher_hidden']}, {case['vocabulary']:,} entries"
+    shape = (
+        f"{case['rows']:,} rows, widths {case['hidden']} and {case['teacher_hidden']}, {case['vocabulary']:,} entries"
+    )
     note = f"`python tools/bench_head.py`: {shape}, two cores; beside {', '.join(peers)}."
     return "\n".join([*lines, "", note])

@@ -42,7 +42,7 @@ class Folder(Initialize):
     """A folder in the Hugging Face format, a hub name, a run's directory (its newest checkpoint that verifies), or
     RUN@STEP."""
     layers: LayerChoice | None = Field(None, min_length=1)
-    """Which of its layers, for a shallower student.architecture, as for `teacher_layers`; None: all."""
+    """Which of its layers, for a shallower student (by student.config), as for `teacher_layers`; None: all."""
 
 
 class TeacherLayers(Initialize):

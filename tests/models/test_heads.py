@@ -113,7 +113,20 @@ def test_a_shallower_student_takes_layers_of_a_folder_or_of_its_teacher(folder):
     assert torch.equal(student.hf.classifier.weight, teacher.hf.classifier.weight)  # the same task's head
 
 
-def test_layers_of_a_folder_need_an_architecture_to_put_them_in(folder):
+def test_a_folders_own_config_is_what_a_shallower_student_changes(folder):
+    init = Folder(kind="folder", path=str(folder), layers="last")
+    student = HFStudent(kind="hf", config={"num_hidden_layers": 1}, init=init).build(
+        None, tiny.VOCABULARY, False, 0, head=LABEL
+    )
+    whole = load_pretrained(str(folder)).hf.bert
+    assert student.hf.config.hidden_size == whole.config.hidden_size
+    assert student.hf.config.num_hidden_layers == 1
+    assert torch.equal(student.hf.bert.embeddings.word_embeddings.weight, whole.embeddings.word_embeddings.weight)
+    weight = student.hf.bert.encoder.layer[0].output.dense.weight
+    assert torch.equal(weight, whole.encoder.layer[1].output.dense.weight)
+
+
+def test_layers_of_a_folder_need_a_depth_to_put_them_in(folder):
     with pytest.raises(UserError, match="the student is the folder's model as it is"):
         HFStudent(kind="hf", init=Folder(kind="folder", path=str(folder), layers=[0])).build(
             None, tiny.VOCABULARY, False, 0, head=LABEL

@@ -42,9 +42,10 @@ class HFStudent(Student):
 
     kind: Literal["hf"]
     architecture: str | None = None
-    """A transformers model type (bert, distilbert, roberta, gpt2, ...); None: the teacher's own, with its config."""
+    """A transformers model type (bert, distilbert, roberta, gpt2, ...); None: the teacher's own, with its config, or
+    that of the folder that it starts from."""
     config: dict[str, Any] = Field(default_factory=dict)
-    """Fields of that architecture's config that differ from its defaults (or from the teacher's)."""
+    """Fields of that architecture's config that differ from its defaults (or from the teacher's, or the folder's)."""
     init: OneOf[Initialize] = Random()
     freeze: list[str] = Field(default_factory=list)
     """Parameters that never change, by patterns of their transformers names: "*position_embeddings*" or "*.wte.*"."""
@@ -110,21 +111,16 @@ class HFStudent(Student):
     ) -> LanguageModel:
         from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-        if isinstance(self.init, Folder) and self.architecture is None:
-            if self.config:
-                raise UserError(
-                    "student.config is set, and the student is the folder's model as it is",
-                    f"student.init: {{kind: folder, path: {self.init.path}}} without student.architecture",
-                    "remove student.config, or name the student.architecture that it changes",
-                )
+        if isinstance(self.init, Folder) and self.architecture is None and not self.config:
             if self.init.layers is not None:
                 raise UserError(
                     "student.init.layers is set, and the student is the folder's model as it is",
-                    f"student.init: {{kind: folder, path: {self.init.path}}} without student.architecture",
-                    "name the student.architecture and its depth, or remove student.init.layers",
+                    f"student.init: {{kind: folder, path: {self.init.path}}} without student.config",
+                    "give the student's depth in student.config, or remove student.init.layers",
                 )
             return load(self.init.path) if head is None else load_for_task(self.init.path, head, seed)
-        config = self._config(teacher, vocabulary_size, special or {})
+        origin = load(self.init.path) if isinstance(self.init, Folder) else teacher
+        config = self._config(origin, vocabulary_size, special or {})
         auto = AutoModelForCausalLM if causal else AutoModelForMaskedLM
         if head is not None:
             config, auto = config_with(config, head.config_fields()), task_class(head)
@@ -156,25 +152,26 @@ class HFStudent(Student):
                 )
             copy_teacher_layers(student.hf, teacher.hf, self.init.layers, self.init.width)
         elif isinstance(self.init, Folder):
-            loaded = load(self.init.path)
-            if isinstance(loaded, ImageModel) and head is not None:
-                refuse_other_view(self.init.path, loaded.processor, head.processor)
-            layers = self.init.layers or list(range(loaded.hf.config.num_hidden_layers))
-            copy_teacher_layers(student.hf, loaded.hf, layers)
+            assert origin is not None
+            if isinstance(origin, ImageModel) and head is not None:
+                refuse_other_view(self.init.path, origin.processor, head.processor)
+            layers = self.init.layers or list(range(origin.hf.config.num_hidden_layers))
+            copy_teacher_layers(student.hf, origin.hf, layers)
         return student
 
-    def _config(self, teacher: LanguageModel | None, vocabulary_size: int, special: Mapping[str, int | None]) -> Any:
+    def _config(self, origin: LanguageModel | None, vocabulary_size: int, special: Mapping[str, int | None]) -> Any:
         from transformers import AutoConfig
 
         if self.architecture is None:
-            if teacher is None:
+            if origin is None:
                 raise UserError(
                     "student.architecture is empty and there is no teacher to take it from",
                     fix="name one, such as bert or gpt2",
                 )
-            base = teacher.hf.config
+            base = origin.hf.config
             self._refuse_unknown(base, base.model_type)
-            fields = {**base.to_dict(), **self._layer_types(base), **self.config}
+            changed = {getattr(base, "attribute_map", {}).get(name, name): value for name, value in self.config.items()}
+            fields = {**base.to_dict(), **self._layer_types(base), **changed}
             return self._checked(base.model_type, type(base).from_dict, fields)
         try:
             defaults = AutoConfig.for_model(self.architecture)
@@ -189,14 +186,14 @@ class HFStudent(Student):
         return self._checked(self.architecture, lambda given: AutoConfig.for_model(self.architecture, **given), fields)
 
     def _layer_types(self, base: Any) -> dict[str, Any]:
-        """The kinds of attention of the teacher's layers that a shallower student takes, where layers differ in it."""
+        """The kinds of attention of the layers that a shallower student takes, where layers differ in it."""
         types = getattr(base, "layer_types", None)
         depth = self.config.get(getattr(base, "attribute_map", {}).get("num_hidden_layers", ""))
         depth = self.config.get("num_hidden_layers", depth)
         if not types or not isinstance(depth, int) or "layer_types" in self.config:
             return {}
-        choice = self.init.layers if isinstance(self.init, TeacherLayers) else "uniform"
-        return {"layer_types": [types[layer] for layer in chosen_layers(choice, depth, len(types))]}
+        choice = None if isinstance(self.init, Random) else self.init.layers
+        return {"layer_types": [types[layer] for layer in chosen_layers(choice or "uniform", depth, len(types))]}
 
     def _checked(self, architecture: str, make: Callable[[dict[str, Any]], Any], fields: dict[str, Any]) -> Any:
         try:
@@ -227,4 +224,5 @@ def _special_fields(defaults: Any, special: Mapping[str, int | None]) -> dict[st
     """The tokenizer's ids under the config's names: an architecture's own defaults are another tokenizer's ids."""
     sep, cls = special.get("sep"), special.get("cls")
     ids = {"pad_token_id": special.get("pad"), "bos_token_id": sep if cls is None else cls, "eos_token_id": sep}
+    ids |= {"cls_token_id": cls, "sep_token_id": sep}
     return {name: value for name, value in ids.items() if value is not None and hasattr(defaults, name)}
