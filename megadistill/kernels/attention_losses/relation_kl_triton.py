@@ -103,8 +103,9 @@ def _launch(
     """One program for some rows of `sides[0]` and `sides[2]`, which walks over those of `sides[1]` and `sides[3]`."""
     batch, heads, length, width = sides[0].shape
     teacher_width = sides[2].shape[-1]
-    narrow = max(sides[0].element_size() * width, sides[2].element_size() * teacher_width) <= 256  # bytes
-    block = 64 if narrow else 32  # what two tiles of scores and four of rows leave registers and shared memory for
+    halves = sides[0].element_size() == sides[2].element_size() == 2
+    # what two tiles of scores and four of rows leave registers and shared memory for
+    block = 64 if halves and max(width, teacher_width) <= 128 else 32
     num_programs = batch * heads * triton.cdiv(length, block)
     if num_programs == 0:
         return

@@ -1,5 +1,4 @@
-"""The losses between hidden states as an operator: what callers use, and how autograd, torch.compile and fake tensors
-see it.
+"""The losses between hidden states: what callers use, and how autograd sees it.
 
 Nothing is kept for the backward pass but the states, which are alive anyway: it reads them once more. A gradient formed
 in the forward pass would be read and written once more too, to be scaled, and would take its memory until then.
@@ -63,9 +62,12 @@ def hidden_losses(
         for number, one in enumerate(tensors):
             if one.shape != shape or not one.is_floating_point():
                 raise ValueError(f"{name}[{number}] must be float {list(shape)}, not {one.dtype} {list(one.shape)}")
+            if one.device != students[0].device:
+                raise ValueError(f"{name}[{number}] is on {one.device}, students[0] on {students[0].device}")
     if mask.dtype != torch.bool or mask.shape != shape[:-1]:
         raise ValueError(f"mask must be bool {list(shape[:-1])}, not {mask.dtype} {list(mask.shape)}")
-    return _forward(kind, list(students), [t.detach() for t in teachers], list(weights), mask)
+    found: Tensor = _HiddenLosses.apply(kind, [t.detach() for t in teachers], weights, mask, *students)
+    return found
 
 
 def _implementation(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> ModuleType:
@@ -84,53 +86,25 @@ def _flat(states: Sequence[Tensor]) -> list[Tensor]:
     return [t.flatten(0, -2) for t in states]
 
 
-@torch.library.custom_op("megadistill::hidden_losses", mutates_args=())
-def _forward(
-    kind: str, students: Sequence[Tensor], teachers: Sequence[Tensor], weights: Sequence[float], mask: Tensor
-) -> Tensor:
-    found: Tensor = _implementation(students, teachers).loss(
-        kind, _flat(students), _flat(teachers), weights, mask.flatten()
-    )
-    return found
+class _HiddenLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, kind: str, teachers: Sequence[Tensor], weights: Sequence[float], mask: Tensor, *students: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(mask, *students, *teachers)
+        ctx.kind, ctx.weights = kind, weights
+        found: Tensor = _implementation(students, teachers).loss(
+            kind, _flat(students), _flat(teachers), weights, mask.flatten()
+        )
+        return found
 
-
-@_forward.register_fake
-def _(kind: str, students: Sequence[Tensor], *_: Any) -> Tensor:
-    return students[0].new_empty((), dtype=torch.promote_types(students[0].dtype, torch.float32))
-
-
-@torch.library.custom_op("megadistill::hidden_losses_backward", mutates_args=())
-def _gradients(
-    kind: str,
-    students: Sequence[Tensor],
-    teachers: Sequence[Tensor],
-    weights: Sequence[float],
-    mask: Tensor,
-    upstream: Tensor,
-) -> list[Tensor]:
-    found = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in students]
-    _implementation(students, teachers).gradients(
-        kind, _flat(students), _flat(teachers), weights, mask.flatten(), upstream, _flat(found)
-    )
-    return found
-
-
-@_gradients.register_fake
-def _(kind: str, students: Sequence[Tensor], *_: Any) -> list[Tensor]:
-    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in students]
-
-
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.kind, students, teachers, ctx.weights, mask = inputs
-    ctx.save_for_backward(*students, *teachers, mask)
-
-
-def _backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-    refuse_twice("hidden_losses")
-    *states, mask = ctx.saved_tensors
-    half = len(states) // 2
-    found = _gradients(ctx.kind, states[:half], states[half:], ctx.weights, mask, upstream)
-    return None, found, [None] * half, None, None
-
-
-_forward.register_autograd(_backward, setup_context=_remember)
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        refuse_twice("hidden_losses")
+        mask, *states = ctx.saved_tensors
+        students, teachers = states[: len(ctx.weights)], states[len(ctx.weights) :]
+        found = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in students]
+        _implementation(students, teachers).gradients(
+            ctx.kind, _flat(students), _flat(teachers), ctx.weights, mask.flatten(), upstream, _flat(found)
+        )
+        return None, None, None, None, *found

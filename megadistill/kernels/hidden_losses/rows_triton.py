@@ -124,9 +124,8 @@ def _kernel(  # type: ignore[no-untyped-def]
             tl.store(gradients[layer] + row * width + columns, value, mask=columns < width)
         else:
             one = tl.sum(difference * difference, 0)
-            if COSINE:  # half the squared distance of unit vectors; more where there is none to compare
-                one += tl.where(inverse == 0, 1.0, 0.0) + tl.where(other == 0, 1.0, 0.0)
-                one *= 0.5
+            if COSINE:  # half the squared distance of unit vectors does not cancel
+                one = tl.where((inverse == 0) | (other == 0), 1.0, 0.5 * one)
             total += weights[layer] * one
     if not GRADIENT:
         tl.store(losses + row, tl.where(attended, total, 0.0))
