@@ -11,6 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from megadistill.core import log
+
 _MIB = 2**20
 
 
@@ -25,7 +27,7 @@ class Settings:
     """`exact`: fp32 logits of bf16 operands; `fast`: bf16 logits, as `nn.Linear` gives them (GPU only)."""
     rows: Literal["auto", "triton", "native", "eager"] = "auto"
     """What turns logits into gradients: Triton, on a GPU; `native`, C++ that the first use compiles; or eager PyTorch.
-    `auto`: the first of them that can run."""
+    `auto`: the first of them that can run. `triton` and `eager` also hold for losses of hidden states and relations."""
     check_labels: bool = False
     """Look at the labels on the device at every call, which waits for it. They are checked where batches are made."""
 
@@ -158,6 +160,37 @@ def row_implementation(device: torch.device, dtype: torch.dtype, terms: str, top
     return ("eager", no_native) if no_native else ("native", "compiled for this CPU")
 
 
+def runs_triton(op: str, device: torch.device, dtype: torch.dtype, no_kernel: str = "") -> tuple[bool, str]:
+    """Whether an op that has Triton and PyTorch only runs Triton; and the reason. A GPU's fallback is logged once.
+
+    Args:
+        op: its name, for the log.
+        no_kernel: why there is no kernel for what it is asked, if there is none.
+
+    Raises:
+        ValueError: Triton was configured and cannot run.
+    """
+    why_not = no_kernel or _no_triton(device, dtype)
+    if _settings.rows == "triton":
+        if why_not:
+            raise ValueError(f"rows='triton' cannot run {op} here: {why_not}; use rows='auto'")
+        return True, "as configured"
+    if _settings.rows == "eager":
+        return False, "as configured"
+    if device.type != "cuda":
+        return False, f"on {device.type} there is PyTorch only"
+    if why_not:
+        _say(f"{op} runs in PyTorch: {why_not}")
+        return False, why_not
+    return True, "a CUDA device"
+
+
+@cache
+def _say(text: str) -> None:
+    """Log it, once a process."""
+    log.get().warning(text)
+
+
 def _no_triton(device: torch.device, dtype: torch.dtype) -> str:
     """Why Triton cannot run; empty when it can."""
     if dtype == torch.float64:
@@ -178,4 +211,8 @@ def implementations(device: torch.device) -> dict[str, str]:
     """Op name -> the implementation that runs on `device`, with the reason."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     kind, reason = row_implementation(device, dtype, "forward_kl:2.0:0.5,hard:0.0", False)
-    return {"head_losses": f"blocks of logits, gradient in forward, {kind} rows ({reason})"}
+    found = {"head_losses": f"blocks of logits, gradient in forward, {kind} rows ({reason})"}
+    for op in ("hidden_losses", "relation_kl"):
+        triton, reason = runs_triton(op, device, dtype)
+        found[op] = f"{'triton' if triton else 'eager'} ({reason})"
+    return found

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 Compute = Callable[[Sequence[bool]], tuple[Tensor, Sequence[Tensor | None]]]
 
@@ -24,6 +23,19 @@ def with_gradient(inputs: Sequence[Tensor | None], compute: Compute) -> Tensor:
     return loss
 
 
+def refuse_twice(what: str) -> None:
+    """Called in the backward pass of what is differentiable once.
+
+    Raises:
+        RuntimeError: that pass is to be differentiated (`create_graph=True`), and would be taken for a constant.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            f"{what} cannot be differentiated twice: its gradient is computed outside autograd; use its reference "
+            "(megadistill.kernels) for second derivatives"
+        )
+
+
 class _WithGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, compute: Compute, *inputs: Tensor | None) -> Tensor:
@@ -33,7 +45,7 @@ class _WithGradient(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> Any:
+        refuse_twice("this loss")
         pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         return (None, *(None if gradient is None else (gradient * upstream).to(dtype) for gradient, dtype in pairs))

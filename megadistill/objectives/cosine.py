@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from pydantic import Field
 
 from megadistill.core.errors import UserError
 from megadistill.core.types import Batch, Dims, Needs, Signals, Term
-from megadistill.objectives.base import Objective, wide
+from megadistill.kernels.hidden_losses import hidden_losses
+from megadistill.objectives.base import Objective
 from megadistill.objectives.layer_maps import Layers, layer_map, weights_of
 
 LAST = -1
@@ -52,11 +52,6 @@ class _CosineLoss:
 
     def __call__(self, student: Signals, teacher: Signals | None, batch: Batch) -> Term:
         assert teacher is not None
-        total = torch.zeros((), device=batch.mask.device)
-        for (layer, theirs), weight in zip(self.pairs.items(), self.weights, strict=True):
-            # a zero row has cosine 0 (loss 1), never NaN: cosine_similarity clamps the norms
-            similar = torch.nn.functional.cosine_similarity(
-                wide(student.hidden[layer]), wide(teacher.hidden[theirs]), dim=-1
-            )
-            total = total + weight * ((1 - similar) * batch.mask).sum()
-        return Term(total, "tokens")
+        ours = [student.hidden[layer] for layer in self.pairs]
+        goals = [teacher.hidden[layer] for layer in self.pairs.values()]
+        return Term(hidden_losses("cosine", ours, goals, self.weights, batch.mask), "tokens")

@@ -12,7 +12,8 @@ from megadistill.core.errors import UserError
 from megadistill.core.types import AnswerKind, Batch, Dims, Needs, Signals, Term
 from megadistill.kernels.chunks import top_entries
 from megadistill.kernels.head_losses import Soft
-from megadistill.objectives.base import Objective, wide
+from megadistill.kernels.hidden_losses import hidden_losses
+from megadistill.objectives.base import Objective
 from megadistill.objectives.layer_maps import layer_map
 from megadistill.objectives.mixture import HeadLoss
 
@@ -83,8 +84,8 @@ class _CounterfactualLoss:
         ours, goal = self.exchanged(student, teacher, batch)
         total = self.kl(ours, goal, batch).sum
         if self.config.cosine:
-            similar = torch.nn.functional.cosine_similarity(wide(ours.hidden[LAST]), wide(goal.hidden[LAST]), dim=-1)
-            total = total + self.config.cosine * ((1 - similar) * batch.mask).sum()
+            states = [ours.hidden[LAST]], [goal.hidden[LAST]]
+            total = total + hidden_losses("cosine", *states, [self.config.cosine], batch.mask)
         return Term(total, "tokens", {"interchange_accuracy": lambda: agreement(ours, goal, batch.targets)})
 
     def exchanged(self, student: Signals, teacher: Signals, batch: Batch) -> tuple[Signals, Signals]:

@@ -11,7 +11,8 @@ from torch import nn
 
 from megadistill.core.errors import UserError
 from megadistill.core.types import Batch, Dims, Needs, Signals, Term
-from megadistill.objectives.base import Objective, wide
+from megadistill.kernels.hidden_losses import hidden_losses
+from megadistill.objectives.base import Objective
 from megadistill.objectives.layer_maps import Layers, layer_map, weights_of
 
 Projection = Literal["auto", "shared", "per_layer", "none"]
@@ -76,13 +77,12 @@ class FitLoss(nn.Module):
 
     def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> Term:
         assert teacher is not None
-        total = torch.zeros((), device=batch.mask.device)
-        for index, (layer, theirs) in enumerate(self.pairs.items()):
-            ours = student.hidden[layer]
-            if len(self.fit):
-                ours = self.fit[index % len(self.fit)](ours)
-            square = (wide(ours) - wide(teacher.hidden[theirs])).square().mean(-1)
-            total = total + self.weights[index] * (square if self.positions == "all" else square * batch.mask).sum()
-        if self.positions == "all":
-            return Term(total / batch.mask.shape[1], "sequences")
-        return Term(total, "tokens")
+        ours = [student.hidden[layer] for layer in self.pairs]
+        if len(self.fit):
+            ours = [self.fit[index % len(self.fit)](state) for index, state in enumerate(ours)]
+        goals = [teacher.hidden[layer] for layer in self.pairs.values()]
+        weights = [weight / goals[0].shape[-1] for weight in self.weights]
+        if self.positions == "tokens":
+            return Term(hidden_losses("squares", ours, goals, weights, batch.mask), "tokens")
+        everywhere = torch.ones_like(batch.mask)
+        return Term(hidden_losses("squares", ours, goals, weights, everywhere) / batch.mask.shape[1], "sequences")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from pydantic import Field
 
 from megadistill.core.errors import UserError
 from megadistill.core.types import Batch, Dims, Needs, Signals, Term
-from megadistill.objectives.base import Objective, wide
+from megadistill.kernels.hidden_losses import Kind, hidden_losses
+from megadistill.objectives.base import Objective
 from megadistill.objectives.layer_maps import layer_map, weights_of
 
 
@@ -69,11 +69,9 @@ class _PKDLoss:
     def __call__(self, student: Signals, teacher: Signals | None, batch: Batch) -> Term:
         assert teacher is not None
         length = 1 if self.config.positions == "cls" else batch.mask.shape[1]
-        mask = batch.mask[:, :length]
-        total = torch.zeros((), device=batch.mask.device)
-        for (layer, theirs), weight in zip(self.pairs.items(), self.weights, strict=True):
-            ours, goal = wide(student.hidden[layer][:, :length]), wide(teacher.hidden[theirs][:, :length])
-            if self.config.normalize:
-                ours, goal = torch.nn.functional.normalize(ours, dim=-1), torch.nn.functional.normalize(goal, dim=-1)
-            total = total + weight * ((ours - goal).square().sum(-1) * mask).sum()
-        return Term(self.factor * total, "sequences" if length == 1 else "tokens")
+        ours = [student.hidden[layer][:, :length] for layer in self.pairs]
+        goals = [teacher.hidden[layer][:, :length] for layer in self.pairs.values()]
+        weights = [self.factor * weight for weight in self.weights]
+        kind: Kind = "normalized" if self.config.normalize else "squares"
+        total = hidden_losses(kind, ours, goals, weights, batch.mask[:, :length])
+        return Term(total, "sequences" if length == 1 else "tokens")

@@ -11,6 +11,8 @@ from megadistill.engine.optimizer import OptimizerConfig
 from megadistill.objectives.cosine import Cosine
 from megadistill.objectives.counterfactual import Counterfactual
 from megadistill.objectives.hard_ce import HardCE
+from megadistill.objectives.hidden_mse import HiddenMSE
+from megadistill.objectives.pkd import PKD
 from megadistill.objectives.soft_ce import SoftCE
 from megadistill.objectives.step import DistillStep
 from megadistill.teachers.online import OnlineSource
@@ -23,7 +25,12 @@ OBJECTIVES = [
     HardCE(kind="hard_ce", weight=2),
     Cosine(kind="cosine"),
 ]
-EXCHANGING = [*OBJECTIVES, Counterfactual(kind="counterfactual", cosine=1.0)]
+EXCHANGING = [
+    *OBJECTIVES,
+    Counterfactual(kind="counterfactual", cosine=1.0),
+    HiddenMSE(kind="hidden_mse", layers={1: 1, 2: 3}, projection="per_layer"),
+    PKD(kind="pkd", layers={1: 2}, positions="tokens"),
+]
 
 
 def gradient(world, device, rows, seed, micro, stage, precision, architecture, exchanging=False, look=False):
@@ -36,6 +43,7 @@ def gradient(world, device, rows, seed, micro, stage, precision, architecture, e
     teacher = OnlineSource("tiny", tiny.language_model(name, 3, seed=1).to(dtype))
     student = tiny.language_model(name, 2, seed=2, **tying)
     objectives = EXCHANGING if exchanging else OBJECTIVES
+    torch.manual_seed(0)  # of the projections that they learn
     step = DistillStep(student, objectives, [o.build(student.dims, teacher.dims) for o in objectives])
     shape = BatchShape(rows, micro, rows // (micro * world.size))
     config = EngineConfig(zero_stage=stage, precision=precision, persistence_threshold=0)

@@ -86,7 +86,8 @@ def test_exchanging_states_and_looking_on_change_no_gradient_at_any_stage(gradie
     assert 0 <= agreed <= targets
     assert targets > 0
     shares = {name: pair.tolist() for name, pair in found.items() if name.startswith("train/gradient_share/")}
-    assert (len(shares) == 4) == (exchange[1] == 2)
+    assert (len(shares) == 6) == (exchange[1] == 2)
+    assert sum(float(found[f"learned.hidden_mse.fit.{n}.weight"].norm()) > 0 for n in (0, 1)) == 2
     for part, whole in shares.values():
         assert 0 < part < whole
     assert not shares or sum(p for p, _ in shares.values()) == pytest.approx(next(iter(shares.values()))[1], rel=1e-5)

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from megadistill.kernels.attention_losses import relation_kl
 from megadistill.kernels.head_losses import Hard, Projection, Soft, head_losses
+from megadistill.kernels.hidden_losses import hidden_losses
 from megadistill.testing.heads import Case, case, definition, distance, gradients, ours
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -98,3 +100,56 @@ def test_more_than_2_to_the_31_logits():
     gradient = last.softmax(-1)
     gradient[7] -= 1
     assert distance(z[-1], gradient) < 5e-3
+
+
+def test_states_and_heads_more_than_2_to_the_31_values_apart():
+    """An int32 offset would read elsewhere."""
+    step, width = 2**31 + 1024, 48
+    far = torch.zeros(step + 8 * width, device="cuda", dtype=torch.bfloat16)
+    states = far.as_strided((2, width), (step, 1)).copy_(torch.randn(2, width))
+    goal, mask = torch.randn_like(states), torch.ones(2, dtype=torch.bool, device="cuda")
+    found = hidden_losses("normalized", [states], [goal], [1.0], mask)
+    near = states.clone()
+    torch.testing.assert_close(found, hidden_losses("normalized", [near], [goal], [1.0], mask))
+    heads = far.as_strided((2, 1, 8, width), (step, 0, width, 1)).copy_(torch.randn(2, 1, 8, width))
+    goals, mask = torch.randn_like(heads), torch.ones(2, 8, dtype=torch.bool, device="cuda")
+    values, gradients_ = [], []
+    for given in (heads, heads.clone()):
+        leaf = given.detach().requires_grad_()
+        values.append(relation_kl(leaf, leaf, goals, goals, mask))
+        gradients_.append(torch.autograd.grad(values[-1], leaf)[0])
+    torch.testing.assert_close(*values)
+    torch.testing.assert_close(*gradients_)
+
+
+@pytest.mark.parametrize("op", ["hidden", "relation"])
+def test_the_host_never_waits_for_states_or_relations(op):
+    states = torch.randn(4, 8, 64, 32, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    goals, mask = torch.randn_like(states), torch.ones(4, 64, dtype=torch.bool, device="cuda")
+
+    def run():
+        if op == "relation":
+            relation_kl(states, states, goals, goals, mask, causal=True).backward()
+        else:
+            hidden_losses(
+                "cosine", [states[:, 0], states[:, 1]], [goals[:, 0], goals[:, 1]], [1.0, 0.5], mask
+            ).backward()
+
+    run()  # compiles
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_long_relation_takes_no_memory_of_its_square():
+    length = 8192
+    sides = [torch.randn(1, 8, length, 64, device="cuda", dtype=torch.bfloat16) for _ in range(4)]
+    mask = torch.ones(1, length, dtype=torch.bool, device="cuda")
+    leaves = [t.requires_grad_() for t in sides[:2]]
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    relation_kl(*leaves, *sides[2:], mask).backward()
+    assert torch.cuda.max_memory_allocated() - before <= 4 * leaves[0].numel() * 2 + 2**23

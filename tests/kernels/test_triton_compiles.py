@@ -1,4 +1,4 @@
-"""The Triton kernel compiles to machine code for the GPUs it is meant for: no GPU is needed, and the interpreter, which
+"""The Triton kernels compile to machine code for the GPUs it is meant for: no GPU is needed, and the interpreter, which
 checks no types, would not notice."""
 
 import subprocess
@@ -36,15 +36,78 @@ VARIANTS = [
 ]
 
 
+TUPLES = """
+import sys
+import triton
+from triton.backends.compiler import GPUTarget
+from megadistill.kernels.attention_losses.relation_kl_triton import _backward, _forward
+from megadistill.kernels.hidden_losses.rows_triton import _kernel
+
+
+def compile(kernel, warps, **given):
+    '''Types of arguments by name, tuples of them, or constants.'''
+    names, signature, constants, attributes = kernel.arg_names, {}, {}, {}
+
+    def take(path, value):
+        if isinstance(value, tuple):
+            return tuple(take((*path, number), one) for number, one in enumerate(value))
+        if not isinstance(value, str):
+            constants[path] = value
+            return "constexpr"
+        if value[0] == "*" or value == "i32":
+            attributes[path] = [["tt.divisibility", 16]]
+        return value.replace("odd ", "")
+
+    for number, name in enumerate(names):
+        signature[name] = take((number,), given.pop(name))
+    assert not given, given
+    source = triton.compiler.ASTSource(kernel, signature, constants, attributes)
+    options = {"num_warps": warps, "num_stages": 2}
+    made = triton.compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32), options=options)
+    ptx = made.asm["ptx"]
+    print(len(made.asm["cubin"]), made.metadata.shared, ptx.count("ld.global.v4"), ptx.count("mma"))
+
+
+for kind, gradient in ((1, True), (2, False), (0, True)):
+    states = ("*bf16",) * 3
+    compile(_kernel, 2, ours=states, theirs=states, our_strides=("i32",) * 3, their_strides=("i32",) * 3,
+            gradients=states, weights=("fp32",) * 3, mask="*u8", upstream="*fp32", losses="*fp32", width="i32",
+            LAYERS=3, NORMALIZED=kind > 0, COSINE=kind == 2, GRADIENT=gradient, BLOCK=1024)
+for dtype, width, block in (("*bf16", 128, 64), ("*fp32", 64, 32)):
+    strides = ("i32", "i32", "i32", 1)
+    shared = dict.fromkeys("quvk", dtype) | {f"{side}_strides": strides for side in "quvk"} | dict(
+        sums="*fp32", mask="*u8", segments="*i64", seen="*u8", seen_strides=("i32", "i32", 1), heads="i32",
+        length="odd i32", width="i32", teacher_width="i32", our_scale="fp32", their_scale="fp32", num_sums="odd i32",
+        SEGMENTS=True, SEEN=True, BLOCK=block, D=width, E=width)
+    compile(_forward, 4, losses="*fp32", CAUSAL=1, **shared)
+    for keys in (False, True):
+        compile(_backward, 4, upstream="*fp32", gradient=dtype, scale="fp32", KEYS=keys, CAUSAL=1 + keys, **shared)
+"""
+SHARED_MEMORY = 227 * 1024  # of an H100 or H200
+
+
+@pytest.mark.slow
+def test_hidden_losses_and_relations_become_machine_code_that_fits():
+    pytest.importorskip("triton")
+    found = [list(map(int, line.split())) for line in compiled(TUPLES, "90")]
+    assert len(found) == 3 + 2 * 3
+    assert all(size > 1000 and shared <= SHARED_MEMORY for size, shared, _, _ in found)
+    assert all(wide_loads > 0 for _, _, wide_loads, _ in found[:3])
+    assert all(products > 0 for _, _, _, products in found[3:6])  # bf16, in the matrix units
+
+
+def compiled(script, *arguments):
+    """What it prints, a line for each kernel; in a process where Triton is not the interpreter."""
+    environ = {"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(filter(None, sys.path)), "HOME": "/tmp"}
+    result = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, env=environ)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout.splitlines()
+
+
 @pytest.mark.slow
 def test_every_kind_of_term_becomes_machine_code_with_wide_loads():
     pytest.importorskip("triton")
-    environ = {"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(filter(None, sys.path)), "HOME": "/tmp"}
-    result = subprocess.run(
-        [sys.executable, "-c", COMPILE, "90", repr(VARIANTS)], capture_output=True, text=True, env=environ
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    for line in result.stdout.splitlines():
+    for line in compiled(COMPILE, "90", repr(VARIANTS)):
         size, wide_loads = map(int, line.split())
         assert size > 1000
         assert wide_loads > 0  # 16 bytes at a time, also where the vocabulary is odd

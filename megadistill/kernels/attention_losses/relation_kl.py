@@ -3,7 +3,7 @@
 MiniLM (Wang et al. 2020, equations 6 and 8: attention, and values among themselves) and MiniLMv2 (Wang et al. 2021,
 equation 5: queries, keys and values among themselves). A row of a relation needs all keys but no other row, so blocks
 of rows serve as flash attention's tiles do; the gradient dS = A_s - A_t is formed in the forward pass and nothing of
-[L, L] size is kept.
+[L, L] size is kept. On a GPU tiles in Triton do it (`relation_kl_triton`), which keep two numbers a query.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from megadistill.kernels import dispatch
 from megadistill.kernels.attention_losses.score_mse import check, default_scales
 from megadistill.kernels.forward_gradient import with_gradient
 
 BLOCK_VALUES = 1 << 22
 """Scores of each model that exist at once."""
+
+WIDEST = 256
+"""Values of a head; some rows of both models must fit a Triton program."""
 
 
 def relation_kl(
@@ -54,7 +58,15 @@ def relation_kl(
         raise ValueError(f"segments must be {list(mask.shape)}, not {list(segments.shape)}")
     if seen is not None and seen.shape != (len(mask), 1, mask.shape[1], mask.shape[1]):
         raise ValueError(f"seen must be [B, 1, L, L] of {list(mask.shape)}, not {list(seen.shape)}")
-    scale, teacher_scale = scales or default_scales(queries, teacher_queries)
+    scales = scales or default_scales(queries, teacher_queries)
+    dtype = torch.promote_types(queries.dtype, teacher_queries.dtype)
+    widest = max(queries.shape[-1], teacher_queries.shape[-1])
+    too_wide = f"heads of {widest} values are wider than {WIDEST}" if widest > WIDEST else ""
+    if dispatch.runs_triton("relation_kl", queries.device, dtype, too_wide)[0]:
+        from megadistill.kernels.attention_losses.relation_kl_triton import flash_relation_kl
+
+        return flash_relation_kl(queries, keys, teacher_queries, teacher_keys, mask, segments, causal, seen, scales)
+    scale, teacher_scale = scales
     batch, heads, length, _ = queries.shape
     wide = torch.promote_types(queries.dtype, torch.float32)
     places = torch.arange(length, device=queries.device)

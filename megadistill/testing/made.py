@@ -1,0 +1,24 @@
+"""What tensors a piece of code makes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class Made(TorchDispatchMode):
+    """While it is entered, notes the bytes of the largest tensor that an operator makes, other than views of `known`
+    ones."""
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.bytes, self.known = 0, {t.untyped_storage().data_ptr() for t in known}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.untyped_storage().data_ptr() not in self.known:
+            self.bytes = max(self.bytes, result.numel() * result.element_size())
+        return result
