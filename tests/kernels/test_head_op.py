@@ -94,6 +94,12 @@ def test_the_registration_stands_pytorchs_own_check():
     torch.library.opcheck(
         implementation._forward, (*arguments, implementation.encode(TERMS), [True] * 3, 11), test_utils=checks
     )
+    teachers = arguments[5:]
+    torch.library.opcheck(
+        implementation._row_forward,
+        (*student, given.labels, *teachers, implementation.encode(TERMS[:1]), 11),
+        test_utils=checks,
+    )
 
 
 def test_differentiating_twice_is_refused_in_words():
@@ -145,7 +151,7 @@ class LargestInside(TorchDispatchMode):
         self.numel = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        ours_ = {implementation._forward._opoverload: implementation._forward._init_fn}
+        ours_ = {op._opoverload: op._init_fn for op in (implementation._forward, implementation._row_forward)}
         if func in ours_:
             with self:
                 return ours_[func](*args, **(kwargs or {}))
@@ -170,6 +176,14 @@ def test_no_tensor_of_a_quarter_of_the_logits_is_ever_made(configure, rows, term
         terms = [Soft(2.0), Hard()]
     with LargestInside() as largest:
         ours(given, terms, **options)
+    assert 3000 * 16 <= largest.numel < 512 * 3000 / 4
+
+
+def test_nor_where_every_row_has_a_weight_of_its_own(configure):
+    configure(workspace_mib=1)
+    given = case(512, 3000).to(torch.float32)
+    with LargestInside() as largest:
+        gradients(lambda student: head_row_losses(student, TERMS[0], None, given.teachers).sum(), given.student)
     assert 3000 * 16 <= largest.numel < 512 * 3000 / 4
 
 
