@@ -1,8 +1,10 @@
-"""On a GPU, what decides the row kernel's constants: block and warps, and whether products mind an odd vocabulary.
+"""On a GPU, what decides between the row kernels and their constants, and whether products mind an odd vocabulary?
 
     python tools/bench_rows.py [--json]
 
-`--json` prints one object in the last line.
+Triton's kernel, which reads logits twice, by block and warps; the CUDA C++ one, which reads them once, by threads and
+shared memory of a block. Both turn 512 rows of fp32 logits of both models into a bf16 gradient; their gradients are
+compared with fp64 ones before anything is timed. `--json` prints one object in the last line.
 """
 
 from __future__ import annotations
@@ -10,16 +12,20 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from megadistill.kernels.head_losses import rows_triton
+from megadistill.kernels.head_losses import rows_cuda, rows_torch, rows_triton
 from megadistill.kernels.head_losses.loop import multiply
 
 TERMS = "forward_kl:2.0:0.5,hard:0.0"
 ROWS = 512
+VOCABULARIES = (30522, 50257, 128256, 151936)
+TRITON = [(block, warps) for block in (2048, 4096, 8192, 16384) for warps in (8, 16, 32)]
+CUDA = [(threads, kib) for threads in (128, 256, 512) for kib in (36, 54, 72, 110, 220)]
 
 
 def milliseconds(run: Callable[[], Any], repeats: int = 15) -> float:
@@ -37,25 +43,63 @@ def milliseconds(run: Callable[[], Any], repeats: int = 15) -> float:
     return statistics.median(times)
 
 
-def row_kernel(vocabulary: int) -> list[dict[str, float]]:
-    """TB/s over the least traffic: both fp32 logits read once, bf16 gradient written once."""
-    leading = -(-vocabulary // 64) * 64
-    z, u = (torch.randn(ROWS, leading, device="cuda")[:, :vocabulary] for _ in range(2))
-    gradient = torch.empty(ROWS, leading, device="cuda", dtype=torch.bfloat16)[:, :vocabulary]
-    labels = torch.randint(0, vocabulary, (ROWS,), device="cuda")
-    coefficients, losses = torch.ones(2, ROWS, device="cuda"), torch.empty(2, ROWS, device="cuda")
-    found = []
-    for block in (1024, 2048, 4096, 8192, 16384):
-        for warps in (4, 8, 16, 32):
-            rows_triton.BLOCK, rows_triton.WARPS = block, warps
+class Rows:
+    """512 rows of a vocabulary, with what any row function takes."""
 
-            def run() -> None:
-                rows_triton.rows(z, u, None, None, labels, None, coefficients, TERMS, False, losses, gradient)
+    def __init__(self, vocabulary: int) -> None:
+        leading = -(-vocabulary // 64) * 64
+        self.vocabulary = vocabulary
+        self.z, self.u = (3 * torch.randn(ROWS, leading, device="cuda")[:, :vocabulary] for _ in range(2))
+        self.gradient = torch.empty(ROWS, leading, device="cuda", dtype=torch.bfloat16)[:, :vocabulary]
+        self.labels = torch.randint(0, vocabulary, (ROWS,), device="cuda")
+        self.coefficients = torch.rand(2, ROWS, device="cuda")
+        self.losses = torch.empty(2, ROWS, device="cuda")
+        exact, losses = torch.empty_like(self.z, dtype=torch.float64), self.losses.double()
+        self.run(rows_torch.rows, self.z.double(), self.u.double(), losses, exact)
+        self.exact = exact
 
-            time = milliseconds(run)
-            rate = ROWS * vocabulary * (4 + 4 + 2) / time / 1e9
-            found.append({"vocabulary": vocabulary, "block": block, "warps": warps, "ms": time, "tb_per_s": rate})
-    return found
+    def run(self, rows: Callable[..., None], z: Tensor, u: Tensor, losses: Tensor, gradient: Tensor) -> None:
+        coefficients = self.coefficients.to(z.dtype)
+        rows(z, u, None, None, self.labels, None, coefficients, TERMS, False, losses, gradient)
+
+    def measure(self, rows: Callable[..., None]) -> dict[str, float]:
+        """TB/s over the least traffic: both fp32 logits read once, bf16 gradient written once."""
+
+        def run() -> None:
+            self.run(rows, self.z, self.u, self.losses, self.gradient)
+
+        run()
+        error = float((self.gradient.double() - self.exact).norm() / self.exact.norm())
+        if not error <= 3e-3:
+            raise RuntimeError(f"its gradient is off by {error:.1e}")
+        time = milliseconds(run)
+        rate = ROWS * self.vocabulary * (4 + 4 + 2) / time / 1e9
+        return {"ms": time, "tb_per_s": rate, "gradient_error": error}
+
+
+def row_kernels(vocabulary: int) -> Iterator[dict[str, Any]]:
+    """Every kernel with every choice of constants; what cannot run says why."""
+    given = Rows(vocabulary)
+    device, kernels = torch.device("cuda"), [("triton", rows_triton, ("BLOCK", "WARPS"), TRITON)]
+    cuda = ("cuda", rows_cuda, ("THREADS", "SLICE_KIB"), CUDA)
+    no_cuda = rows_cuda.why_not(device, TERMS, torch.float32)
+    for name, module, constants, choices in [*kernels, *([] if no_cuda else [cuda])]:
+        for choice in choices:
+            before = [getattr(module, constant) for constant in constants]
+            found = {"vocabulary": vocabulary, "kernel": name, **dict(zip(constants, choice, strict=True))}
+            try:
+                for constant, value in zip(constants, choice, strict=True):
+                    setattr(module, constant, value)
+                if name == "cuda":
+                    found["blocks_per_row"] = rows_cuda.blocks_per_row(vocabulary, True)
+                yield found | given.measure(module.rows)
+            except (RuntimeError, ValueError) as error:  # a choice that does not fit must not stop the others
+                yield found | {"failed": str(error).splitlines()[0]}
+            finally:
+                for constant, value in zip(constants, before, strict=True):
+                    setattr(module, constant, value)
+    if no_cuda:
+        yield {"vocabulary": vocabulary, "kernel": "cuda", "failed": no_cuda}
 
 
 def products(vocabulary: int, width: int = 768) -> dict[str, float]:
@@ -82,16 +126,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON object in the last line")
     options = parser.parse_args()
-    rows = [entry for vocabulary in (30522, 128256) for entry in row_kernel(vocabulary)]
-    for vocabulary in (30522, 128256):
-        best = sorted((r for r in rows if r["vocabulary"] == vocabulary), key=lambda r: r["ms"])[:3]
-        for entry in best:
-            print(f"V={vocabulary}: block {entry['block']}, {entry['warps']} warps: {entry['tb_per_s']:.2f} TB/s")
+    rows, best = [], {}
+    for vocabulary in VOCABULARIES:
+        found = list(row_kernels(vocabulary))
+        rows += found
+        torch.cuda.empty_cache()
+        for kernel in ("triton", "cuda"):
+            timed = sorted((r for r in found if r["kernel"] == kernel and "ms" in r), key=lambda r: r["ms"])
+            for entry in timed[:2] or [r for r in found if r["kernel"] == kernel][:1]:
+                print({name: round(v, 4) if isinstance(v, float) else v for name, v in entry.items()})
+            if timed:
+                best[f"{kernel} {vocabulary}"] = timed[0]["ms"]
+    ratios = {
+        str(v): round(best[f"cuda {v}"] / best[f"triton {v}"], 3)
+        for v in VOCABULARIES
+        if f"cuda {v}" in best and f"triton {v}" in best
+    }
+    print(f"time of the one read over Triton's two, each at its best, by vocabulary: {ratios}")
     gemms = [products(vocabulary) for vocabulary in (30522, 50257)]
     for entry in gemms:
         print({name: round(value, 1) for name, value in entry.items()})
     if options.json:
-        print(json.dumps({"device": torch.cuda.get_device_name(), "rows": rows, "products_tflops": gemms}))
+        kept = {"device": torch.cuda.get_device_name(), "rows": rows, "cuda_over_triton": ratios}
+        print(json.dumps({**kept, "products_tflops": gemms}))
 
 
 if __name__ == "__main__":

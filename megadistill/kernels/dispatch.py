@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from torch import Tensor
 from megadistill.core import log
 
 _MIB = 2**20
+
+Logits = Literal["exact", "fast"]
+Rows = Literal["auto", "triton", "cuda", "native", "eager"]
 
 
 @dataclass(frozen=True)
@@ -23,13 +26,22 @@ class Settings:
     workspace_mib: int | None = None
     """Memory for the logits and their gradient, all blocks of a head-loss call together. None: 32 MiB on a CPU; on a
     GPU what 256 rows of fp32 logits of both models and 1024 of gradient take, at least 256 MiB."""
-    logits: Literal["exact", "fast"] = "exact"
+    logits: Logits = "exact"
     """`exact`: fp32 logits of bf16 operands; `fast`: bf16 logits, as `nn.Linear` gives them (GPU only)."""
-    rows: Literal["auto", "triton", "native", "eager"] = "auto"
-    """What turns logits into gradients: Triton, on a GPU; `native`, C++ that the first use compiles; or eager PyTorch.
-    `auto`: the first of them that can run. `triton` and `eager` also hold for losses of hidden states and relations."""
+    rows: Rows = "auto"
+    """What turns logits into gradients. On a GPU: `triton`, or `cuda`, a kernel with a single read of the logits that
+    nvcc compiles at its first use, for GPUs with thread-block clusters. On a CPU: `native`, C++ that its first use
+    compiles. Anywhere: `eager` PyTorch. `auto`: Triton or native where they can run; cuda has not been timed yet. `triton` and
+    `eager` also hold for losses of hidden states and of relations."""
     check_labels: bool = False
     """Look at the labels on the device at every call, which waits for it. They are checked where batches are made."""
+
+    def __post_init__(self) -> None:
+        for name, values in (("logits", get_args(Logits)), ("rows", get_args(Rows))):
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} must be one of {', '.join(values)}, not {getattr(self, name)!r}")
+        if self.workspace_mib is not None and self.workspace_mib < 1:
+            raise ValueError(f"workspace_mib must be at least 1, not {self.workspace_mib}")
 
 
 _settings = Settings()
@@ -80,16 +92,22 @@ def plan(hidden: Tensor, vocabulary: int, num_rows: int, teacher: bool, terms: s
     from megadistill.kernels import native
     from megadistill.kernels.head_losses import rows_torch
 
-    kind, _ = row_implementation(hidden.device, hidden.dtype, terms, top_k)
+    kind, reason = row_implementation(hidden.device, hidden.dtype, terms, top_k)
     operands, logits, leading = block_layout(hidden.dtype, vocabulary, hidden.is_cuda)
     rows: Callable[..., None] = rows_torch.rows
     in_place = True
     if kind == "native":
         rows = native.rows
+    elif kind == "cuda":
+        from megadistill.kernels.head_losses import rows_cuda
+
+        rows = rows_cuda.rows
     elif kind == "triton":
         from megadistill.kernels.head_losses import rows_triton
 
         rows, in_place = rows_triton.rows, rows_triton.one_launch(terms)
+    elif _settings.rows == "auto":
+        _say(f"head losses run eager PyTorch rows: {reason}")
     inner, outer = block_rows(num_rows, leading, *block_bytes(operands, logits, teacher), hidden.is_cuda)
     return Plan(rows, in_place, operands, logits, vocabulary, leading, teacher, inner, outer)
 
@@ -137,12 +155,13 @@ def block_rows(num_rows: int, leading: int, inner_bytes: int, outer_bytes: int, 
 
 
 def row_implementation(device: torch.device, dtype: torch.dtype, terms: str, top_k: bool) -> tuple[str, str]:
-    """triton, native or eager; and the reason, or why not another.
+    """triton, cuda, native or eager; and the reason, or why not another.
 
     Raises:
         ValueError: the one that was configured cannot run.
     """
     from megadistill.kernels import native
+    from megadistill.kernels.head_losses import rows_cuda
 
     wanted = _settings.rows
     if wanted == "eager":
@@ -150,13 +169,15 @@ def row_implementation(device: torch.device, dtype: torch.dtype, terms: str, top
     no_top_k = "top-k teachers have eager rows only" if top_k else ""
     no_triton = no_top_k or _no_triton(device, dtype)
     no_native = no_top_k or ("" if device.type == "cpu" else "not on a CPU") or native.why_not(terms, dtype)
-    for kind, why_not in (("triton", no_triton), ("native", no_native)):
+    no_cuda = no_top_k or (rows_cuda.why_not(device, terms, dtype) if wanted == "cuda" else "")  # it may compile
+    for kind, why_not in (("triton", no_triton), ("cuda", no_cuda), ("native", no_native)):
         if wanted == kind and why_not:
             raise ValueError(f"rows={kind!r} cannot run here: {why_not}; use rows='auto'")
         if wanted == kind:
             return kind, "as configured"
     if device.type == "cuda":
-        return ("eager", no_triton) if no_triton else ("triton", "a CUDA device")
+        timed = "a CUDA device; rows='cuda', which reads logits once, has not been timed against it"
+        return ("eager", no_triton) if no_triton else ("triton", timed)
     return ("eager", no_native) if no_native else ("native", "compiled for this CPU")
 
 

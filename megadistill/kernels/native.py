@@ -7,12 +7,8 @@ V = 30522), because each of its reductions walks over the whole block and comput
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
 import platform
 import shutil
-import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megadistill.kernels.head_losses.terms import Hard, Soft, decode
+from megadistill.kernels import build
+from megadistill.kernels.head_losses.terms import Hard, Soft, decode, one_of_each
 
 SOURCE = Path(__file__).with_name("csrc") / "rows.cpp"
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-pthread")
@@ -41,9 +38,7 @@ def why_not(terms: str, dtype: torch.dtype) -> str:
     """Why this kernel cannot run; empty when it can."""
     if dtype == torch.float64:
         return "fp64 has no compiled rows"
-    decoded = decode(terms)
-    soft = [term for term in decoded if isinstance(term, Soft)]
-    if len(soft) > 1 or len(decoded) - len(soft) > 1 or any(term.divergence != "forward_kl" for term in soft):
+    if one_of_each(terms) is None:
         return "only one forward_kl and one hard term have compiled rows"
     return library()[1]
 
@@ -55,33 +50,10 @@ def library() -> tuple[Any, str]:
     if compiler is None:
         return None, "no C++ compiler"
     try:
-        return ctypes.CDLL(str(_built(compiler))), ""
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home directory
-        told = getattr(error, "stderr", None)
-        return None, f"csrc/rows.cpp could not be built: {(told or str(error)).strip().splitlines()[0]}"
-
-
-def _built(compiler: str) -> Path:
-    """The shared object for this source, compiler and processor; built beside its place and renamed into it."""
-    identity = [SOURCE.read_text(), " ".join(FLAGS), compiler, platform.machine(), _processor()]
-    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = cache_home / "megadistill" / f"rows-{hashlib.sha256('|'.join(identity).encode()).hexdigest()[:16]}.so"
-    if path.exists():
-        return path
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.mkdtemp(dir=path.parent)
-    except OSError:  # a home that cannot be written to: build for this process alone
-        folder = tempfile.mkdtemp()
-        path = Path(folder) / "kept" / path.name
-        path.parent.mkdir()
-    made = Path(folder) / path.name
-    command = [compiler, *FLAGS, str(SOURCE), "-o", str(made)]
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-    made.replace(path)
-    if path.parent.name != "kept":
-        Path(folder).rmdir()
-    return path
+        made = build.shared_object([compiler, *FLAGS], [SOURCE], platform.machine() + _processor())
+        return ctypes.CDLL(str(made)), ""
+    except build.ERRORS as error:
+        return None, build.why(error, SOURCE)
 
 
 def _processor() -> str:
@@ -108,9 +80,9 @@ def rows(
 ) -> None:
     """As `rows_torch.rows`, in place: `gradient` must be z itself. fp32 only; rows lie densely."""
     assert gradient.data_ptr() == z.data_ptr()
-    decoded = decode(terms)
-    hard = next((n for n, term in enumerate(decoded) if isinstance(term, Hard)), None)
-    soft = next((n for n, term in enumerate(decoded) if isinstance(term, Soft)), None)
+    places = one_of_each(terms)
+    assert places is not None
+    (hard, soft), decoded = places, decode(terms)
     kept = [t if t is None else t.contiguous() for t in (z_bias, u_bias, labels, coefficients)]  # alive until the end
     z_bias, u_bias, labels, coefficients = kept  # type: ignore[assignment]
 

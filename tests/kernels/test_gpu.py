@@ -1,15 +1,26 @@
-"""What only a GPU can show: native Triton at real vocabularies, memory, and that the host never waits."""
+"""What only a GPU can show: Triton and CUDA C++ at real vocabularies, memory, and that the host never waits."""
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from megadistill.kernels.attention_losses import relation_kl
-from megadistill.kernels.head_losses import Hard, Projection, Soft, head_losses
+from megadistill.kernels.head_losses import (
+    Hard,
+    Projection,
+    Soft,
+    head_losses,
+    linear_ce,
+    op,
+    rows_cuda,
+    rows_triton,
+)
 from megadistill.kernels.hidden_losses import hidden_losses
 from megadistill.testing.heads import Case, case, definition, distance, gradients, ours
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
+ROWS = ["triton", "cuda"]
 TERMS = {
     "soft T=1": [Soft(1.0)],
     "soft T=2, hard": [Soft(2.0), Hard()],
@@ -21,9 +32,11 @@ TERMS = {
 }
 
 
+@pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("vocabulary", [1023, 30522, 50257])
 @pytest.mark.parametrize("terms", TERMS.values(), ids=TERMS)
-def test_bf16_gradients_are_within_3e_3(vocabulary, terms):
+def test_bf16_gradients_are_within_3e_3(run_rows, rows, vocabulary, terms):
+    run_rows(rows, terms, "cuda")
     given = case(300, vocabulary, len(terms), hidden=64, teacher_hidden=(96,), scale=4.0).to(torch.bfloat16, "cuda")
     exact = definition(given.to(torch.float64, "cuda"), terms)
     found = ours(given, terms)
@@ -31,16 +44,20 @@ def test_bf16_gradients_are_within_3e_3(vocabulary, terms):
     assert all(distance(mine, theirs) <= 3e-3 for mine, theirs in zip(found[1], exact[1], strict=True))
 
 
+@pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
-def test_a_student_close_to_its_teacher_keeps_its_gradient(temperature):
+def test_a_student_close_to_its_teacher_keeps_its_gradient(run_rows, rows, temperature):
     terms = [Soft(temperature)]
+    run_rows(rows, terms, "cuda")
     given = case(256, 30522, 1, hidden=64, teacher_hidden=(64,), like=0.1, scale=4.0).to(torch.bfloat16, "cuda")
     exact = definition(given.to(torch.float64, "cuda"), terms)
     found = ours(given, terms)
     assert all(distance(mine, theirs) <= 3e-3 for mine, theirs in zip(found[1], exact[1], strict=True))
 
 
-def test_fast_logits_are_as_exact_as_a_plain_linear(configure):
+@pytest.mark.parametrize("rows", ROWS)
+def test_fast_logits_are_as_exact_as_a_plain_linear(configure, run_rows, rows):
+    run_rows(rows, [Soft(2.0), Hard()], "cuda")
     given = case(256, 30522, hidden=64, teacher_hidden=(64,), scale=4.0).to(torch.bfloat16, "cuda")
     terms = [Soft(2.0), Hard()]
     exact, plain = definition(given.to(torch.float64, "cuda"), terms), definition(given, terms)
@@ -48,7 +65,9 @@ def test_fast_logits_are_as_exact_as_a_plain_linear(configure):
     assert distance(ours(given, terms)[1][0], exact[1][0]) <= 2 * distance(plain[1][0], exact[1][0]) + 1e-3
 
 
-def test_the_host_never_waits():
+@pytest.mark.parametrize("rows", ROWS)
+def test_the_host_never_waits(run_rows, rows):
+    run_rows(rows, [Soft(2.0), Hard()], "cuda")
     given = case(512, 5003, hidden=64, teacher_hidden=(64,)).to(torch.bfloat16, "cuda")
     terms = [Soft(2.0), Hard()]
     ours(given, terms)  # compiles
@@ -83,10 +102,10 @@ def test_memory_is_the_workspace_and_the_gradients(configure):
     assert torch.cuda.max_memory_allocated() - before <= mib * 2**20 + sums + 8 * 2**20
 
 
-def test_more_than_2_to_the_31_logits():
+@pytest.mark.parametrize("kind", ROWS)
+def test_more_than_2_to_the_31_logits(run_rows, kind):
     """Rows past 2^31 values: an int32 offset would wrap around silently."""
-    from megadistill.kernels.head_losses import rows_triton
-
+    run_rows(kind, [Hard()], "cuda")
     rows, vocabulary = 14_400, 151_936
     z = torch.empty(rows, vocabulary, device="cuda", dtype=torch.bfloat16)
     z[-1] = torch.randn(vocabulary, device="cuda")
@@ -95,7 +114,8 @@ def test_more_than_2_to_the_31_logits():
     z[:-1] = 0
     losses = torch.empty(1, rows, device="cuda")
     ones = torch.ones(1, rows, device="cuda")
-    rows_triton.rows(z, None, None, None, labels, None, ones, "hard:0.0", False, losses, z)
+    run = rows_cuda.rows if kind == "cuda" else rows_triton.rows
+    run(z, None, None, None, labels, None, ones, "hard:0.0", False, losses, z)
     assert distance(losses[0, -1], -last.log_softmax(-1)[7]) < 1e-5
     gradient = last.softmax(-1)
     gradient[7] -= 1
@@ -153,3 +173,61 @@ def test_a_long_relation_takes_no_memory_of_its_square():
     torch.cuda.reset_peak_memory_stats()
     relation_kl(*leaves, *sides[2:], mask).backward()
     assert torch.cuda.max_memory_allocated() - before <= 4 * leaves[0].numel() * 2 + 2**23
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_more_rows_than_a_grid_is_wide_in_its_other_directions(run_rows, configure, kind):
+    run_rows(kind, [Hard()], "cuda")
+    configure(workspace_mib=1024)
+    hidden, weight = torch.randn(70_000, 16, device="cuda"), torch.randn(64, 16, device="cuda")
+    labels = torch.randint(0, 64, (70_000,), device="cuda")
+    exact = torch.nn.functional.cross_entropy(hidden.double() @ weight.double().T, labels, reduction="sum")
+    assert distance(linear_ce(hidden, weight, None, labels), exact) < 1e-5
+
+
+def test_a_shorter_teacher_has_no_nan_in_fp16(configure):
+    """fp16 does not reach to what stands for a logit of -inf."""
+    configure(logits="fast")
+    given = case(64, 500, hidden=64, teacher_hidden=(64,)).to(torch.float16, "cuda")
+    given.teachers = case(64, 400, hidden=64, teacher_hidden=(64,)).to(torch.float16, "cuda").teachers
+    terms = [Soft(2.0), Hard()]
+    exact = definition(given.to(torch.float64, "cuda"), terms)
+    found = ours(given, terms)
+    assert distance(found[0], exact[0]) < 1e-2
+    assert all(distance(mine, theirs) < 2e-2 for mine, theirs in zip(found[1], exact[1], strict=True))
+
+
+class Products(TorchDispatchMode):
+    """The dtypes that matrices are multiplied in, also inside the operator."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.megadistill.head_losses.default:
+            with self:
+                return op._forward._init_fn(*args, **(kwargs or {}))
+        if "mm" in str(func):
+            self.dtypes |= {t.dtype for t in [t for t in args if isinstance(t, torch.Tensor)][-2:]}
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_product_is_made_in_fp32():
+    """It would take the matrix units fifteen times as long."""
+    given = case(256, 1000, hidden=64, teacher_hidden=(64,)).to(torch.bfloat16, "cuda")
+    with Products() as products:
+        ours(given, [Soft(2.0), Hard()])
+    assert products.dtypes == {torch.bfloat16}
+
+
+def test_one_graph_under_inductor_with_the_same_bits():
+    given = case(64, 1000, hidden=64, teacher_hidden=(64,)).to(torch.bfloat16, "cuda")
+    terms = [Soft(2.0), Hard(0.1)]
+    compiled = torch.compile(head_losses, fullgraph=True)
+    eager = ours(given, terms)
+    found = gradients(
+        lambda student: compiled(student, terms, given.coefficients, given.labels, given.teachers)[0], given.student
+    )
+    assert torch.equal(found[0], eager[0])
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(found[1], eager[1], strict=True))

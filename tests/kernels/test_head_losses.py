@@ -13,7 +13,6 @@ from megadistill.kernels.head_losses import (
     reference_losses,
     rows_triton,
 )
-from megadistill.kernels.head_losses.terms import encode
 from megadistill.testing.heads import Case, case, definition, distance, gradients, ours
 
 TERMS = {
@@ -31,6 +30,7 @@ TERMS = {
 }
 
 
+ROWS = ["eager", "native", "triton", "cuda"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -64,13 +64,20 @@ def test_odd_shapes(rows, vocabulary):
     same(ours(given, terms), definition(given, terms), 1e-10)
 
 
-@pytest.mark.parametrize("rows", ["eager", "native", "triton"])
+@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize(("rows", "vocabulary"), [(0, 3), (1, 2), (2, 3), (5, 257)])
+def test_odd_shapes_by_every_kernel(run_rows, kind, rows, vocabulary):
+    terms = [Soft(2.0), Hard(0.1)]
+    run_rows(kind, terms, DEVICE)
+    given = case(rows, vocabulary)
+    same(ours(given.to(torch.float32, DEVICE), terms), definition(given, terms), 1e-5)
+
+
+@pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("terms", TERMS.values(), ids=TERMS)
 @pytest.mark.parametrize("vocabulary", [5, 5003])
-def test_fp32_gradients_are_within_1e_5(configure, rows, terms, vocabulary):
-    if rows == "native" and native.why_not(encode(terms), torch.float32):
-        pytest.skip(native.why_not(encode(terms), torch.float32))
-    configure(rows=rows)
+def test_fp32_gradients_are_within_1e_5(run_rows, rows, terms, vocabulary):
+    run_rows(rows, terms, DEVICE)
     given = case(9, vocabulary, len(terms), scale=4.0)
     same(ours(given.to(torch.float32, DEVICE), terms), definition(given, terms), 1e-5)
 
@@ -98,36 +105,54 @@ def test_bf16_gradients_survive_a_student_close_to_its_teacher(temperature, dive
     assert distance(narrow[1][0], exact[1][0]) > 2e-2  # the case is a hard one
 
 
+@pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd"])
-def test_equal_models_have_no_loss_and_no_gradient(divergence):
+def test_equal_models_have_no_loss_and_no_gradient(run_rows, rows, divergence):
+    terms = [Soft(2.0, divergence)]
+    run_rows(rows, terms, DEVICE)
     given = case(9, 50, 1, teacher_hidden=(16,), like=0.0)
-    value, found = ours(given.to(torch.float32), [Soft(2.0, divergence)])
+    value, found = ours(given.to(torch.float32, DEVICE), terms)
     assert abs(value) < 1e-5
     assert all(g.abs().max() < 1e-5 for g in found)
 
 
-def test_logits_of_plus_and_minus_fifty(configure):
-    terms = [Soft(1.0), Hard(0.1)]
+EXTREME = {
+    "forward": [Soft(1.0), Hard(0.1)],
+    "T=2": [Soft(2.0), Hard()],
+    "reverse": [Soft(1.0, "reverse_kl"), Hard()],
+    "jsd": [Soft(1.0, "jsd", 0.1), Hard()],
+}
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("terms", EXTREME.values(), ids=EXTREME)
+def test_logits_of_plus_and_minus_fifty(run_rows, rows, terms):
+    """The two models agree on nothing: what is certain for one underflows for the other."""
+    run_rows(rows, terms, DEVICE)
     given = case(20, 300, scale=50.0)
-    same(ours(given.to(torch.float32), terms), definition(given, terms), 1e-4)
+    same(ours(given.to(torch.float32, DEVICE), terms), definition(given, terms), 1e-4)
 
 
-def test_non_contiguous_inputs():
+@pytest.mark.parametrize("rows", ROWS)
+def test_non_contiguous_inputs(run_rows, rows):
+    """Labels and coefficients too: a kernel that takes a pointer would read what lies between them."""
+    terms = [Soft(2.0), Hard()]
+    run_rows(rows, terms, DEVICE)
     given = case(12, 40)
 
     def strided(t):
-        wide = torch.full((*t.shape[:-1], 2 * t.shape[-1]), torch.nan, dtype=t.dtype)
+        wide = t.new_full((*t.shape[:-1], 2 * t.shape[-1]), torch.nan if t.is_floating_point() else 39)
         wide[..., ::2] = t
         return wide[..., ::2]
 
+    narrow = given.to(torch.float32, DEVICE)
     apart = Case(
-        Projection(*map(strided, given.student)),
-        [Projection(*map(strided, given.teachers[0]))],
-        given.labels,
-        given.coefficients,
+        Projection(*map(strided, narrow.student)),
+        [Projection(*map(strided, narrow.teachers[0]))],
+        strided(narrow.labels),
+        strided(narrow.coefficients.T).T,
     )
-    terms = [Soft(2.0), Hard()]
-    same(ours(apart, terms), definition(given, terms), 1e-11)
+    same(ours(apart, terms), definition(given, terms), 1e-5)
 
 
 def test_what_the_workspace_held_before_does_not_matter(monkeypatch):
@@ -184,4 +209,4 @@ def test_rows_with_room_behind_them_are_read_whole_and_count_the_same(configure,
     monkeypatch.setattr(dispatch, "plan", padded)
     monkeypatch.setattr(torch, "empty", poisoned)
     given = case(9, 5003, len(terms), scale=4.0)
-    same(ours(given.to(torch.float32), terms), definition(given, terms), 1e-5)
+    same(ours(given.to(torch.float32, DEVICE), terms), definition(given, terms), 1e-5)

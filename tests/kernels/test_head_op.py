@@ -5,7 +5,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from megadistill.kernels import dispatch, native
+from megadistill.kernels import build, dispatch, native
 from megadistill.kernels.head_losses import (
     Hard,
     Projection,
@@ -21,6 +21,7 @@ from megadistill.kernels.head_losses import op as implementation
 from megadistill.testing.heads import case, definition, distance, gradients, ours
 
 TERMS = [Soft(2.0), Hard(0.1)]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def call(given, terms=TERMS, **changes):
@@ -93,6 +94,12 @@ def test_the_registration_stands_pytorchs_own_check():
     torch.library.opcheck(
         implementation._forward, (*arguments, implementation.encode(TERMS), [True] * 3, 11), test_utils=checks
     )
+    teachers = arguments[5:]
+    torch.library.opcheck(
+        implementation._row_forward,
+        (*student, given.labels, *teachers, implementation.encode(TERMS[:1]), 11),
+        test_utils=checks,
+    )
 
 
 def test_differentiating_twice_is_refused_in_words():
@@ -144,7 +151,7 @@ class LargestInside(TorchDispatchMode):
         self.numel = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        ours_ = {implementation._forward._opoverload: implementation._forward._init_fn}
+        ours_ = {op._opoverload: op._init_fn for op in (implementation._forward, implementation._row_forward)}
         if func in ours_:
             with self:
                 return ours_[func](*args, **(kwargs or {}))
@@ -157,11 +164,26 @@ class LargestInside(TorchDispatchMode):
 
 @pytest.mark.parametrize("rows", ["eager", "auto"])
 @pytest.mark.parametrize("terms", [TERMS, [Soft(2.0, "jsd"), Hard()]], ids=["forward", "jsd"])
-def test_no_tensor_of_a_quarter_of_the_logits_is_ever_made(configure, rows, terms):
+@pytest.mark.parametrize("teacher", ["one", "several", "top_k"])
+def test_no_tensor_of_a_quarter_of_the_logits_is_ever_made(configure, rows, terms, teacher):
     configure(rows=rows, workspace_mib=1)
+    given, options = case(512, 3000).to(torch.float32), {}
+    if teacher == "several":
+        given.teachers, options = given.teachers * 2, {"mean": "arithmetic"}
+    if teacher == "top_k":
+        ids = torch.arange(4).expand(512, 4)
+        given.teachers, options = [], {"top_k": TopK(ids, torch.full((512, 4), -2.0))}
+        terms = [Soft(2.0), Hard()]
+    with LargestInside() as largest:
+        ours(given, terms, **options)
+    assert 3000 * 16 <= largest.numel < 512 * 3000 / 4
+
+
+def test_nor_where_every_row_has_a_weight_of_its_own(configure):
+    configure(workspace_mib=1)
     given = case(512, 3000).to(torch.float32)
     with LargestInside() as largest:
-        ours(given, terms)
+        gradients(lambda student: head_row_losses(student, TERMS[0], None, given.teachers).sum(), given.student)
     assert 3000 * 16 <= largest.numel < 512 * 3000 / 4
 
 
@@ -181,12 +203,14 @@ def test_all_rows_ignored_is_zero_and_no_nan():
     assert all(float(g.abs().max()) == 0 for g in found)
 
 
-def test_labels_may_lie_anywhere_in_memory():
+@pytest.mark.parametrize("rows", ["eager", "native", "triton", "cuda"])
+def test_labels_may_lie_anywhere_in_memory(run_rows, rows):
     """A view that starts between two 16-byte lines; a kernel that assumed alignment would read its neighbours."""
-    given = case(9, 31)
-    shifted = torch.cat([torch.zeros(1, dtype=torch.int64), given.labels])[1:]
-    value = call(given, labels=shifted)[0]
-    assert float(value) == float(call(given)[0])
+    run_rows(rows, TERMS, DEVICE)
+    given = case(9, 31).to(torch.float32, DEVICE)
+    shifted = torch.cat([given.labels[:1], given.labels])[1:]
+    assert shifted.data_ptr() % 16
+    assert float(call(given, labels=shifted)[0]) == float(call(given)[0])
 
 
 def test_splits_add_up():
@@ -226,6 +250,20 @@ WRONG = {
         g, [Soft(1.0, "jsd"), Hard()], teachers=[], top_k=TopK(g.labels[:, None].clamp(min=0), -torch.ones(9, 1))
     ),
     r"coefficients must be \[1, 9\]": lambda g: call(g, [Hard()]),
+    "coefficients are on meta": lambda g: head_losses(
+        g.student, TERMS, g.coefficients.to("meta"), g.labels, g.teachers
+    ),
+    "labels is on meta, the hidden states on cpu": lambda g: call(g, labels=g.labels.to("meta")),
+    r"teachers\[0\].bias is on meta": lambda g: call(
+        g, teachers=[g.teachers[0]._replace(bias=torch.empty(31, device="meta"))]
+    ),
+    r"top_k.ids is on meta": lambda g: call(
+        g, teachers=[], top_k=TopK(g.labels[:, None].to("meta"), -torch.ones(9, 1))
+    ),
+    "weight has no rows": lambda g: linear_ce(g.student.hidden, g.student.weight[:0], None, g.labels),
+    "rows must be one of auto, triton, cuda, native, eager": lambda g: dispatch.configure(rows="tritonn"),
+    "logits must be one of exact, fast": lambda g: dispatch.configure(logits="bf16"),
+    "workspace_mib must be at least 1": lambda g: dispatch.configure(workspace_mib=0),
     "terms is empty": lambda g: call(g, []),
     r"student must be hidden \[N, H\]": lambda g: linear_ce(g.student.hidden[:, 1:], *g.student[1:], g.labels),
     "both must be one float dtype": lambda g: linear_ce(g.student.hidden.float(), *g.student[1:], g.labels),
@@ -294,6 +332,46 @@ def test_the_compiled_rows_are_built_once_and_found_again(monkeypatch, tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert native.library.__wrapped__()[0] is not None
     (made,) = (tmp_path / "megadistill").iterdir()  # nothing half-made beside it
-    monkeypatch.setattr(native.subprocess, "run", None)
+    monkeypatch.setattr(build.subprocess, "run", None)
     assert native.library.__wrapped__()[0] is not None
     assert made.suffix == ".so"
+
+
+def test_an_architecture_that_triton_does_not_know_gets_eager_rows_and_the_reason(monkeypatch, configure):
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (6, 1))
+    told = dispatch.row_implementation(gpu, torch.bfloat16, "hard:0.0", False)
+    assert told == ("eager", "compute capability (6, 1) is below 7.0")
+    configure(rows="triton")
+    with pytest.raises(ValueError, match=r"capability \(6, 1\) is below 7.0; use rows='auto'"):
+        dispatch.row_implementation(gpu, torch.bfloat16, "hard:0.0", False)
+
+
+def test_on_a_gpu_the_kernel_that_was_not_timed_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(dispatch, "_triton_found", lambda: True)
+    told = dispatch.implementations(torch.device("cuda"))["head_losses"]
+    assert "triton rows" in told
+    assert "rows='cuda', which reads logits once, has not been timed" in told
+
+
+def test_eager_rows_in_place_of_compiled_ones_are_said_once(caplog):
+    dispatch._say.cache_clear()
+    given = case(5, 11)  # fp64
+    with caplog.at_level("INFO", logger="megadistill"):
+        call(given)
+        call(given)
+    assert caplog.messages.count("head losses run eager PyTorch rows: fp64 has no compiled rows") == 1
+
+
+def test_products_on_a_gpu_keep_to_16_bits_and_their_rows_to_64_columns():
+    """An fp32 copy of both heads would leave the matrix units idle; an odd row length their fast loads."""
+    assert dispatch.block_layout(torch.bfloat16, 50257, True) == (torch.bfloat16, torch.float32, 50304)
+
+
+def test_few_rows_are_one_block():
+    """Not the many small ones that a budget in proportion to the number of rows would give."""
+    assert dispatch.block_rows(256, 128256, 8, 2, True) == (256, 256)
+    inner, outer = dispatch.block_rows(1024, 128256, 8, 2, True)
+    assert inner >= 256
+    assert outer == 1024

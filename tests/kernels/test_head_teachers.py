@@ -7,6 +7,7 @@ from megadistill.kernels.head_losses import Hard, Projection, Soft, TopK, head_l
 from megadistill.testing.heads import case, definition, distance, ours
 
 TERMS = [Soft(2.0), Hard()]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def same(found, exact, tolerance=1e-10):
@@ -31,15 +32,15 @@ def test_a_mean_of_equal_teachers_is_that_teacher():
         assert ours(one, TERMS, mean=mean)[0] == pytest.approx(float(value), rel=1e-10)
 
 
-@pytest.mark.parametrize("rows", ["eager", "auto"])
+@pytest.mark.parametrize("rows", ["eager", "native", "triton", "cuda"])
 @pytest.mark.parametrize("teacher_size", [64, 50])
-def test_vocabularies_padded_on_one_side(configure, rows, teacher_size):
+def test_vocabularies_padded_on_one_side(run_rows, rows, teacher_size):
     """The larger teacher's extra entries are cut; those that the smaller lacks have probability 0, not logit 0."""
-    configure(rows=rows)
+    run_rows(rows, TERMS, DEVICE)
     given = case(13, 57)
     theirs = case(13, teacher_size, seed=3).teachers[0]
     given.teachers = [theirs]
-    found = ours(given.to(torch.float32), TERMS)
+    found = ours(given.to(torch.float32, DEVICE), TERMS)
     same(found, definition(given, TERMS), 1e-5)
     zeros = Projection(theirs.hidden, torch.nn.functional.pad(theirs.weight, (0, 0, 0, max(57 - teacher_size, 0))))
     given.teachers = [zeros]

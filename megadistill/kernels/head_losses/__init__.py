@@ -3,6 +3,7 @@
 from megadistill.kernels.head_losses.loop import workspace_bytes
 from megadistill.kernels.head_losses.op import head_losses, head_row_losses, linear_ce, linear_soft_ce
 from megadistill.kernels.head_losses.reference import reference_losses
+from megadistill.kernels.head_losses.sharded import sharded_head_losses
 from megadistill.kernels.head_losses.terms import Divergence, Hard, HeadTerm, Projection, Soft, TopK
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "linear_ce",
     "linear_soft_ce",
     "reference_losses",
+    "sharded_head_losses",
     "workspace_bytes",
 ]

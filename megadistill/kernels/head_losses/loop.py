@@ -8,7 +8,8 @@ pass. Nothing is recomputed: (6 H + 2 Ht) N V operations in all.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -49,10 +50,19 @@ def run(
     top_k: TopK | None,
     needs: Sequence[bool],
     vocabulary: int,
+    rows: Callable[..., None] | None = None,
 ) -> Result:
-    """One pass over the heads; see `head_losses` for the arguments, `needs` being (hidden, weight, bias)."""
+    """One pass over the heads.
+
+    Args:
+        student ... top_k: as for `head_losses`.
+        needs: which gradients are asked for, of (hidden, weight, bias).
+        rows: instead of the planned row function.
+    """
     num_rows, size = student.hidden.shape[0], student.weight.shape[0]
     plan = dispatch.plan(student.hidden, vocabulary, num_rows, bool(teachers), terms, top_k is not None)
+    if rows is not None:
+        plan = replace(plan, rows=rows, in_place=True)
     dtype, device = wide(student.hidden.dtype), student.hidden.device
     losses = torch.empty(len(decode(terms)), num_rows, dtype=dtype, device=device)
     gradients = _Gradients(student, needs, dtype, size, vocabulary)
@@ -61,7 +71,8 @@ def run(
         return Result(zero, losses, torch.ones_like(zero), *gradients.finished())
 
     unit = coefficients.abs().amax().clamp(min=torch.finfo(dtype).tiny).to(dtype)
-    relative = (coefficients / unit).to(dtype)
+    relative = (coefficients / unit).to(dtype).contiguous()  # kernels know where a row's number lies
+    labels = None if labels is None else labels.contiguous()
     ours = _operands(student, plan, plan.operands)
     theirs = [_operands(teacher, plan, plan.teacher_operands(teacher.hidden)) for teacher in teachers]
     block = _Blocks(plan, dtype, device)
@@ -192,7 +203,7 @@ def _teacher_logits(
     u = block.u[: rows.stop - rows.start]
     shortest = min(teacher.weight.shape[0] for teacher in teachers)
     if shortest < u.shape[1]:
-        u[:, shortest:] = rows_torch.LOWEST
+        u[:, shortest:] = rows_torch.lowest(u.dtype)
     if len(teachers) == 1:
         _logits(teachers[0], rows, u)
         return u, _padded(teachers[0].bias, block.plan)
@@ -222,7 +233,7 @@ def _arithmetic(
         if teacher.bias is not None:
             u += teacher.bias[: u.shape[1]]
         total.add_((u / temperature).softmax(-1), alpha=weight)
-    torch.mul(total.log_().clamp_(min=rows_torch.LOWEST / temperature), temperature, out=u)
+    torch.mul(total.log_(), temperature, out=u).clamp_(min=rows_torch.lowest(u.dtype))
     return whole
 
 

@@ -65,6 +65,8 @@ def head_losses(
     size = _vocabulary(student, vocabulary)
     if coefficients.shape != (len(terms), student.hidden.shape[0]):
         raise ValueError(f"coefficients must be [{len(terms)}, {student.hidden.shape[0]}], not {[*coefficients.shape]}")
+    if coefficients.device != student.hidden.device:
+        raise ValueError(f"coefficients are on {coefficients.device}, the hidden states on {student.hidden.device}")
     if dispatch.settings().check_labels and labels is not None:
         _check_labels(labels, terms, coefficients, size)
     needs = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in student]

@@ -15,6 +15,12 @@ from megadistill.kernels.head_losses.terms import Hard, HeadTerm, Soft, decode
 LOWEST = -1e30
 """Stands for a logit of -inf: its probability is 0 all the same, and 0 times it is no NaN."""
 
+
+def lowest(dtype: torch.dtype) -> float:
+    """The same for logits of a dtype, of which fp16 does not reach so far."""
+    return max(LOWEST, torch.finfo(dtype).min)
+
+
 TILE = 1 << 20
 """Values of one tile of the eager path on a CPU: what it makes of a tile stays in the last-level cache, and is still
 enough for the threads to share."""

@@ -118,16 +118,14 @@ def check(
             raise ValueError("labels is None: a Hard term needs [N] int64")
         if labels.dtype != torch.int64 or labels.shape != (rows,):
             raise ValueError(f"labels must be int64 [{rows}], not {labels.dtype} {list(labels.shape)}")
+        _check_device("labels", labels, student)
     if soft and bool(teachers) == (top_k is not None):
         raise ValueError("a Soft term needs either teachers or top_k")
     for number, teacher in enumerate(teachers):
         _check_projection(f"teachers[{number}]", teacher)
         if teacher.hidden.shape[0] != rows:
             raise ValueError(f"teachers[{number}].hidden must have {rows} rows, not {teacher.hidden.shape[0]}")
-        if teacher.hidden.device != student.hidden.device:
-            raise ValueError(
-                f"teachers[{number}] is on {teacher.hidden.device}, the student on {student.hidden.device}"
-            )
+        _check_device(f"teachers[{number}]", teacher.hidden, student)
     if mean not in ("arithmetic", "geometric"):
         raise ValueError(f"mean must be arithmetic or geometric, not {mean!r}")
     if mean == "arithmetic" and len(teachers) > 1 and len({term.temperature for term in soft}) > 1:
@@ -137,8 +135,21 @@ def check(
             raise ValueError(f"top_k.ids must be int64 [{rows}, K], not {top_k.ids.dtype} {list(top_k.ids.shape)}")
         if top_k.log_probs.shape != top_k.ids.shape:
             raise ValueError(f"top_k.log_probs must be {list(top_k.ids.shape)}, not {list(top_k.log_probs.shape)}")
+        for name, value in (("ids", top_k.ids), ("log_probs", top_k.log_probs)):
+            _check_device(f"top_k.{name}", value, student)
         if any(term.divergence != "forward_kl" for term in soft):
             raise ValueError("top_k knows the kept entries only: divergence must be forward_kl")
+
+
+def one_of_each(word: str) -> tuple[int | None, int | None] | None:
+    """Where the hard and the forward_kl term stand among the terms of a word, if there is at most one of each and no
+    other: what compiled rows can do."""
+    hard = [number for number, term in enumerate(decode(word)) if isinstance(term, Hard)]
+    soft = [number for number, term in enumerate(decode(word)) if isinstance(term, Soft)]
+    others = [term for term in decode(word) if isinstance(term, Soft) and term.divergence != "forward_kl"]
+    if others or max(len(hard), len(soft)) > 1:
+        return None
+    return (hard[0] if hard else None), (soft[0] if soft else None)
 
 
 def _check_projection(name: str, given: Projection) -> None:
@@ -147,9 +158,17 @@ def _check_projection(name: str, given: Projection) -> None:
         raise ValueError(
             f"{name} must be hidden [N, H] and weight [V, H], not {list(hidden.shape)} and {list(weight.shape)}"
         )
+    if not weight.shape[0]:
+        raise ValueError(f"{name}.weight has no rows: a vocabulary has one entry at least")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"{name}.bias must be [{weight.shape[0]}], not {list(bias.shape)}")
     if hidden.dtype != weight.dtype or not hidden.is_floating_point():
         raise ValueError(f"{name}: hidden is {hidden.dtype} and weight {weight.dtype}; both must be one float dtype")
-    if hidden.device != weight.device:
-        raise ValueError(f"{name}: hidden is on {hidden.device} and weight on {weight.device}")
+    for part, value in (("weight", weight), ("bias", bias)):
+        if value is not None:
+            _check_device(f"{name}.{part}", value, given)
+
+
+def _check_device(name: str, value: Tensor, given: Projection) -> None:
+    if value.device != given.hidden.device:
+        raise ValueError(f"{name} is on {value.device}, the hidden states on {given.hidden.device}")
