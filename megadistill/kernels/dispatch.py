@@ -31,8 +31,8 @@ class Settings:
     rows: Rows = "auto"
     """What turns logits into gradients. On a GPU: `triton`, or `cuda`, a kernel with a single read of the logits that
     nvcc compiles at its first use, for GPUs with thread-block clusters. On a CPU: `native`, C++ that its first use
-    compiles. Anywhere: `eager` PyTorch. `auto`: Triton or native where they can run; cuda has not been timed yet. `triton` and
-    `eager` also hold for losses of hidden states and of relations."""
+    compiles. Anywhere: `eager` PyTorch. `auto`: Triton or native where they can run; cuda has not been timed yet.
+    `triton` and `eager` also hold for losses of hidden states and of relations."""
     check_labels: bool = False
     """Look at the labels on the device at every call, which waits for it. They are checked where batches are made."""
 
