@@ -65,7 +65,7 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
     batch = config.batch
     augment(config, (world.rank, world.size), device)
     stream = Stream(
-        train_rows(config), world, batch.global_size, batch.micro_size, config.seed, sizes=batch.later_sizes
+        train_rows(config), world, batch.global_size, batch.rows_per_pass, config.seed, sizes=batch.later_sizes
     )
     tokenizer = None if config.words is None else load_tokenizer(config.words.tokenizer)
     vocabulary = 0 if tokenizer is None else tokenizer.vocabulary_size

@@ -12,7 +12,7 @@ from megadistill.engine import checkpoint
 from megadistill.run.config import RunConfig
 from megadistill.run.directory import RunDirectory
 from megadistill.run.restarts import refuse_fruitless, refuse_live, restarted_by_scheduler
-from megadistill.train.watchdog import hung_file, hung_ranks
+from megadistill.train.watchdog import hung_file, hung_ranks, last_heard
 
 
 def refuse_to_continue(directory: RunDirectory, layout: Mapping[str, Any], teacher: Mapping[str, Any] | None) -> None:
@@ -41,8 +41,11 @@ def look_back(directory: RunDirectory, attempt: int, config: RunConfig) -> None:
     hung = hung_ranks(directory.path, attempt - 1)
     if hung:
         stacks = hung_file(directory.path, attempt - 1, hung[0])
+        heard = last_heard(directory.path)
+        where = "; ".join(f"rank {rank}: {heard[rank]}" for rank in sorted(heard)[:16])
         log.get().info(f"attempt {attempt - 1} hung on rank(s) {', '.join(map(str, hung))}; stacks in {stacks}")
-        directory.journal("hang", hung_attempt=attempt - 1, ranks=hung, stacks=stacks.name)
+        log.get().info(f"last heard of: {where}")
+        directory.journal("hang", hung_attempt=attempt - 1, ranks=hung, stacks=stacks.name, heard=heard)
     if restarted_by_scheduler():
         refuse_fruitless(directory.events(), attempt, config.train.max_fruitless_restarts)
 
