@@ -30,7 +30,7 @@ from megadistill.train.deadline import Deadline, slurm_end
 from megadistill.train.fallen import PeerFailed, leave_word
 from megadistill.train.health import Health, RollBack, give_up
 from megadistill.train.ledger import Report
-from megadistill.train.predecessors import look_back, refuse_to_continue
+from megadistill.train.predecessors import look_back, refuse_different, refuse_to_continue
 from megadistill.train.rows import RowLog
 from megadistill.train.stragglers import Stopwatch, Stragglers
 from megadistill.train.watchdog import Watchdog
@@ -55,6 +55,7 @@ class Job:
         self.num_parameters = sum(p.numel() for p in parts.student.parameters())  # ZeRO-3 leaves empty ones
         self.engine = wrap(config, parts, device, self.step)
         teacher = parts.teacher.identity() if parts.teacher is not None else None
+        refuse_different(teacher)
         on_main("look at the run", partial(refuse_to_continue, directory, layout(config, world), teacher))
         self.attempt = directory.claim()
         on_main("look at the attempts before", partial(look_back, directory, self.attempt, config))
@@ -228,8 +229,9 @@ class Job:
         self.checkpoints.finish()
         self.directory.journal("end", step=steps)
         self.directory.status("done", step=steps)
-        run = self.directory.path
-        for line in (f"evaluate {run}", f"export {run} --to hf", f"report {run}"):
+        run, more = self.directory.path, [*self.config.train.more_steps, self.config.train.steps]
+        on = f"train {self.directory.config} train.more_steps={more}".replace(", ", ",")
+        for line in (on, f"evaluate {run}", f"export {run} --to hf", f"report {run}"):
             self.say(f"next: megadistill {line}")
         return Exit.DONE
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Mapping
 from typing import Any
 
 from megadistill.core import log
+from megadistill.core.dist import gather_objects
 from megadistill.core.errors import UserError
 from megadistill.engine import checkpoint
 from megadistill.run.config import RunConfig
@@ -30,6 +32,22 @@ def refuse_to_continue(directory: RunDirectory, layout: Mapping[str, Any], teach
     if facts is not None:
         _refuse_other_layout(facts["layout"], layout)
         _refuse_other_teacher(facts["teacher"], teacher)
+
+
+def refuse_different(teacher: Mapping[str, Any] | None) -> None:
+    """Called on every rank.
+
+    Raises:
+        UserError: not all have the same teacher: a hub's branch has moved meanwhile, or nodes' folders differ.
+    """
+    every = gather_objects((socket.gethostname(), teacher))
+    for rank, (host, other) in enumerate(every):
+        if other != every[0][1]:
+            raise UserError(
+                f"rank {rank} on {host} has another teacher than rank 0 on {every[0][0]}",
+                f"{other} there / {every[0][1]} here",
+                "give all nodes the same folder, or name a commit of the hub (teacher.revision)",
+            )
 
 
 def look_back(directory: RunDirectory, attempt: int, config: RunConfig) -> None:

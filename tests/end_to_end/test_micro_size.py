@@ -39,7 +39,15 @@ def train(config, name, tight, *more, ranks=1, second="tight", **environ):
     """Exit codes and all that was said, where ranks may take `tight` megabytes beside their models."""
     objectives = f"objectives=[{{kind: hard_ce}}, {{kind: {second}}}]"
     given = [f"name={name}", objectives, *more]
-    command = ["-m", "megadistill", "train", str(config), "plugins=[tight_objective, hungry_objective]", "schedule.total_steps=4", *given]
+    command = [
+        "-m",
+        "megadistill",
+        "train",
+        str(config),
+        "plugins=[tight_objective, hungry_objective]",
+        "schedule.total_steps=4",
+        *given,
+    ]
     started = processes.launch(command, ranks, {"PYTHONPATH": str(Path(__file__).parent), "TIGHT": tight, **environ})
     said = [process.communicate(timeout=120)[0] for process in started]
     return [process.returncode for process in started], "\n".join(said)
@@ -64,6 +72,7 @@ def test_it_is_measured_once_kept_and_leaves_no_trace(config):
     codes, said = train(config, "given", "4000", "train.steps=4", f"batch.micro_size={rows}")
     assert codes == [0], said
     runs = config.parent / "runs"
+    assert f"next: megadistill train {runs / 'given' / 'config.yaml'} train.more_steps=[4]\n" in said
     assert trace(runs / "auto") == trace(runs / "given")
 
 
