@@ -18,10 +18,9 @@ _RESET_PEAK = "5"
 def free(device: torch.device) -> float:
     """Bytes that nobody holds: of a GPU; of this machine, within the limits (cgroups) that hold for all of a job's
     processes on it. What other processes of the run will take of it is for the caller to leave."""
+    give_back(device)
     if device.type == "cuda":
-        torch.cuda.empty_cache()
         return float(torch.cuda.mem_get_info(device)[0])
-    _give_back()
     there = dict(_pairs(Path("/proc/meminfo")))
     return float(min([there.get("MemAvailable", _UNLIMITED), *_left_by_groups()]))
 
@@ -46,13 +45,11 @@ class Peak:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        give_back(device)
         if device.type == "cuda":
-            torch.cuda.synchronize(device)
-            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
             self._before = torch.cuda.memory_reserved(device)
         else:
-            _give_back()
             with suppress(OSError):  # then older peaks count too, which is too much rather than too little
                 Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
             self._before = dict(_pairs(Path("/proc/self/status")))["VmRSS"]
@@ -63,8 +60,11 @@ class Peak:
         return dict(_pairs(Path("/proc/self/status")))["VmHWM"] - self._before
 
 
-def _give_back() -> None:
-    """Let the system have what the C library keeps for later."""
+def give_back(device: torch.device) -> None:
+    """Let others have what allocators only keep for later."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
     with suppress(OSError, AttributeError):  # not every C library keeps anything
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -13,7 +13,7 @@ import torch
 
 from megadistill.core import log
 from megadistill.core.dist import World, gather_objects
-from megadistill.core.memory import Peak, allowed, free
+from megadistill.core.memory import Peak, allowed, free, give_back
 from megadistill.core.together import on_main
 from megadistill.core.types import Batch
 from megadistill.data.stream import Stream
@@ -48,6 +48,7 @@ def settled(config: RunConfig, world: World, device: torch.device, fresh: bool) 
     started = time.perf_counter()
     found = _measured(config, choices, world, device)
     gc.collect()
+    give_back(device)  # the run begins with what it would have had
     log.get().info(
         f"batch.micro_size: auto is {found.rows} ({', '.join(found.tried)}; "
         f"{found.room / 1e9:.3g} GB were free to use; {time.perf_counter() - started:.0f} s)"
