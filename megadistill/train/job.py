@@ -237,11 +237,11 @@ class Job:
 
     def fail(self, error: BaseException) -> None:
         """Leave word of how the attempt ended; the exception goes on."""
+        leave_word(self.directory.path, self.attempt, self.world.rank, self.watchdog, error)
         if isinstance(error, UserError) and not isinstance(error, PeerFailed):  # all ranks see the last save through
             self._save_through()
         text = f"{type(error).__name__}: {error}"
         log.get().error(text, exc_info=None if isinstance(error, UserError) else error)
-        leave_word(self.directory.path, self.attempt, self.world.rank, self.watchdog, error)
         state = "diverged" if isinstance(error, Diverged) else "stale" if isinstance(error, StaleAttempt) else "failed"
         if state == "stale":
             return  # the run is another attempt's now

@@ -1,4 +1,5 @@
-"""Test_syncs' one rank: how often a step asks a tensor for its number, by where it asks."""
+"""The rank of test_syncs: how often a step asks a tensor for its number, by where it asks (inside the head op, which a
+dispatch mode does not enter, tests/kernels/test_gpu.py looks)."""
 
 import json
 import sys

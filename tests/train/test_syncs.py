@@ -32,5 +32,5 @@ def test_passes_ask_for_no_number_and_the_update_for_a_few_whatever_the_micro_ba
         assert [step["micro_batches"] for step in steps] == [16 // micro] * 3
         assert [step["passes"] for step in steps] == [{}] * 3
         asked[micro] = sum(steps[1]["update"].values())
-        print(steps[1]["update"])
-    assert asked[16] == asked[4] <= 4, "whether the gradient is finite, and its norm"
+        print(steps[1]["update"])  # by where
+    assert 0 < asked[16] == asked[4] <= 8, "whether the gradient is finite, and its norm"
