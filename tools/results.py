@@ -28,6 +28,7 @@ from xml.etree import ElementTree
 
 import yaml
 from evidence_tables import evidence_table
+from first_steps import first_steps_table
 from recipe_tables import ablation_table, cache_table, counterfactual_line, scores
 from step_tables import head_table, step_table
 from trust_tables import kill_table, measured, overhead_table, slow_tests_line
@@ -110,6 +111,7 @@ def tables(results: Path = RESULTS) -> str:
     """The README's generated part."""
     makers = (
         quickstart_table,
+        first_steps_table,
         preset_table,
         ablation_table,
         cache_table,

@@ -56,7 +56,11 @@ class Part:
             if found != wanted:
                 raise _prepared_otherwise(folder, f"rows of {found} tokens, data.sequence_length is {wanted}")
             if index.tokenizer != tokenizer.fingerprint:
-                raise _prepared_otherwise(folder, f"made with another tokenizer than {config.tokenizer}")
+                raise _prepared_otherwise(
+                    folder,
+                    f"made with another tokenizer than {config.tokenizer}: its fingerprint is "
+                    f"{index.tokenizer[:12]}, not {tokenizer.fingerprint[:12]}",
+                )
             self.shards.append(Shards(folder, config.read, _stage(config, corpus.name, part, index.fingerprint)))
         self.starts = np.cumsum([0, *map(len, self.shards)])
         """Number of the first row of each corpus, counted over all of them; and the number of all rows."""

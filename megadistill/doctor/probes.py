@@ -81,7 +81,7 @@ def _rows(config: RunConfig, world: World) -> str:
         config = config.model_copy(update={"task": config.task.model_copy(update={"augment": None})})
     try:
         one = World()  # not this rank's share
-        stream = Stream(train_rows(config), one, config.batch.micro_size, config.batch.micro_size, config.seed)
+        stream = Stream(train_rows(config), one, 1, 1, config.seed)
     except UserError as error:
         return f"unreadable: {error.what}"
     spread = np.linspace(0, stream.rows_per_epoch - 1, SAMPLE_ROWS).astype(np.int64)

@@ -11,13 +11,13 @@ import os
 import sys
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from megadistill.core import dist
@@ -26,7 +26,7 @@ from megadistill.core.schema import Strict
 from megadistill.engine import elastic
 from megadistill.engine.optimizer import OptimizerConfig, build_optimizer
 
-_MIB = 2**20
+_VALUES_PER_MIB = 2**18
 MOST_GATHERED = 1_000_000_000
 """Values that ZeRO 3 keeps gathered at most, and how far ahead of their next use."""
 
@@ -50,10 +50,11 @@ class EngineConfig(Strict):
     """Keep parameters in host memory between uses (ZeRO 3)."""
     activation_checkpointing: bool = False
     """Recompute the student's activations in the backward pass: less memory, about a third more compute."""
-    reduce_bucket_mib: int = Field(200, gt=0)
-    """Gradients are reduced in buckets of this many MiB (fp32)."""
-    allgather_bucket_mib: int = Field(200, gt=0)
-    """Updated parameters are gathered in buckets of this many MiB (fp32)."""
+    reduce_bucket_mib: PositiveInt | None = None
+    """Gradients are reduced in buckets of this many MiB (fp32). None: a quarter of them, so that the first ones are on
+    their way while the backward pass runs; at least the largest one, and at most 200."""
+    allgather_bucket_mib: PositiveInt | None = None
+    """Updated parameters are gathered in buckets of this many MiB (fp32). None: as for gradients."""
     overlap_communication: bool = False
     """Reduce gradients while the backward pass runs. On a GPU the order of sums may then differ between runs."""
     prefetch_bucket_mib: int = Field(50, ge=0)
@@ -63,10 +64,17 @@ class EngineConfig(Strict):
     loss_scale: float = Field(0.0, ge=0)
     """fp16 only: 0 scales dynamically."""
 
-    @property
-    def reduce_bucket_values(self) -> int:
-        """`reduce_bucket_mib` as DeepSpeed counts: in values, whatever their dtype."""
-        return self.reduce_bucket_mib * (_MIB // 4)
+    def reduce_bucket_values(self, sizes: Sequence[int]) -> int:
+        """`reduce_bucket_mib` as DeepSpeed counts: in values, whatever their dtype.
+
+        Args:
+            sizes: values of each trainable parameter.
+        """
+        return _bucket(self.reduce_bucket_mib, sizes)
+
+    def allgather_bucket_values(self, sizes: Sequence[int]) -> int:
+        """As `reduce_bucket_values`."""
+        return _bucket(self.allgather_bucket_mib, sizes)
 
     @model_validator(mode="after")
     def _offload_fits_stage(self) -> EngineConfig:
@@ -80,6 +88,12 @@ class EngineConfig(Strict):
                 f"{self.precision}, or zero_stage to 1"
             )
         return self
+
+
+def _bucket(mib: int | None, sizes: Sequence[int]) -> int:
+    if mib is not None:
+        return mib * _VALUES_PER_MIB
+    return min(max(sum(sizes) // 4, max(sizes, default=0), _VALUES_PER_MIB), 200 * _VALUES_PER_MIB)
 
 
 @dataclass(frozen=True)
@@ -144,23 +158,28 @@ def engine_fits(config: EngineConfig, device: torch.device) -> None:
         raise UserError("engine.precision=bf16 needs a newer GPU", torch.cuda.get_device_name(), "use fp16 or fp32")
 
 
-def deepspeed_config(engine: EngineConfig, optimizer: OptimizerConfig, batch: BatchShape) -> dict[str, Any]:
-    """The complete DeepSpeed config: every default that matters stands in it."""
-    values_per_mib = _MIB // 4
+def deepspeed_config(
+    engine: EngineConfig, optimizer: OptimizerConfig, batch: BatchShape, sizes: Sequence[int]
+) -> dict[str, Any]:
+    """The complete DeepSpeed config: every default that matters stands in it.
+
+    Args:
+        sizes: values of each trainable parameter.
+    """
     offload = {"device": engine.offload_optimizer, "pin_memory": False}
     zero: dict[str, Any] = {
         "stage": engine.zero_stage,
         "contiguous_gradients": True,
         "reduce_scatter": True,
-        "reduce_bucket_size": engine.reduce_bucket_values,
+        "reduce_bucket_size": engine.reduce_bucket_values(sizes),
         "use_multi_rank_bucket_allreduce": True,
         "allgather_partitions": True,
-        "allgather_bucket_size": engine.allgather_bucket_mib * values_per_mib,
+        "allgather_bucket_size": engine.allgather_bucket_values(sizes),
         "overlap_comm": engine.overlap_communication,
         "load_from_fp32_weights": True,
         "elastic_checkpoint": False,
         "sub_group_size": 1_000_000_000,
-        "stage3_prefetch_bucket_size": engine.prefetch_bucket_mib * values_per_mib,
+        "stage3_prefetch_bucket_size": engine.prefetch_bucket_mib * _VALUES_PER_MIB,
         "stage3_param_persistence_threshold": engine.persistence_threshold,
         "stage3_max_live_parameters": MOST_GATHERED,
         "stage3_max_reuse_distance": MOST_GATHERED,
@@ -230,7 +249,8 @@ class Engine:
         engine_fits(config, device)
         deepspeed = import_deepspeed()
         self.config, self.device = config, device
-        self.deepspeed_config = deepspeed_config(config, optimizer, batch)
+        sizes = [parameter.numel() for parameter in module.parameters() if parameter.requires_grad]
+        self.deepspeed_config = deepspeed_config(config, optimizer, batch, sizes)
         self.learning_rate = optimizer.learning_rate
         self.accumulation = batch.accumulation
         self.engine, *_ = deepspeed.initialize(

@@ -32,6 +32,7 @@ class _Pass:
 
     documents: Tensor | None
     wanted: frozenset[int]
+    padded: bool
     num_calls: int = 0
     masked: bool = False
     found: dict[int, Attention] = field(default_factory=dict)
@@ -41,19 +42,23 @@ _PASS: ContextVar[_Pass | None] = ContextVar("attention", default=None)
 
 
 @contextmanager
-def attending(hf: Any, documents: Tensor | None, wanted: frozenset[int]) -> Iterator[dict[int, Attention]]:
+def attending(
+    hf: Any, documents: Tensor | None, wanted: frozenset[int], padded: bool
+) -> Iterator[dict[int, Attention]]:
     """The forward pass inside attends within documents, and fills what is yielded with `wanted` layers.
 
     Args:
         hf: a transformers model; restored when the pass is over.
         documents: [B, L] document numbers, each position sees its own document only; None: no such limit.
         wanted: layers by number, from 1.
+        padded: whether any position is not attended. transformers would look at the mask, and the host would wait for
+            the GPU to tell.
 
     Raises:
         UserError: the model does not look its attention up where others do.
     """
     _register()
-    one = _Pass(documents, wanted)
+    one = _Pass(documents, wanted, padded)
     before, token = hf.config._attn_implementation, _PASS.set(one)
     hf.config._attn_implementation = NAME
     try:
@@ -109,7 +114,10 @@ def _register() -> None:
         if one is not None and one.documents is not None:
             one.masked = True
             mask_function = and_masks(mask_function, packed_sequence_mask_function(one.documents))
+        if one is not None and (one.documents is not None or one.padded):
             given |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+        elif one is not None:
+            given["attention_mask"] = None
         return sdpa_mask(*args, mask_function=mask_function, **given)
 
     ALL_ATTENTION_FUNCTIONS.register(NAME, attend)

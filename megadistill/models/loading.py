@@ -1,4 +1,10 @@
-"""How a pretrained model comes from a local folder or a hub name, and what is said when it cannot."""
+"""How a pretrained model comes from a local folder or a hub name, and what is said when it cannot.
+
+What ranks of one machine share (`tests/models/test_sharing.py` measures it): safetensors are mapped, so weights in the
+dtype that they are stored in take memory once, as pages of the file, and disks are read once; what is written to later
+(a student that learns), or cast to another dtype, becomes a rank's own. Of ranks that want the same model of the hub at
+once one downloads each file, while the others wait at the hub cache's lock.
+"""
 
 from __future__ import annotations
 

@@ -147,10 +147,11 @@ class LanguageModel(nn.Module):
         return head
 
     def _attending(self, batch: Batch, layers: frozenset[int]) -> Any:
-        if self.attends == "row" and not layers:
+        if self.attends == "row" and not layers and self.hf.config._attn_implementation != "sdpa":
             nothing: dict[int, Attention] = {}
             return nullcontext(nothing)
-        return attending(self.hf, batch.segments if self.attends == "document" else None, layers)
+        padded = len(batch.attended) < batch.mask.numel()
+        return attending(self.hf, batch.segments if self.attends == "document" else None, layers, padded)
 
     @torch.no_grad()
     def sees_ahead(self, length: int = 8) -> bool:

@@ -39,6 +39,8 @@ class Plan:
     parameters: Parameters
     footprint: Footprint
     machine: Machine
+    micro_size: int
+    """Rows of a micro-batch; where the config says auto, the most that fit by this estimate (else the fewest)."""
     accumulation: int
     work: Work
     checkpoint: int
@@ -70,7 +72,7 @@ def plan(config: RunConfig, machine: Machine) -> Plan:
         UserError: the batch does not divide by the GPUs, models do not fit together, or the run is of a task.
     """
     students = config.students(machine.gpus)
-    parameters, found = measure(config, students)
+    config, parameters, found = _settled(config, machine, students)
     done = work(config, found, machine)
     size = checkpoint_bytes(config, parameters.learned, parameters.student)
     save = size / machine.disk
@@ -82,6 +84,7 @@ def plan(config: RunConfig, machine: Machine) -> Plan:
         parameters,
         found,
         machine,
+        config.batch.rows_per_pass,
         config.batch.accumulation(students),
         done,
         size,
@@ -91,6 +94,27 @@ def plan(config: RunConfig, machine: Machine) -> Plan:
         None,
     )
     return made if made.fits else replace(made, change=cheapest(config, machine))
+
+
+def _settled(config: RunConfig, machine: Machine, ranks: int) -> tuple[RunConfig, Parameters, Footprint]:
+    """With a number for `batch.micro_size: auto`."""
+    if config.batch.micro_size != "auto":
+        return config, *measure(config, ranks)
+
+    def tried(rows: int) -> tuple[RunConfig, Parameters, Footprint]:
+        one = config.with_micro_size(rows)
+        return one, *measure(one, ranks)
+
+    choices = config.micro_sizes(ranks)
+    best, fits, does_not = tried(choices[0]), 0, len(choices)
+    while does_not - fits > 1:
+        middle = (fits + does_not) // 2
+        made = tried(choices[middle])
+        if _fits(made[2], machine):
+            best, fits = made, middle
+        else:
+            does_not = middle
+    return best
 
 
 def measure(config: RunConfig, ranks: int) -> tuple[Parameters, Footprint]:
@@ -159,7 +183,7 @@ def cheapest(config: RunConfig, machine: Machine) -> str | None:
 
 def _changes(config: RunConfig, ranks: int) -> Iterator[list[str]]:
     """Overrides, the cheapest first."""
-    engine, micro = config.engine, config.batch.micro_size
+    engine, micro = config.engine, config.batch.rows_per_pass
     stage = ["engine.zero_stage=2"] if engine.zero_stage < 2 else []
     if stage and engine.gradient_accumulation_dtype == engine.precision != "fp32":
         stage.append("engine.gradient_accumulation_dtype=fp32")

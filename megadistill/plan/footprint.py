@@ -158,7 +158,7 @@ def _spread(trace: Trace, model: LanguageModel, ranks: int) -> torch.Tensor:
 
 def typical_batch(config: RunConfig, vocabulary: int) -> Batch:
     """A micro-batch as the data will give them: whole rows of one document, as many targets as are asked for."""
-    rows, length = config.batch.micro_size, config.sequence_length
+    rows, length = config.batch.rows_per_pass, config.sequence_length
     ids = torch.arange(rows * length).view(rows, length) % max(vocabulary, 1)
     labels = torch.full_like(ids, IGNORE)
     if config.task is not None:

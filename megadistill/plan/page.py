@@ -12,7 +12,7 @@ from megadistill.run.config import RunConfig
 def page(plan: Plan, config: RunConfig) -> str:
     """All of it."""
     return "\n".join(
-        [*_models(plan), "", *_memory(plan), "", *_work(plan), "", *_disk(plan, config), "", *_scale(plan)]
+        [*_models(plan), "", *_memory(plan), "", *_work(plan, config), "", *_disk(plan, config), "", *_scale(plan)]
     )
 
 
@@ -48,13 +48,18 @@ def _memory(plan: Plan) -> list[str]:
     return lines
 
 
-def _work(plan: Plan) -> list[str]:
+_SETTLED = " (micro_size: auto is the most that fit by this estimate; a run measures it)"
+
+
+def _work(plan: Plan, config: RunConfig) -> list[str]:
     done, machine = plan.work, plan.machine
     how = (
         f"at {machine.mfu:.0%} of {machine.peak / 1e12:,.0f} TFLOP/s a GPU" if machine.tokens_per_second is None else ""
     )
+    settled = _SETTLED if config.batch.micro_size == "auto" else ""
     rows = [
-        ("steps", f"{done.steps:,} of {done.tokens_per_step:,} tokens, {plan.accumulation} micro-batches a rank"),
+        ("steps", f"{done.steps:,} of {done.tokens_per_step:,} tokens"),
+        ("a rank's share", f"{plan.accumulation} x {plan.micro_size} rows{settled}"),
         ("tokens", f"{done.tokens:,}"),
         ("operations", f"{done.flops:.3g}, {done.flops / done.tokens:.3g} a token"),
     ]

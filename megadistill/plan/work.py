@@ -42,7 +42,7 @@ def work(config: RunConfig, footprint: Footprint, machine: Machine) -> Work:
     start, rows = sizes.span(config.steps - 1)
     length = config.sequence_length
     tokens = (start + rows) * length
-    flops = footprint.flops / (config.batch.micro_size * length) * tokens
+    flops = footprint.flops / (config.batch.rows_per_pass * length) * tokens
     rate = machine.tokens_per_second
     if rate is None and machine.peak:
         rate = tokens / (flops / (machine.gpus * machine.peak * machine.mfu))

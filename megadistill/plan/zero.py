@@ -40,6 +40,7 @@ class Sharded:
         self.sums = DTYPES[engine.gradient_accumulation_dtype]
         self.wire = DTYPES[engine.communication_dtype]
         self.sizes = [sum(p.numel() for p in group) for group in self.groups]
+        self.bucket = engine.reduce_bucket_values([p.numel() for p in self.parameters])
         shares = [-(-size // (self.ranks if stage else 1)) for size in self.sizes]
         self.shares = shares
         on_host = self.on_host = engine.offload_optimizer != "none"
@@ -58,7 +59,7 @@ class Sharded:
                 self.resting["student's share"] = [_new(sum(shares), self.dtype)]
             if not on_host:
                 self.resting["gradients"] = [_new(sum(shares), self.sums)]
-            self.resting["buckets"] = [_new(engine.reduce_bucket_values, self.wire)]
+            self.resting["buckets"] = [_new(self.bucket, self.wire)]
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -72,7 +73,7 @@ class Sharded:
             return  # they wait for the end of the backward pass
         if stage in (1, 2) and not self.buckets:
             staged = self.sums if stage == 1 and self.dtype != self.sums else self.dtype
-            values = self.engine.reduce_bucket_values
+            values = self.bucket
             self.buckets = [_new(values, staged) for _ in range(1 + self.engine.overlap_communication)]
         parameter.grad = None
         if stage == 1:

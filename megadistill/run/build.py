@@ -27,7 +27,7 @@ from megadistill.models.loading import load_config
 from megadistill.models.signals import LanguageModel
 from megadistill.objectives.base import Loss
 from megadistill.run.config import RunConfig
-from megadistill.run.fitting import refuse_other_tokenizer, refuse_unfit, refuse_uninstalled
+from megadistill.run.fitting import padding_of, refuse_other_tokenizer, refuse_unfit, refuse_uninstalled
 from megadistill.run.trained import located
 from megadistill.tasks.augment.kept import make
 from megadistill.tasks.base import TokenTask
@@ -65,7 +65,7 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
     batch = config.batch
     augment(config, (world.rank, world.size), device)
     stream = Stream(
-        train_rows(config), world, batch.global_size, batch.micro_size, config.seed, sizes=batch.later_sizes
+        train_rows(config), world, batch.global_size, batch.rows_per_pass, config.seed, sizes=batch.later_sizes
     )
     tokenizer = None if config.words is None else load_tokenizer(config.words.tokenizer)
     vocabulary = 0 if tokenizer is None else tokenizer.vocabulary_size
@@ -92,6 +92,8 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
         if isinstance(student, ImageModel):
             show_images(head, student, [model for model in models if isinstance(model, ImageModel)])
     refuse_unfit(config, student, models, teacher.dims if teacher is not None else None, vocabulary)
+    for remark in padding_of(models, student):
+        log.get().info(remark)
     for who, part in (("teacher", config.teacher), ("student", config.student)):
         for path in part.paths() if part is not None else []:
             if tokenizer is not None:

@@ -120,6 +120,26 @@ class RunConfig(Strict):
         """What a position sees; a task's row is one example."""
         return self.text.attention if self.task is None else "row"
 
+    def micro_sizes(self, ranks: int) -> list[int]:
+        """What `batch.micro_size: auto` may come to at so many students' ranks, ascending.
+
+        Raises:
+            UserError: a global batch does not divide, or into single rows where two are needed.
+        """
+        exchanging = [o.label for o in self.objectives if o.needs().again]
+        sizes = [rows for rows in self.batch.micro_sizes(ranks) if rows > 1 or not exchanging]
+        if not sizes:
+            raise UserError(
+                f"objectives: {', '.join(exchanging)} exchanges states between rows of a micro-batch",
+                f"batch.global_size={self.batch.global_size} is one row for each of {ranks} ranks",
+                "raise batch.global_size, or use fewer ranks",
+            )
+        return sizes
+
+    def with_micro_size(self, rows: int) -> RunConfig:
+        """With so many rows a pass, one of `micro_sizes`."""
+        return self.model_copy(update={"batch": self.batch.with_micro_size(rows)})
+
     @property
     def steps(self) -> int:
         """How many the run takes in all."""
@@ -204,7 +224,7 @@ class RunConfig(Strict):
     @model_validator(mode="after")
     def _exchanged_rows_are_two(self) -> RunConfig:
         exchanging = [o.label for o in self.objectives if o.needs().again]
-        if exchanging and self.batch.micro_size < 2:
+        if exchanging and self.batch.micro_size == 1:
             raise ValueError(
                 f"objectives: {', '.join(exchanging)} exchanges states between rows of a micro-batch, and "
                 "batch.micro_size is 1; set it to 2 at least"

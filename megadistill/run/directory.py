@@ -118,6 +118,7 @@ class RunDirectory:
             "config": self.config_hash,
             "code": now["code"],
             "data": None,
+            "micro_size": config.batch.rows_per_pass,
             "slurm_job": os.environ.get("SLURM_JOB_ID"),
         }
         self._create({self.identity.name: json.dumps(identity, indent=2) + "\n", **self._documents})
@@ -166,6 +167,18 @@ class RunDirectory:
         while (old := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
             number += 1
         os.rename(self.path, old)
+
+    @classmethod
+    def micro_size(cls, config: RunConfig, fresh: bool) -> int | None:
+        """The batch.micro_size that the run of a config has begun with; None where `open` will begin one."""
+        self = cls(config.run_directory)
+        if not self.identity.exists():
+            return None
+        identity = self._read_identity()
+        if fresh and not _already_fresh(identity):
+            return None
+        known = identity.get("micro_size")
+        return int(known or yaml.safe_load(self.resolved_config.read_text(encoding="utf-8"))["batch"]["micro_size"])
 
     # ------------------------------------------------------------------ owning
 

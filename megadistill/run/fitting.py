@@ -54,11 +54,13 @@ def misfits(config: RunConfig) -> tuple[list[UserError], list[str]]:
                 refuse_other_tokenizer(config, tokenizer, path)
     if not absent and config.task is None:  # a task's models are made from the task's data
         with _collected(problems):
-            problems += _sizes(config, tokenizer, [load_empty(path) for path in paths])
+            problems += _sizes(config, tokenizer, [load_empty(path) for path in paths], remarks)
     return problems, remarks
 
 
-def _sizes(config: RunConfig, tokenizer: Tokenizer | None, teachers: Sequence[LanguageModel]) -> Iterator[UserError]:
+def _sizes(
+    config: RunConfig, tokenizer: Tokenizer | None, teachers: Sequence[LanguageModel], remarks: list[str]
+) -> Iterator[UserError]:
     first = teachers[0] if teachers else None
     special = tokenizer.special.as_dict() if tokenizer is not None else {}
     vocabulary = tokenizer.vocabulary_size if tokenizer is not None else first.dims.vocabulary if first else 30_522
@@ -74,6 +76,7 @@ def _sizes(config: RunConfig, tokenizer: Tokenizer | None, teachers: Sequence[La
     with _collected(found):
         refuse_unfit(config, student, teachers, theirs, vocabulary)
     yield from found
+    remarks += padding_of(teachers, student)
     for objective in config.objectives:
         try:
             with torch.device("meta"):
@@ -155,6 +158,17 @@ def refuse_unfit(
             "\n  ".join(found),
             "use the teacher's tokenizer (data.tokenizer) and its sizes for the student",
         )
+
+
+def padding_of(teachers: Sequence[LanguageModel], student: LanguageModel) -> list[str]:
+    """What is to be known of teachers whose vocabulary is padded further than the student's."""
+    ours = student.dims.vocabulary
+    return [
+        f"the teacher's vocabulary has {model.dims.vocabulary:,} entries, the student's {ours:,}: its last "
+        f"{model.dims.vocabulary - ours:,} are padding, and ignored"
+        for model in teachers
+        if student.answers == model.answers == "tokens" and model.dims.vocabulary > ours
+    ]
 
 
 def refuse_other_tokenizer(config: RunConfig, ours: Tokenizer, path: str, who: str = "teacher") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
@@ -23,8 +24,9 @@ class BatchConfig(Strict):
 
     global_size: int = Field(gt=0)
     """Rows per optimizer step, over all ranks and accumulation."""
-    micro_size: int = Field(gt=0)
-    """Rows per rank and forward pass; accumulation follows: global_size / (micro_size x ranks)."""
+    micro_size: PositiveInt | Literal["auto"]
+    """Rows per rank and forward pass; accumulation follows: global_size / (micro_size x ranks). auto: the most that fit
+    into memory, measured in whole steps when the run is first started and kept in its run.json."""
     schedule: list[BatchChange] = Field(default_factory=list)
     """Other global sizes from later steps on (batch size warm-up), such as [{from_step: 1001, global_size: 512}]. The
     learning rate does not follow by itself."""
@@ -41,25 +43,52 @@ class BatchConfig(Strict):
         """(0-based step, rows per step from there on), for `Stream`."""
         return [(change.from_step - 1, change.global_size) for change in self.schedule]
 
-    def accumulation(self, world_size: int) -> int:
-        """Micro-batches per step and rank, before `schedule` changes it.
+    @property
+    def rows_per_pass(self) -> int:
+        """`micro_size` as the number that it is wherever something is built (see `train.micro_size`)."""
+        assert self.micro_size != "auto", "to be measured first"
+        return self.micro_size
+
+    def with_micro_size(self, rows: int) -> BatchConfig:
+        return self.model_copy(update={"micro_size": rows})
+
+    def micro_sizes(self, world_size: int) -> list[int]:
+        """All micro-batches that `auto` may come to, ascending: they divide each rank's share of every global batch.
 
         Raises:
-            UserError: when a global batch does not divide; names the nearest sizes that do.
+            UserError: as `check`.
         """
-        unit = self.micro_size * world_size
+        self.check(world_size)
+        share = math.gcd(self.global_size, *(change.global_size for change in self.schedule)) // world_size
+        return [rows for rows in range(1, share + 1) if share % rows == 0]
+
+    def check(self, world_size: int) -> None:
+        """
+        Raises:
+            UserError: a global batch does not divide; names the nearest sizes that do.
+        """
+        rows = 1 if self.micro_size == "auto" else self.micro_size
+        unit = rows * world_size
         sizes = {"global_size": self.global_size}
         sizes |= {f"schedule.{number}.global_size": change.global_size for number, change in enumerate(self.schedule)}
         for name, size in sizes.items():
             if size % unit:
                 near = sorted({max(size // unit, 1) * unit, (size // unit + 1) * unit})
+                by = f"batch.micro_size x ranks = {rows} x {world_size}" if rows > 1 else f"{world_size} ranks"
                 raise UserError(
-                    f"batch.{name}={size} does not divide by batch.micro_size x ranks "
-                    f"= {self.micro_size} x {world_size}",
+                    f"batch.{name}={size} does not divide by {by}",
                     "every rank must see the same number of micro-batches",
                     f"nearest global sizes that do: {' or '.join(map(str, near))}",
                 )
-        return self.global_size // unit
+
+    def accumulation(self, world_size: int) -> int:
+        """Micro-batches per step and rank, before `schedule` changes it.
+
+        Raises:
+            UserError: as `check`.
+        """
+        self.check(world_size)
+        return self.global_size // (self.rows_per_pass * world_size)
 
 
 class TrainConfig(Strict):

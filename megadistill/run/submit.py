@@ -111,7 +111,7 @@ def job(
     """
     for member in members or [()]:
         one = load(file, [*assignments, *member]) if member else config
-        one.batch.accumulation(one.students(nodes * cluster.tasks_per_node))
+        one.batch.check(one.students(nodes * cluster.tasks_per_node))
     logs = config.directory / "slurm"
     sweep = (logs / f"{config.name}.sweep").resolve() if members else None
     number = "%A_%a" if members else "%j"

@@ -27,9 +27,10 @@ from megadistill.train import held_out, rehearsal, stop
 from megadistill.train.accumulate import accumulate
 from megadistill.train.checkpoints import Checkpoints, layout
 from megadistill.train.deadline import Deadline, slurm_end
+from megadistill.train.fallen import PeerFailed, leave_word
 from megadistill.train.health import Health, RollBack, give_up
 from megadistill.train.ledger import Report
-from megadistill.train.predecessors import look_back, refuse_to_continue
+from megadistill.train.predecessors import look_back, refuse_different, refuse_to_continue
 from megadistill.train.rows import RowLog
 from megadistill.train.stragglers import Stopwatch, Stragglers
 from megadistill.train.watchdog import Watchdog
@@ -52,15 +53,13 @@ class Job:
         self.held_out = held_out_rows
         self.step = DistillStep(parts.student, config.objectives, parts.losses)
         self.num_parameters = sum(p.numel() for p in parts.student.parameters())  # ZeRO-3 leaves empty ones
-        shape = BatchShape(config.batch.global_size, config.batch.micro_size, parts.accumulation)
-        self.engine = Engine(config.engine, config.optimizer, self.step, shape, device)
+        self.engine = wrap(config, parts, device, self.step)
         teacher = parts.teacher.identity() if parts.teacher is not None else None
+        refuse_different(teacher)
         on_main("look at the run", partial(refuse_to_continue, directory, layout(config, world), teacher))
         self.attempt = directory.claim()
         on_main("look at the attempts before", partial(look_back, directory, self.attempt, config))
-        for model in parts.teacher.models if parts.teacher is not None else ():
-            if model.placement != "replicated":
-                spread(model, model.placement == "offloaded", device, world)
+        spread_teacher(parts, device, world)
         self.health = Health(config.train)
         self.checkpoints = Checkpoints(config, parts, self.engine, self.health, directory, self.attempt, world, teacher)
         limits = (config.train.hang_seconds, config.train.timeout_seconds)
@@ -162,7 +161,7 @@ class Job:
 
     def hold_out(self, step: int, rehearsal: bool = False) -> dict[str, float]:
         """Held-out scores of the student; a rehearsal takes two micro-batches per rank."""
-        size = self.config.batch.micro_size
+        size = self.config.batch.rows_per_pass
         faults.place("evaluate", self.world.rank)
         rows = 2 * size * self.world.size if rehearsal else self.config.evaluate.rows
         batches = self.held_out.batches(size, self.config.seed, self.world, max_rows=rows)
@@ -230,14 +229,16 @@ class Job:
         self.checkpoints.finish()
         self.directory.journal("end", step=steps)
         self.directory.status("done", step=steps)
-        run = self.directory.path
-        for line in (f"evaluate {run}", f"export {run} --to hf", f"report {run}"):
+        run, more = self.directory.path, [*self.config.train.more_steps, self.config.train.steps]
+        on = f"train {self.directory.config} train.more_steps={more}".replace(", ", ",")
+        for line in (on, f"evaluate {run}", f"export {run} --to hf", f"report {run}"):
             self.say(f"next: megadistill {line}")
         return Exit.DONE
 
     def fail(self, error: BaseException) -> None:
         """Leave word of how the attempt ended; the exception goes on."""
-        if isinstance(error, UserError):  # on every rank, so all can see the last save through
+        leave_word(self.directory.path, self.attempt, self.world.rank, self.watchdog, error)
+        if isinstance(error, UserError) and not isinstance(error, PeerFailed):  # all ranks see the last save through
             self._save_through()
         text = f"{type(error).__name__}: {error}"
         log.get().error(text, exc_info=None if isinstance(error, UserError) else error)
@@ -300,7 +301,7 @@ class Job:
         log.get().info(text)
 
     def _greet(self, found: checkpoint.Found | None, step: int) -> None:
-        stream, micro, ranks = self.parts.stream, self.config.batch.micro_size, self.world.size
+        stream, micro, ranks = self.parts.stream, self.config.batch.rows_per_pass, self.world.size
         rows = stream.sizes.span(step)[1]
         what = f"{rows * self.config.sequence_length:,} tokens" if self.config.words else f"{rows:,} images"
         self.say(
@@ -314,3 +315,16 @@ class Job:
             self.say(f"at the start: KL {like['kl']:.3f} to the teacher, top-1 agreement {like['agreement_top1']:.1%}")
         for reason in self.directory.not_bitwise:
             self.say(f"not bitwise: {reason}")
+
+
+def wrap(config: RunConfig, parts: Parts, device: torch.device, step: DistillStep) -> Engine:
+    """The student and its objectives under DeepSpeed; a collective."""
+    shape = BatchShape(config.batch.global_size, config.batch.rows_per_pass, parts.accumulation)
+    return Engine(config.engine, config.optimizer, step, shape, device)
+
+
+def spread_teacher(parts: Parts, device: torch.device, world: World) -> None:
+    """Put a teacher that is not to be whole on every rank where it shall be; a collective."""
+    for model in parts.teacher.models if parts.teacher is not None else ():
+        if model.placement != "replicated":
+            spread(model, model.placement == "offloaded", device, world)

@@ -20,7 +20,8 @@ from megadistill.run.config import RunConfig, load
 from megadistill.run.directory import RunDirectory
 from megadistill.run.trained import located
 from megadistill.teachers import apart
-from megadistill.train import memory, stop
+from megadistill.train import memory, micro_size, stop
+from megadistill.train.fallen import blame, is_broken_connection
 from megadistill.train.health import RollBack, skipped
 from megadistill.train.job import Job
 from megadistill.train.ledger import Done, Ledger, Report
@@ -87,25 +88,31 @@ def _attempt(config: RunConfig, world: World, device: torch.device, fresh: bool)
     """Build, restore, loop."""
     log.setup(world.rank)
     engine_fits(config.engine, device)
-    with memory.explained(config, world, device, trained=lambda: False):
+    config = micro_size.settled(config, world, device, fresh)
+    with memory.explained(config, world, device):
         parts = build(config, world, device)  # most of a user's mistakes come out here, before anything is written
     held_out_rows = held_out(config)
-    held_out_rows.batches(config.batch.micro_size, config.seed, world)  # refuses to be too few
+    held_out_rows.batches(config.batch.rows_per_pass, config.seed, world)  # refuses to be too few
     directory = RunDirectory.open(config, fresh, world)
     directory.data_is(parts.stream.fingerprint)
     parts.stream.leave_out(on_main("read the journal", lambda: skipped(directory.events())))
     log.setup(world.rank, directory.log_file(world.rank))
-    with memory.explained(config, world, device, trained=lambda: False):
+    with memory.explained(config, world, device):
         job = Job(config, parts, held_out_rows, directory, world, device)
     try:
-        with job.watchdog, memory.explained(config, world, device, lambda: job.watchdog.longest_step > 0):
+        with job.watchdog, memory.explained(config, world, device, job.watchdog):
             return _loop(config, parts, directory, job, world)
     except RollBack:
         job.close()
         raise
     except BaseException as error:
-        job.fail(error)
-        raise
+        told: BaseException = error
+        if world.size > 1 and is_broken_connection(error):
+            told = blame(directory.path, job.attempt, directory.log_file(world.rank))
+        job.fail(told)
+        if told is error:
+            raise
+        raise told from error
 
 
 def _loop(config: RunConfig, parts: Parts, directory: RunDirectory, job: Job, world: World) -> Exit:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Mapping
 from typing import Any
 
 from megadistill.core import log
+from megadistill.core.dist import gather_objects
 from megadistill.core.errors import UserError
 from megadistill.engine import checkpoint
 from megadistill.run.config import RunConfig
 from megadistill.run.directory import RunDirectory
 from megadistill.run.restarts import refuse_fruitless, refuse_live, restarted_by_scheduler
-from megadistill.train.watchdog import hung_file, hung_ranks
+from megadistill.train.watchdog import hung_file, hung_ranks, last_heard
 
 
 def refuse_to_continue(directory: RunDirectory, layout: Mapping[str, Any], teacher: Mapping[str, Any] | None) -> None:
@@ -32,6 +34,22 @@ def refuse_to_continue(directory: RunDirectory, layout: Mapping[str, Any], teach
         _refuse_other_teacher(facts["teacher"], teacher)
 
 
+def refuse_different(teacher: Mapping[str, Any] | None) -> None:
+    """Called on every rank.
+
+    Raises:
+        UserError: not all have the same teacher: a hub's branch has moved meanwhile, or nodes' folders differ.
+    """
+    every = gather_objects((socket.gethostname(), teacher))
+    for rank, (host, other) in enumerate(every):
+        if other != every[0][1]:
+            raise UserError(
+                f"rank {rank} on {host} has another teacher than rank 0 on {every[0][0]}",
+                f"{other} there / {every[0][1]} here",
+                "give all nodes the same folder, or name a commit of the hub (teacher.revision)",
+            )
+
+
 def look_back(directory: RunDirectory, attempt: int, config: RunConfig) -> None:
     """After the claim, for one process: say which attempt hung.
 
@@ -41,8 +59,11 @@ def look_back(directory: RunDirectory, attempt: int, config: RunConfig) -> None:
     hung = hung_ranks(directory.path, attempt - 1)
     if hung:
         stacks = hung_file(directory.path, attempt - 1, hung[0])
+        heard = last_heard(directory.path)
+        where = "; ".join(f"rank {rank}: {heard[rank]}" for rank in sorted(heard)[:16])
         log.get().info(f"attempt {attempt - 1} hung on rank(s) {', '.join(map(str, hung))}; stacks in {stacks}")
-        directory.journal("hang", hung_attempt=attempt - 1, ranks=hung, stacks=stacks.name)
+        log.get().info(f"last heard of: {where}")
+        directory.journal("hang", hung_attempt=attempt - 1, ranks=hung, stacks=stacks.name, heard=heard)
     if restarted_by_scheduler():
         refuse_fruitless(directory.events(), attempt, config.train.max_fruitless_restarts)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import socket
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,6 +41,8 @@ class Watchdog:
         self.longest_step = 0.0
         """Seconds, of this attempt's steps but the first."""
         self._steps = 0
+        self.doing = ""
+        """The phase that this rank is in, as in `step 12` or `evaluate and save, step 12`."""
 
     def enter(self, phase: str, step: int, patience: float = 0.0) -> None:
         """This rank now does `phase` (`step`, or anything else) of step number `step`, and may take so many seconds
@@ -51,6 +54,7 @@ class Watchdog:
         if phase != self._phase or now - self._said >= HEARTBEAT_SECONDS:
             self._say(phase, step, now)
         self._phase, self._since, self._patience = phase, now, patience
+        self.doing = f"step {step}" if phase == "step" else f"{phase}, step {step}"
         faulthandler.dump_traceback_later(self.limit(), exit=True, file=self._output)
 
     def limit(self) -> float:
@@ -71,7 +75,12 @@ class Watchdog:
 
     def _say(self, phase: str, step: int, now: float) -> None:
         """Not flushed to disk, and not in turn: it is for who looks now, and must not cost the step anything."""
-        said = {"phase": phase, "step": step, "time": datetime.now(UTC).isoformat(timespec="seconds")}
+        said = {
+            "phase": phase,
+            "step": step,
+            "host": socket.gethostname(),
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
         self.heartbeat.write_text(json.dumps(said) + "\n", encoding="utf-8")
         self._said = now
 
@@ -85,3 +94,17 @@ def hung_ranks(run: Path, attempt: int) -> list[int]:
     """The ranks of an attempt that were ended by their watchdog."""
     files = sorted((run / "logs").glob(f"hung-a{attempt:04d}-rank-*.txt"))
     return [int(file.stem.rpartition("-")[2]) for file in files if file.stat().st_size]
+
+
+def last_heard(run: Path) -> dict[int, str]:
+    """Rank -> what it last said that it does, as in `step 12 on node7 at 10:05:03`."""
+    heard: dict[int, str] = {}
+    for file in (run / "heartbeats").glob("rank-*.json"):
+        try:
+            said = json.loads(file.read_text(encoding="utf-8"))
+            step = f" {said['step']}" if said["step"] >= 0 else ""
+            rank = int(file.stem.rpartition("-")[2])
+            heard[rank] = f"{said['phase']}{step} on {said.get('host', '?')} at {said['time'][11:19]}"
+        except (OSError, ValueError, KeyError):
+            continue  # it is being replaced
+    return heard

@@ -191,7 +191,9 @@ def test_what_was_prepared_otherwise_or_not_at_all_is_refused(prepared, changed,
         stream(sequence_length=64)
     words = (prepared_vocabulary(prepared)).split()
     (tmp_path / "vocab.txt").write_text("\n".join([*words, "extra"]))
-    with pytest.raises(UserError, match="another tokenizer"):
+    with pytest.raises(
+        UserError, match=r"another tokenizer than(.|\n)*fingerprint is \w{12}, not \w{12}(.|\n)*megadistill prepare"
+    ):
         stream(tokenizer=str(tmp_path))
     shutil.copytree(prepared.dir, tmp_path / "shards")
     tar = next((tmp_path / "shards" / "two" / "train").glob("*.tar"))

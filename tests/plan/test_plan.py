@@ -135,6 +135,34 @@ def test_where_a_teacher_is_decides_what_students_hold_of_it(whole):
     assert [plan.footprint.teacher_rank for p, plan in found.items() if p != "own_ranks"] == [0, 0]
 
 
+def test_micro_size_auto_is_the_most_that_fit_by_the_estimate(whole):
+    auto = ["batch.micro_size=auto", "batch.global_size=64"]
+    assert made(*auto).micro_size == 32, "a rank's whole share: there is room"
+    sizes = {rows: made(f"batch.micro_size={rows}", auto[1]).footprint.peak for rows in (1, 8, 16)}
+    assert made(*auto, where=machine(memory=(sizes[8] + sizes[16]) / 2 / USABLE)).micro_size == 8
+    tight = made(*auto, where=machine(memory=sizes[1] / 2 / USABLE))
+    assert (tight.micro_size, tight.fits) == (1, False)
+    page = CliRunner().invoke(app, ["plan", str(QUICKSTART), *auto, "--gpus", "2"])
+    assert page.exit_code == 0, page.output
+    assert "1 x 32 rows (micro_size: auto is the most that fit" in page.output
+
+
+def test_what_is_projected_is_computing_and_what_rings_send():
+    """By hand, at 8, 64 and 512 GPUs; nothing overlaps."""
+    where = machine()
+    done = made("batch.global_size=64", "batch.micro_size=8", where=where)
+    values, computing, micro = done.parameters.learned, done.work.step_seconds, 4
+    assert [p.ranks for p in done.projections] == [8] * 3 + [64] * 3 + [512] * 3
+    for found in done.projections:
+        gradients = {1: 2, 2: 2 * micro, 3: micro}[found.zero_stage] * 4 * values
+        weights = {1: 1, 2: 1, 3: micro}[found.zero_stage] * 4 * values
+        sent = (found.ranks - 1) / found.ranks * (gradients + weights)
+        assert found.sent == pytest.approx(sent)
+        rate = where.inside if found.ranks == 8 else where.outside
+        assert found.seconds == pytest.approx(computing + sent / rate)
+        assert found.efficiency == pytest.approx(computing / found.seconds)
+
+
 def test_a_task_is_refused():
     task = Path(__file__).resolve().parents[2] / "configs" / "tasks" / "finetune_sst2.yaml"
     with pytest.raises(UserError, match="plan is for pretraining"):

@@ -67,6 +67,18 @@ def test_what_only_sizes_tell_is_told_with_its_field(bert, changes, message):
     assert all("fix: " in problem for problem in problems)
 
 
+def test_a_teacher_whose_vocabulary_is_padded_is_remarked_upon(bert, tmp_path):
+    shutil.copytree(bert.parent / "teacher", tmp_path / "padded")
+    config = json.loads((tmp_path / "padded" / "config.json").read_text())
+    (tmp_path / "padded" / "config.json").write_text(json.dumps(config | {"vocab_size": 320}))
+    given = [f"teacher.path={tmp_path / 'padded'}", RANDOM, "student.config={num_hidden_layers: 1, vocab_size: 300}"]
+    problems, remarks = told(bert, *given)
+    assert problems == []
+    assert (
+        "the teacher's vocabulary has 320 entries, the student's 300: its last 20 are padding, and ignored" in remarks
+    )
+
+
 def test_several_problems_are_told_at_once(bert):
     objectives = "objectives=[{kind: hidden_mse, layers: {3: 1}}, {kind: attention_mse, layers: {1: 5}}]"
     assert len(told(bert, objectives)[0]) == 2

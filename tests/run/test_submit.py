@@ -66,3 +66,10 @@ def test_every_member_is_checked_before_anything_is_queued(config):
         submit.job(cluster(), 1, given, config, [], members("tiny", ["train.stepz=1,2"]))
     with pytest.raises(UserError, match="does not divide"):
         submit.job(cluster(tasks_per_node=3), 1, given, config, [])
+
+
+def test_micro_size_auto_only_has_to_divide_by_the_ranks(config):
+    auto = load(config, ["batch={global_size: 12, micro_size: auto}"])
+    assert "sbatch" in str(submit.job(cluster(), 3, auto, config, []))
+    with pytest.raises(UserError, match=r"batch.global_size=12 does not divide by 8 ranks(.|\n)*: 8 or 16"):
+        submit.job(cluster(), 4, auto, config, [])
