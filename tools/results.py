@@ -27,6 +27,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import yaml
+from export_tables import int8_table
 from recipe_tables import ablation_table, cache_table, counterfactual_line, scores
 from step_tables import step_table
 from trust_tables import kill_table, measured, overhead_table, slow_tests_line
@@ -119,6 +120,7 @@ def tables(results: Path = RESULTS) -> str:
         overhead_table,
         slow_tests_line,
         step_table,
+        int8_table,
     )
     parts = [part for part in (make(results) for make in makers) if part]
     return "\n\n".join(parts) if parts else "Nothing measured yet."
