@@ -43,7 +43,7 @@ def paper_table(models: Sequence[Model], teacher: Model | None) -> PaperTable | 
     """
     if not models:
         return None
-    ours = Group("Measured here", _how(models), list(models), teacher)
+    ours = Group("Measured here", _how(models), sorted(models, key=lambda one: one is not teacher), teacher)
     mine = {name for model in models for name in model.scores}
     groups = [ours, *(g for g in published() if any(mine & set(model.scores) for model in g.models))]
     everyone = [model for group in groups for model in group.models]
@@ -53,7 +53,7 @@ def paper_table(models: Sequence[Model], teacher: Model | None) -> PaperTable | 
     keys += [name for name in shown if name not in MACRO]
     titles = [f"mean of {len(common)}" if key == MEAN else _TITLES[key] for key in keys]
     rows = [(one, [(model, _cells(model, one.teacher, keys, common)) for model in one.models]) for one in groups]
-    return PaperTable([*titles, "parameters", "smaller", "seconds", "faster"], rows, _note(models, teacher, common))
+    return PaperTable(["parameters", "smaller", "seconds", "faster", *titles], rows, _note(models, teacher, common))
 
 
 def common_tasks(models: Sequence[Model]) -> list[str]:
@@ -122,7 +122,7 @@ def _cells(model: Model, teacher: Model | None, keys: Sequence[str], common: Seq
     smaller, faster = (Cell() if ratio is None else Cell(f"{ratio:.3g}×") for ratio in ratios)
     size = Cell() if count is None else Cell(short(count))
     time = Cell() if model.seconds is None else Cell(number(model.seconds))
-    return [*cells, size, smaller, time, faster]
+    return [size, smaller, time, faster, *cells]
 
 
 def _scored(score: Score | None, teacher: Model | None, key: str) -> Cell:
@@ -130,7 +130,10 @@ def _scored(score: Score | None, teacher: Model | None, key: str) -> Cell:
         return Cell()
     spread = () if score.std is None else (f"±{score.std:.1f}",)
     its = None if teacher is None else teacher.scores.get(key)
-    return Cell("/".join(f"{part:.1f}" for part in score.parts), (*spread, *_kept(score.value, its and its.value)))
+    return Cell(
+        "/".join(f"{part:.1f}" for part in score.parts),
+        (*spread, *_kept(score.value, None if its is None else its.value)),
+    )
 
 
 def _mean(model: Model, teacher: Model | None, common: Sequence[str]) -> Cell:

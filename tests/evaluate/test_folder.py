@@ -96,7 +96,7 @@ def test_what_such_a_folder_cannot_be_asked(masked, text, tmp_path):
     [
         ("classifier", "BertForSequenceClassification is no language model"),
         ("body", "lacks weights that .* needs"),
-        ("small", r"the tokenizer .* is not the model's\n.*knows 61|is not the model's"),
+        ("small", "the tokenizer .* is not the model's"),
     ],
 )
 def test_a_checkpoint_without_a_fitting_head_or_tokenizer(text, tmp_path, kind, message):
@@ -113,7 +113,7 @@ def test_a_checkpoint_without_a_fitting_head_or_tokenizer(text, tmp_path, kind, 
     assert not (tmp_path / "scores").exists()
 
 
-def test_a_run_knows_its_own_rows(masked, text):
+def test_a_teacher_is_scored_on_the_same_rows(masked, text):
     model = load_pretrained(str(masked))
     own = plain(model, str(masked))
     assert (own.packing, own.sequence_length, own.targets.kind) == ("split", LENGTH, "mlm")

@@ -97,9 +97,7 @@ def test_the_hubs_test_sets_have_no_labels(tmp_path):
     (tmp_path / "mnli").mkdir()
     unlabelled = pa.table({column: [value] for column, value in (HUB["mnli"] | {"label": -1}).items()})
     pq.write_table(unlabelled, tmp_path / "mnli" / "validation_matched-00000-of-00001.parquet")
-    with pytest.raises(
-        UserError, match=r"parquet:row 0: -1 is no label\n.*a test set has no labels|row 0: -1 is no label"
-    ):
+    with pytest.raises(UserError, match=r"validation_matched.*parquet:row 0: -1 is no label"):
         glue(tmp_path, "mnli").examples("dev_matched")
 
 
