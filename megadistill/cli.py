@@ -241,12 +241,12 @@ def evaluate(
     tasks: Annotated[
         str | None,
         typer.Option(
-            help="Separated by commas: heldout, wikitext, speed; glue, or sst2 and alike, squad, imdb, race to "
-            "fine-tune on and score. When not given: heldout, or a task's run on its task."
+            help="Separated by commas: heldout, wikitext, pseudo_perplexity, speed; glue, or sst2 and alike, squad, "
+            "imdb, race to fine-tune on and score. When not given: heldout, or a task's run on its task."
         ),
     ] = None,
     wikitext: Annotated[Path | None, typer.Option(metavar="FOLDER", help="The raw WikiText files.")] = None,
-    rows: Annotated[int | None, typer.Option(min=1, help="At most so many held-out rows; all when not given.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Score at most so many rows; all when not given.")] = None,
     data: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Holds glue/, squad*/, imdb/, race/.")] = None,
     seeds: Annotated[str, typer.Option(help="To fine-tune with, separated by commas.")] = "0,1,2",
     epochs: Annotated[float, typer.Option(min=0, help="To fine-tune for.")] = 3.0,
@@ -289,13 +289,19 @@ def export(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="One run, or several side by side.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN_OR_SCORES...", help="Runs, and folders of scores that `evaluate` has written."),
+    ],
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="By default RUN/report.html.")] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Whose scores on tasks the others' are compared with.")
+    ] = None,
 ) -> None:
-    """Write one self-contained HTML page about one or more runs."""
+    """Write one self-contained HTML page about one or more runs, or models that were scored on tasks."""
     from megadistill.report.html import report as write_report
 
-    typer.echo(f"wrote {write_report(runs, output)}")
+    typer.echo(f"wrote {write_report(runs, output, teacher)}")
 
 
 @app.command()

@@ -29,6 +29,7 @@ from xml.etree import ElementTree
 import yaml
 from evidence_tables import evidence_table
 from first_steps import first_steps_table
+from export_tables import int8_table
 from recipe_tables import ablation_table, cache_table, counterfactual_line, scores
 from step_tables import head_table, step_table
 from trust_tables import kill_table, measured, overhead_table, slow_tests_line
@@ -124,6 +125,7 @@ def tables(results: Path = RESULTS) -> str:
         step_table,
         head_table,
         evidence_table,
+        int8_table,
     )
     parts = [part for part in (make(results) for make in makers) if part]
     return "\n\n".join(parts) if parts else "Nothing measured yet."

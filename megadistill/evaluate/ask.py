@@ -9,11 +9,11 @@ from typing import Any
 from megadistill.core.errors import UserError
 from megadistill.core.files import write_json
 from megadistill.evaluate.finetune import NAMES, Plan, fine_tune
-from megadistill.evaluate.scores import evaluate
+from megadistill.evaluate.scores import FOLDER_TASKS, TEXT_TASKS, evaluate, evaluate_folder
 from megadistill.evaluate.speed import speed
 from megadistill.models.loading import load_pretrained
 from megadistill.run.directory import RunDirectory
-from megadistill.run.trained import student_folder, tokenizer_of
+from megadistill.run.trained import student_folder, tokenizer_of, trained
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,15 @@ def ask(model: Path, request: Request) -> dict[str, Any]:
     as_it_is = None if request.tasks is None else [t for t in request.tasks if t not in (*learnt, "speed")]
     if (learnt or "speed" in (request.tasks or [])) and request.data is None:
         raise UserError("these tasks need their data", ", ".join(request.tasks or []), "give --data FOLDER with glue/")
+    if not is_run:
+        _refuse_a_runs(model, ["heldout"] if as_it_is is None else as_it_is)
     result: dict[str, Any] = {}
-    if as_it_is is None or as_it_is:
-        if not is_run:
-            raise UserError(
-                f"{model} is no run directory",
-                f"only a run knows its text: {', '.join(as_it_is or ['heldout'])}",
-                "ask for tasks, as in --tasks sst2 --data FOLDER",
-            )
-        result |= evaluate(model, as_it_is, request.wikitext, request.rows)
     output = request.output or (model / "evaluation" / "tasks" if is_run else Path("runs") / f"{model.name}-tasks")
-    tokenizer = tokenizer_of(str(model)) if learnt or "speed" in (request.tasks or []) else ""
+    tokenizer = tokenizer_of(str(model)) if not is_run or learnt or "speed" in (request.tasks or []) else ""
+    if is_run and as_it_is != []:
+        result |= evaluate(model, as_it_is, request.wikitext, request.rows)
+    elif as_it_is:
+        result |= evaluate_folder(model, tokenizer, as_it_is, request.wikitext, output, request.rows)
     if "speed" in (request.tasks or []):
         assert request.data is not None
         place = Path(student_folder(str(model)))
@@ -67,5 +65,20 @@ def ask(model: Path, request: Request) -> dict[str, Any]:
     if learnt:
         assert request.data is not None
         plan = Plan(request.data, request.seeds, request.epochs, request.recipe, request.assignments)
-        result |= fine_tune(str(model), tokenizer, learnt, plan, output)
+        spec = f"{model}@{trained(RunDirectory(model)).step}" if is_run else str(model)  # what is learnt later is other
+        result |= fine_tune(spec, tokenizer, learnt, plan, output)
     return result
+
+
+def _refuse_a_runs(model: Path, tasks: list[str]) -> None:
+    """Of a folder: what only a run can be asked, and what nothing can."""
+    unknown = [task for task in tasks if task not in TEXT_TASKS]
+    if unknown:
+        there = ", ".join((*FOLDER_TASKS, "speed", "glue", *NAMES))
+        raise UserError(f"no evaluation task {', '.join(unknown)}", f"{model} can be scored with: {there}")
+    if [task for task in tasks if task not in FOLDER_TASKS]:
+        raise UserError(
+            f"{model} is no run directory",
+            "only a run knows its text: heldout",
+            f"ask for {', '.join(FOLDER_TASKS)}, or for tasks, as in --tasks sst2 --data FOLDER",
+        )

@@ -63,20 +63,21 @@ def chosen(names: Sequence[str], data: Path) -> list[str]:
 
 
 def fine_tune(model: str, tokenizer: str, names: Sequence[str], plan: Plan, output: Path) -> dict[str, Any]:
-    """Fine-tune and score; the result is also written to `<output>/summary.json`.
+    """Fine-tune and score; the result is also written to `<output>/summary.json`, beside those of other tasks that the
+    same model learnt by the same recipe.
 
     Args:
-        model: a folder in the Hugging Face format, or a run.
+        model: a folder in the Hugging Face format, or RUN@STEP.
         tokenizer: what it was pretrained with.
         names: see `chosen`.
 
     Returns:
         task -> the spread of its score over seeds, the scores themselves and every metric's median; `macro` and
-        `macro_without_wnli` over GLUE's tasks, and which of the nine are missing from it.
+        `macro_without_wnli` over GLUE's tasks, and which of the nine are missing from it; the model and the recipe.
     """
     tasks = chosen(names, plan.data)
     trees = {task: _tree(task, model, tokenizer, plan) for task in tasks}  # mistakes show before the first run
-    result: dict[str, Any] = {}
+    result = _earlier(model, plan, output)
     for task, tree in trees.items():
         found = [_run({**tree, "name": f"{task}-seed-{seed}", "seed": seed}, output) for seed in plan.seeds]
         metrics = {name: spread([scores[name] for scores in found])["median"] for name in found[0] if "/" in name}
@@ -84,6 +85,15 @@ def fine_tune(model: str, tokenizer: str, names: Sequence[str], plan: Plan, outp
         result[task] = {**spread(scores), "scores": scores, **metrics, "num_parameters": found[0]["num_parameters"]}
         _conclude(result, output)
     return result
+
+
+def _earlier(model: str, plan: Plan, output: Path) -> dict[str, Any]:
+    """What other commands have found of the same model and recipe."""
+    whose = {"model": model, "recipe": None if plan.recipe is None else str(plan.recipe)}
+    summary = output / "summary.json"
+    found = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
+    same = all(found.get(key) == value for key, value in whose.items())
+    return {**whose, **{task: found[task] for task in NAMES if same and task in found}}
 
 
 def _conclude(result: dict[str, Any], output: Path) -> None:
@@ -116,6 +126,8 @@ def _tree(task: str, model: str, tokenizer: str, plan: Plan) -> Tree:
     train = tree.get("train") or {}
     config = check({**tree, "name": task, "train": {**train, "steps": train.get("steps", 1)}}, str(base))
     assert config.task is not None
+    for part in config.task.dev_parts:  # a mistake in them would show after training
+        config.task.open(part)
     steps = math.ceil(plan.epochs * len(config.task.open("train").rows.lengths) / config.batch.global_size)
     return {**tree, "train": {**train, "steps": max(steps, 1)}}
 

@@ -1,4 +1,4 @@
-"""Which scores a run is asked for, and where they are kept."""
+"""Which scores a run, or a folder of a model, is asked for as it is, and where they are kept."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from megadistill.core.dist import best_device
 from megadistill.core.errors import UserError
 from megadistill.core.files import write_json
 from megadistill.evaluate.heldout import heldout, num_parameters
+from megadistill.evaluate.pseudo import pseudo_perplexity
 from megadistill.evaluate.tasks import score_task
-from megadistill.evaluate.wikitext import wikitext
+from megadistill.evaluate.wikitext import Cutting, plain, wikitext
 from megadistill.models.loading import load_pretrained
 from megadistill.models.signals import LanguageModel
 from megadistill.run.config import RunConfig, check
 from megadistill.run.directory import RunDirectory
 from megadistill.run.trained import located, trained
 
-TEXT_TASKS, OWN_TASK = ("heldout", "wikitext"), "task"
+FOLDER_TASKS = ("wikitext", "pseudo_perplexity")
+"""What any language model can be scored with."""
+TEXT_TASKS, OWN_TASK = ("heldout", *FOLDER_TASKS), "task"
 """What a run on text can be scored with, and what a run on a task is."""
 
 
@@ -32,8 +35,8 @@ def evaluate(
     Args:
         run: a run directory.
         tasks: some of `TEXT_TASKS`, or `OWN_TASK` for a run that has one; None: heldout, or that.
-        wikitext_folder: holds WikiText's raw test part; only that task needs it.
-        rows: score at most so many held-out rows; None: all.
+        wikitext_folder: holds WikiText's raw test part; only `FOLDER_TASKS` need it.
+        rows: score at most so many rows, held-out or of pseudo-perplexity; None: all of them, or its own number.
 
     Returns:
         task -> its numbers, the teacher's as `teacher_...`; of held-out text see `evaluate.heldout`.
@@ -53,8 +56,7 @@ def evaluate(
             f"no evaluation task {', '.join(unknown) or '(none given)'}",
             f"this run can be scored with: {', '.join(known)}",
         )
-    if "wikitext" in tasks and wikitext_folder is None:
-        raise UserError("the wikitext task needs its text", fix="give --wikitext FOLDER, with test.txt in it")
+    _refuse_without_text(tasks, wikitext_folder)
     found = trained(directory)
     device = best_device()
     student = load_pretrained(str(found.path / "student")).to(device)
@@ -71,11 +73,49 @@ def evaluate(
             scores = heldout(config, student, teacher, rows)
             write_json(directory.evaluation / "heldout_rows.json", scores.pop("rows"))
         else:
-            assert wikitext_folder is not None
-            scores = wikitext(wikitext_folder, config.text, student, teacher)
+            scores = _on_wikitext(task, wikitext_folder, config.text, student, teacher, rows)
         results[task] = {"step": found.step, **scores}
         write_json(directory.evaluation / f"{task}.json", results[task])
     return results
+
+
+def evaluate_folder(
+    folder: Path, tokenizer: str, tasks: list[str], wikitext_folder: Path | None, output: Path, rows: int | None = None
+) -> dict[str, Any]:
+    """Score a language model in the Hugging Face format; likewise written to `<output>/<task>.json`.
+
+    Args:
+        tokenizer: the model's.
+        tasks: some of `FOLDER_TASKS`.
+    """
+    _refuse_without_text(tasks, wikitext_folder)
+    model = load_pretrained(str(folder)).to(best_device())
+    data, results = plain(model, tokenizer), {}
+    for task in tasks:
+        scores = _on_wikitext(task, wikitext_folder, data, model, None, rows)
+        results[task] = {**scores, "num_parameters": num_parameters(model)}
+        write_json(output / f"{task}.json", results[task])
+    return results
+
+
+def _refuse_without_text(tasks: list[str], wikitext_folder: Path | None) -> None:
+    needed = [task for task in tasks if task in FOLDER_TASKS]
+    if needed and wikitext_folder is None:
+        raise UserError(f"{', '.join(needed)} needs a text", fix="give --wikitext FOLDER, with test.txt in it")
+
+
+def _on_wikitext(
+    task: str,
+    folder: Path | None,
+    data: Cutting,
+    student: LanguageModel,
+    teacher: LanguageModel | None,
+    rows: int | None,
+) -> dict[str, Any]:
+    assert folder is not None
+    if task == "wikitext":
+        return wikitext(folder, data, student, teacher)
+    return pseudo_perplexity(folder, data, student, teacher, rows)
 
 
 def _teacher(config: RunConfig, device: torch.device) -> LanguageModel | None:

@@ -68,7 +68,7 @@ def export(run: Path, to: str, output: Path | None = None) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        _write(model, batches[0], temporary / "model.onnx", int8=to == "onnx-int8")
+        write(model, batches[0], temporary / "model.onnx", int8=to == "onnx-int8")
         facts = compare(model, temporary / "model.onnx", batches)
         if not facts["relative_error"] <= TOLERATED[to]:
             raise UserError(
@@ -102,23 +102,7 @@ def compare(model: LanguageModel, path: Path, batches: Sequence[Batch]) -> dict[
         answers are classes or positions; seconds at batch 1 of the first batch's rows, torch and ONNX, on `threads`
         threads both; bytes of the ONNX file.
     """
-    import onnxruntime
-
-    threads = torch.get_num_threads()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [one.name for one in session.get_inputs()]
-    plain = _plain(model)
-
-    def by_onnx(batch: Batch) -> NDArray[np.float32]:
-        inputs = _inputs(model, batch)
-        return np.asarray(session.run(None, {name: inputs[name].numpy() for name in names})[0])
-
-    @torch.no_grad()
-    def by_torch(batch: Batch) -> NDArray[np.float32]:
-        return plain(*_inputs(model, batch).values()).numpy()
-
+    by_onnx, by_torch = answering(model, path), answering(model, None)
     ours = np.concatenate([_answered(by_onnx(b), b, model.answers) for b in batches])
     theirs = np.concatenate([_answered(by_torch(b), b, model.answers) for b in batches])
     around = float(np.linalg.norm(theirs - theirs.mean(0)))
@@ -126,7 +110,7 @@ def compare(model: LanguageModel, path: Path, batches: Sequence[Batch]) -> dict[
         "num_rows": sum(len(b.ids) for b in batches),
         "relative_error": float(np.linalg.norm(ours - theirs)) / max(around, 1e-12),
         "max_difference": float(np.abs(ours - theirs).max()),
-        "threads": threads,
+        "threads": torch.get_num_threads(),
         "bytes": path.stat().st_size,
     }
     if model.answers in ("tokens", "label", "image"):
@@ -134,6 +118,30 @@ def compare(model: LanguageModel, path: Path, batches: Sequence[Batch]) -> dict[
     singles = batches[0].split(1)
     facts["seconds_torch"], facts["seconds_onnx"] = (_seconds(answer, singles) for answer in (by_torch, by_onnx))
     return facts
+
+
+def answering(model: LanguageModel, path: Path | None) -> Answer:
+    """What answers batches: an ONNX file of the model, on as many threads as torch has; None: torch itself."""
+    if path is None:
+        plain = _plain(model)
+
+        @torch.no_grad()
+        def by_torch(batch: Batch) -> NDArray[np.float32]:
+            return plain(*_inputs(model, batch).values()).numpy()
+
+        return by_torch
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [one.name for one in session.get_inputs()]
+
+    def by_onnx(batch: Batch) -> NDArray[np.float32]:
+        inputs = _inputs(model, batch)
+        return np.asarray(session.run(None, {name: inputs[name].numpy() for name in names})[0])
+
+    return by_onnx
 
 
 class _Plain(nn.Module):
@@ -186,7 +194,8 @@ def _answered(answers: NDArray[np.float32], batch: Batch, asked: AnswerKind) -> 
     return answers if asked in ("label", "value", "choice", "image") else answers[batch.mask.numpy()]
 
 
-def _write(model: LanguageModel, batch: Batch, path: Path, int8: bool) -> None:
+def write(model: LanguageModel, batch: Batch, path: Path, int8: bool) -> None:
+    """The ONNX file alone; `batch` shows what inputs look like, of any number of rows and length."""
     image = isinstance(model, ImageModel)
     sizes = {0: torch.export.Dim("rows", min=1)}
     if not image:

@@ -1,4 +1,4 @@
-"""What a run directory says about its run, read once and put in order; whatever is missing stays out."""
+"""What a run directory, or a folder of scores, says: read once and put in order; whatever is missing stays out."""
 
 from __future__ import annotations
 
@@ -29,6 +29,11 @@ _TROUBLE = {
 }
 """Journal events that a reader must not miss."""
 
+SUMMARY = "summary"
+"""Of fine-tuned models: the file that `evaluate --tasks` writes."""
+SCORES = ("speed", "wikitext", "pseudo_perplexity")
+"""Files of other scores beside it, where the model is no run."""
+
 
 @dataclass(frozen=True)
 class RunFacts:
@@ -54,6 +59,11 @@ class RunFacts:
     """What `prepare` tells of each corpus, where its shards are still there."""
     color: int = 0
     """The number of the page's colour that its lines have."""
+
+    @property
+    def is_run(self) -> bool:
+        """Else it is a folder of scores of a model that no run made."""
+        return bool(self.identity or self.config)
 
     def series(self, metric: str) -> Points:
         """(step, value) in order of steps; a step repeated after a resume counts as it was last written."""
@@ -90,19 +100,24 @@ class RunFacts:
 
 
 def collect(path: Path) -> RunFacts:
-    """Read one run directory, or what was kept of one.
+    """Read one run directory, or what was kept of one; or a folder of scores that `evaluate` has written.
 
     Raises:
         UserError: it is none, or a file in it cannot be read.
     """
     identity = _json(path / "run.json")
     config = _yaml(path / "config.resolved.yaml")
-    if not identity and not config:
-        why = "it holds neither run.json nor config.resolved.yaml"
-        raise UserError(f"{path} is no run directory", why, "name a folder that `megadistill train` has written")
+    scores = {} if identity or config else _scores(path)
+    if not (identity or config or scores):
+        raise UserError(
+            f"{path} is no run directory and no folder of scores",
+            "it holds neither run.json nor config.resolved.yaml, nor what `evaluate --tasks` leaves",
+            "name a folder that `megadistill train` or `megadistill evaluate` has written",
+        )
+    evaluation = {file.stem: _json(file) for file in sorted((path / "evaluation").glob("*.json"))}
     return RunFacts(
         path=path,
-        name=identity.get("name") or config.get("name") or path.name,
+        name=identity.get("name") or config.get("name") or path.resolve().name.removesuffix("-tasks"),
         identity=identity,
         status=_json(path / "STATUS"),
         config=config,
@@ -111,8 +126,8 @@ def collect(path: Path) -> RunFacts:
         environment=_json(path / "environment.json"),
         metrics=read_lines(path / "metrics.jsonl"),
         journal=read_lines(path / "journal.jsonl"),
-        evaluation={file.stem: _json(file) for file in sorted((path / "evaluation").glob("*.json"))},
-        tasks=_json(path / "evaluation" / "tasks" / "summary.json"),
+        evaluation=evaluation | {name: found for name, found in scores.items() if name != SUMMARY},
+        tasks=scores.get(SUMMARY) or _json(path / "evaluation" / "tasks" / f"{SUMMARY}.json"),
         corpora=_corpora(config.get("data") or {}),
     )
 
@@ -154,6 +169,13 @@ def _interruptions(journal: list[Row]) -> list[str]:
 def is_number(value: Any) -> TypeGuard[float]:
     """Whether it can be shown and drawn as one."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _scores(folder: Path) -> dict[str, Row]:
+    """What `evaluate` has left in a folder of its own, by file; nothing where this is none."""
+    found = {name: _json(folder / f"{name}.json") for name in (SUMMARY, *SCORES)}
+    learnt = any(isinstance(one, dict) and is_number(one.get("median")) for one in found[SUMMARY].values())
+    return {name: one for name, one in found.items() if one and (learnt or name != SUMMARY)}
 
 
 def _corpora(data: Row) -> list[Row]:

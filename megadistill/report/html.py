@@ -12,22 +12,41 @@ import jinja2
 import yaml
 from markupsafe import Markup, escape
 
+from megadistill.core.errors import UserError
 from megadistill.core.files import atomic_write
 from megadistill.report import tables
 from megadistill.report.arms import comparison, recipe
 from megadistill.report.collect import RunFacts, collect, is_number, warnings
 from megadistill.report.curves import COLORS, curves
 from megadistill.report.differences import among, origin
+from megadistill.report.models import own
 from megadistill.report.numbers import number
+from megadistill.report.paper import paper_plots, paper_table
 from megadistill.report.profile import profiles
 from megadistill.report.timeline import timeline
 
 
-def report(paths: Sequence[Path], output: Path | None = None) -> Path:
-    """Write the page; returns where: RUN/report.html, for several runs beside the first."""
-    runs = _colored([collect(path) for path in paths])
+def report(paths: Sequence[Path], output: Path | None = None, teacher: Path | None = None) -> Path:
+    """Write the page; returns where: RUN/report.html, for several runs beside the first.
+
+    Args:
+        paths: run directories, and folders of scores that `evaluate` has written.
+        teacher: one of them, or one more, whose scores on tasks the others' are compared with.
+    """
+    named = list(paths) + ([teacher] if teacher and teacher.resolve() not in [p.resolve() for p in paths] else [])
+    facts = _colored(sorted(map(collect, named), key=lambda one: not one.is_run))
+    runs = [one for one in facts if one.is_run]
+    by_folder = own(facts)
+    models = list(dict.fromkeys(by_folder.values()))
+    its = None if teacher is None else by_folder.get(teacher.resolve())
+    if teacher is not None and its is None:
+        raise UserError(
+            f"--teacher {teacher} was not scored on tasks, nor timed",
+            "",
+            f"megadistill evaluate {teacher} --tasks glue,squad,imdb,speed --data FOLDER",
+        )
     if output is None:
-        output = paths[0] / "report.html" if len(runs) == 1 else paths[0].resolve().parent / "report.html"
+        output = paths[0] / "report.html" if len(facts) == 1 else paths[0].resolve().parent / "report.html"
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -37,9 +56,12 @@ def report(paths: Sequence[Path], output: Path | None = None) -> Path:
     )
     environment.filters |= {"number": number, "breakable": _breakable}
     page = environment.get_template("template.html.j2").render(
-        title=" · ".join(run.name for run in runs),
+        title=" · ".join(one.name for one in facts),
+        facts=facts,
         runs=[_run(run) for run in runs],
-        tables=_tables(runs),
+        tables=_tables(facts, runs),
+        paper=paper_table(models, its),
+        bars=list(paper_plots(models, its)),
         profiles=list(profiles(runs)),
         curves=curves(runs),
     )
@@ -54,15 +76,15 @@ def _breakable(name: str) -> Markup:
 
 
 def _colored(runs: Sequence[RunFacts]) -> list[RunFacts]:
-    """Runs of one recipe have one colour, if there are several recipes."""
-    of = [recipe(run) for run in runs]
+    """Runs of one recipe have one colour, if there are several recipes or other models."""
+    of = [recipe(run) if run.is_run else str(run.path) for run in runs]
     known = list(dict.fromkeys(of))
     places = range(len(runs)) if len(known) == 1 else map(known.index, of)
     return [replace(run, color=place % COLORS) for run, place in zip(runs, places, strict=True)]
 
 
-def _tables(runs: Sequence[RunFacts]) -> list[tables.Table]:
-    found = [comparison(runs), *tables.evaluations(runs), tables.tasks(runs), tables.training(runs)]
+def _tables(facts: Sequence[RunFacts], runs: Sequence[RunFacts]) -> list[tables.Table]:
+    found = [comparison(runs), *tables.evaluations(facts), tables.training(runs)]
     if len(runs) > 1:
         found.append(tables.Table("Where the configs differ", tables.columns(runs), among(runs), texts=len(runs)))
     return [table for table in found if table is not None and table.rows]

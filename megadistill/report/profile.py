@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from megadistill.report.bars import bars
 from megadistill.report.chart import Line, Plot
 from megadistill.report.collect import RunFacts, is_number
 from megadistill.report.curves import shaded
-from megadistill.report.numbers import number, short, ticks
-from megadistill.report.plot import bar, dot, frame, line
-
-GAP = 0.24
-"""Between groups of bars, of a group's width."""
+from megadistill.report.plot import dot, frame, line
 
 
 def profiles(runs: Sequence[RunFacts]) -> Iterator[Plot]:
@@ -40,7 +37,8 @@ def profiles(runs: Sequence[RunFacts]) -> Iterator[Plot]:
         legend = [(one, overall) for one, overall in legend if one.points]
         groups, levels = ([one for one, _ in legend if one.dashed is dashed] for dashed in (False, True))
         if groups:
-            yield Plot(title, bars(title, groups, levels), legend, note)
+            tenths = [str(1 + x) for x in range(1 + int(max(x for one, _ in legend for x, _ in one.points)))]
+            yield Plot(title, bars(title, tenths, groups, levels, what="tenth "), legend, note)
     drawn = [_sure(label, scores[place], shade, prefix) for label, place, shade, prefix in models]
     drawn = [(one, counts, error) for one, counts, error in drawn if one.points]
     if drawn:
@@ -51,31 +49,6 @@ def profiles(runs: Sequence[RunFacts]) -> Iterator[Plot]:
             "Of the entry ranked first, in ten bins of its probability; large dots are of full bins. On the "
             "diagonal a model is calibrated; the numbers above are expected calibration errors.",
         )
-
-
-def bars(title: str, groups: Sequence[Line], levels: Sequence[Line]) -> str:
-    """Bars of all runs side by side, tenth by tenth, and others' values as levels across them.
-
-    Args:
-        groups, levels: points are (number of the tenth, value); a tenth may be missing.
-    """
-    num_groups = 1 + int(max(x for one in groups for x, _ in one.points))
-    y_ticks = ticks(0, max(y for one in (*groups, *levels) for _, y in one.points), 4)
-    top = y_ticks[-1]
-    width = (1 - GAP) / len(groups) / num_groups
-    parts = []
-    for place, one in enumerate(groups):
-        for x, y in one.points:
-            left = (x + GAP / 2) / num_groups + place * width
-            parts.append(
-                bar(left, width, 0, max(y, 0) / top, one.style, f"{one.label}, tenth {x + 1:.0f}: {number(y)}")
-            )
-    for one in levels:
-        for x, y in one.points:
-            ends = [((x + GAP / 4) / num_groups, y / top), ((x + 1 - GAP / 4) / num_groups, y / top)]
-            parts.append(line(ends, f"level {one.style}", f"{one.label}, tenth {x + 1:.0f}: {number(y)}"))
-    below = [((x + 0.5) / num_groups, str(x + 1)) for x in range(num_groups)]
-    return frame(title, parts, below, [(y / top, short(y)) for y in y_ticks])
 
 
 def reliability(models: Sequence[tuple[Line, Sequence[int]]]) -> str:

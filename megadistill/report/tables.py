@@ -25,7 +25,13 @@ NAMES = {
     "num_targets": "targets",
 }
 """Of scores; in this order, whatever else there is behind them."""
-TITLES = {"heldout": "Held-out text", "wikitext": "WikiText", "task": "Task", "speed": "Size and speed"}
+TITLES = {
+    "heldout": "Held-out text",
+    "wikitext": "WikiText",
+    "pseudo_perplexity": "Pseudo-perplexity",
+    "task": "Task",
+    "speed": "Size and speed",
+}
 _TEACHER = "teacher_"
 _ON_THE_WAY = ("perplexity", "loss", "accuracy", "agreement_top1")
 """What training itself scores."""
@@ -75,17 +81,18 @@ def teachers(runs: Sequence[RunFacts]) -> list[tuple[str, int]]:
 
 
 def evaluations(runs: Sequence[RunFacts]) -> list[Table]:
-    """One table for everything that was evaluated: a column for each run, then for each teacher."""
+    """One table for everything that was evaluated: a column for each run that has it, then for each teacher."""
     names = dict.fromkeys(["heldout", *(name for run in runs for name in run.evaluation if not name.endswith("_rows"))])
     tables = []
     for name in names:
         found = [held_out(run) if name == "heldout" else run.evaluation.get(name, {}) for run in runs]
+        there = [place for place, one in enumerate(found) if one]
         its = [(label, _of_teacher(found[place])) for label, place in teachers(runs) if _of_teacher(found[place])]
-        above = [*columns(runs), *((label, None) for label, _ in its)]
-        own = [{key: value for key, value in one.items() if not key.startswith(_TEACHER)} for one in found]
+        above = [*((runs[place].name, place) for place in there), *((label, None) for label, _ in its)]
+        own = [{k: v for k, v in found[place].items() if not k.startswith(_TEACHER)} for place in there]
         rows = _rows([*own, *(scores for _, scores in its)])
         if rows:
-            tables.append(Table(TITLES.get(name, name), above, rows, _when(name, runs)))
+            tables.append(Table(TITLES.get(name, name), above, rows, _when(name, [runs[place] for place in there])))
     return tables
 
 
@@ -99,26 +106,6 @@ def training(runs: Sequence[RunFacts]) -> Table:
     }
     rows = [(name, [written(name, value) for value in values]) for name, values in shown.items() if any(values)]
     return Table("Training", columns(runs), rows)
-
-
-def tasks(runs: Sequence[RunFacts]) -> Table | None:
-    """Scores of fine-tuned models: the median over seeds, the standard deviation; and each seed's."""
-    names = dict.fromkeys(task for run in runs for task, found in run.tasks.items() if isinstance(found, dict))
-    rows = []
-    for task in names:
-        found = [run.tasks.get(task) or {} for run in runs]
-        rows.append((task, [_median_of_seeds(one) for one in found]))
-        if any(len(one.get("scores", [])) > 1 for one in found):
-            rows.append((f"{task}, each seed", [", ".join(f"{x:.2f}" for x in one.get("scores", [])) for one in found]))
-    for key, name in (("macro", "macro score"), ("macro_without_wnli", "macro score without WNLI")):
-        if any(is_number(run.tasks.get(key)) for run in runs):
-            rows.append((name, [written(key, run.tasks.get(key)) for run in runs]))
-    if not rows:
-        return None
-    missing = sorted({task for run in runs for task in run.tasks.get("missing_of_glue") or []})
-    note = "Median over seeds ± standard deviation."
-    note += f" The macro score lacks {', '.join(missing)}." if missing else ""
-    return Table("Fine-tuned on tasks", columns(runs), rows, note)
 
 
 def written(name: str, value: Any) -> str:
@@ -159,13 +146,6 @@ def _when(name: str, runs: Sequence[RunFacts]) -> str:
     if name == "heldout" and len(told) < len(runs):
         told.append("others as training saw them last" if told else "as training saw it last")
     return "; ".join(told)
-
-
-def _median_of_seeds(found: Row) -> str:
-    if not is_number(found.get("median")):
-        return "–"
-    several = len(found.get("scores", [])) > 1
-    return f"{found['median']:.2f}" + (f" ± {found['std']:.2f}" if several else "")
 
 
 def _median(run: RunFacts, metric: str) -> float | None:

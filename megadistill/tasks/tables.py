@@ -121,7 +121,7 @@ def _tsv(path: Path, header: Sequence[str] | None, skip_short: bool) -> Iterator
     for number, line in _lines(path):
         cells = line.split("\t")
         if header is None:
-            header = cells
+            header = _told_apart(cells, f"{path}:{number}")
             continue
         if len(cells) < len(header):
             if skip_short:
@@ -134,13 +134,20 @@ def _tsv(path: Path, header: Sequence[str] | None, skip_short: bool) -> Iterator
         yield Line(f"{path}:{number}", dict(zip(header, cells, strict=False)))
 
 
+def _told_apart(header: list[str], where: str) -> list[str]:
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise UserError(f"{where}: two columns {twice[0]!r}", "only one of them could be read", "rename one")
+    return header
+
+
 def _csv(path: Path) -> Iterator[Line]:
     header: list[str] | None = None
     reader = csv.reader((line + "\n" for _, line in _lines(path)), strict=True)
     try:
         for cells in reader:
             if header is None:
-                header = cells
+                header = _told_apart(cells, f"{path}:{reader.line_num}")
             elif len(cells) != len(header):
                 raise UserError(
                     f"{path}:{reader.line_num}: {len(cells)} column(s), and the table has {len(header)}",

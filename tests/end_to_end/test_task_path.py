@@ -98,6 +98,35 @@ def test_a_student_is_distilled_from_the_run_and_leaves_as_a_plain_folder(folder
 
 
 @pytest.mark.slow
+def test_what_a_run_learns_on_tasks_names_the_step_it_started_from_and_stands_in_the_papers_table(folder, tmp_path):
+    run = folder / "runs" / "teacher"
+    given = ["batch={global_size: 16, micro_size: 16}", "task.sequence_length=16", "engine.precision=fp32"]
+    options = [
+        "--tasks",
+        "sst2",
+        "--data",
+        folder,
+        "--seeds",
+        "0",
+        "--epochs",
+        "1",
+        "--output",
+        tmp_path / "worth-tasks",
+    ]
+    done = processes.megadistill("evaluate", run, *given, *options)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["model"] == f"{run}@40"
+    assert f"path: {run}@40" in (tmp_path / "worth-tasks" / "sst2-seed-0.yaml").read_text()
+    megadistill("report", tmp_path / "worth-tasks", run, "--teacher", run, "--output", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert (
+        f"{found['sst2']['median'] / json.loads((run / 'evaluation' / 'task.json').read_text())['score']:.1%}" in page
+    )
+    assert "Sanh et al. 2019" in page
+
+
+@pytest.mark.slow
 def test_it_leaves_as_onnx_once_that_answers_as_torch(folder):
     pytest.importorskip("onnxruntime")
     run = folder / "runs" / "teacher"

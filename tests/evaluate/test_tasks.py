@@ -56,6 +56,35 @@ def test_every_task_has_a_config_with_its_steps(data, model):
     assert tree["task"]["train"].endswith("squad-small/train.json")
 
 
+def test_other_tasks_of_the_same_model_and_recipe_stay_in_the_summary(data, tmp_path):
+    kept = {"model": "runs/mine@9", "recipe": None, "sst2": {"median": 0.9}, "macro": 0.9}
+    (tmp_path / "summary.json").write_text(json.dumps(kept))
+    result = finetune._earlier("runs/mine@9", Plan(data), tmp_path)
+    assert result == {"model": "runs/mine@9", "recipe": None, "sst2": {"median": 0.9}}
+    finetune._conclude(result | {"cola": {"median": 0.5}}, tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["macro"], summary["sst2"]) == (0.7, {"median": 0.9})
+    assert "sst2" not in finetune._earlier("runs/mine@10", Plan(data), tmp_path)  # it has learnt more since
+    assert "sst2" not in finetune._earlier("runs/mine@9", Plan(data, recipe=tmp_path / "hinton.yaml"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "lines", "message"),
+    [
+        ("dev", "sentence\tlabel\n", "dev.tsv has no examples"),
+        ("dev", "sentence\tlabel\na film\n", r"dev.tsv:2: 1 column"),
+        ("train", "sentence\tlabel\na film\t7\n", r"train.tsv:2: '7' is no label"),
+    ],
+)
+def test_what_is_wrong_with_the_data_is_told_before_anything_is_trained(model, tmp_path, part, lines, message):
+    task_files.sst2(tmp_path / "glue")
+    (tmp_path / "glue" / "SST-2" / f"{part}.tsv").write_text(lines)
+    settings = ("batch={global_size: 16, micro_size: 8}", "task.sequence_length=32")
+    with pytest.raises(UserError, match=message):
+        ask(model, Request(tasks=["sst2"], data=tmp_path, output=tmp_path / "out", assignments=settings))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_seeds_are_runs_that_are_scored_together_and_are_not_trained_twice(data, model, tmp_path):
     options = [

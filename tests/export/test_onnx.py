@@ -30,8 +30,8 @@ def batches(tmp_path_factory):
 def exported(batches, tmp_path_factory):
     folder = tmp_path_factory.mktemp("onnx")
     model = tiny.task_model("bert", HEAD, vocab_size=128, initializer_range=0.3).eval()
-    onnx._write(model, batches[0], folder / "fp32.onnx", int8=False)
-    onnx._write(model, batches[0], folder / "int8.onnx", int8=True)
+    onnx.write(model, batches[0], folder / "fp32.onnx", int8=False)
+    onnx.write(model, batches[0], folder / "int8.onnx", int8=True)
     return model, folder
 
 

@@ -14,6 +14,7 @@ import pytest
 from megadistill.data.prepare import prepare
 from megadistill.evaluate.scores import evaluate
 from megadistill.report.html import report
+from megadistill.report.models import TASKS
 from megadistill.run.config import load
 from megadistill.testing import processes, workspace
 from megadistill.testing.browser import browser, missing
@@ -105,9 +106,12 @@ def pages(tmp_path_factory):
     for run in runs:
         evaluate(run)
     (runs[0] / "evaluation" / "tasks").mkdir()
-    scores = {"median": 91.25, "mean": 91.2, "std": 0.3, "num_seeds": 3.0, "scores": [90.9, 91.25, 91.5]}
-    summary = {"sst2": scores, "rte": scores, "macro": 91.25, "missing_of_glue": ["cola"]}
-    (runs[0] / "evaluation" / "tasks" / "summary.json").write_text(json.dumps(summary))
+    for folder_of, lower in ((runs[0] / "evaluation" / "tasks", 0.0), (folder / "a teacher of a long name", 0.04)):
+        folder_of.mkdir(exist_ok=True)
+        (folder_of / "summary.json").write_text(json.dumps(task_scores(lower)))
+    speed = {"num_parameters": 28_763_648, "seconds_batch_1": 61.25, "threads": 2, "num_rows": 1500}
+    (folder_of / "speed.json").write_text(json.dumps(speed))
+    (runs[0] / "evaluation" / "speed.json").write_text(json.dumps(speed | {"seconds_batch_1": 25.5}))
     many = [write_run(folder / "many", f"arm{n}-seed{seed}", offset=n / 9) for n in range(7) for seed in (1, 2)]
     for place, run in enumerate(many):
         config = json.loads((run / "config.resolved.yaml").read_text())
@@ -115,12 +119,22 @@ def pages(tmp_path_factory):
         (run / "config.resolved.yaml").write_text(json.dumps(config))
     with (many[0] / "journal.jsonl").open("a") as journal:
         journal.write(json.dumps({"event": "nonfinite", "attempt": 2, "step": 7, "why": "x" * 400}) + "\n")
-    return {"one": report(runs[:1]), "two": report(runs), "many": report(many)}
+    scored = report(runs[:1], folder / "scored.html", teacher=folder_of)
+    return {"one": report(runs[:1]), "two": report(runs), "many": report(many), "scored": scored}
+
+
+def task_scores(lower):
+    """As `evaluate --tasks` leaves them, of every task."""
+    found = {task: {"median": 0.91 - lower, "scores": [0.909 - lower, 0.91 - lower, 0.915 - lower]} for task in TASKS}
+    found["cola"] = {"median": -0.01, "scores": [-0.02, -0.01, 0.04]}
+    found["mnli"] |= {"dev_matched/accuracy": 0.912, "dev_mismatched/accuracy": 0.908}
+    found["squad"] = {"median": 85.8, "scores": [85.8], "dev/exact_match": 77.7, "dev/f1": 85.8}
+    return {**found, "macro": 0.8, "macro_without_wnli": 0.81, "missing_of_glue": []}
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", ["one", "two", "many"])
+@pytest.mark.parametrize("name", ["one", "two", "many", "scored"])
 def test_a_report_is_whole_and_readable(tab, pages, name, width, scheme):
     tab.show(pages[name], width, scheme)
     if folder := os.environ.get("MEGADISTILL_PICTURES"):

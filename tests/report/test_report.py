@@ -17,7 +17,7 @@ from megadistill.report.html import report
 from megadistill.report.numbers import number, short
 from megadistill.report.profile import profiles
 from megadistill.report.status import describe
-from megadistill.report.tables import evaluations, tasks
+from megadistill.report.tables import evaluations
 from megadistill.report.timeline import timeline
 from megadistill.testing.synthetic_run import write_run
 
@@ -103,22 +103,6 @@ def test_different_teachers_have_columns_of_their_own(tmp_path: Path) -> None:
     table = evaluations([collect(run) for run in runs])[0]
     assert [name for name, _ in table.columns] == ["a", "b", "c", "a: its teacher", "c: its teacher"]
     assert dict(table.rows)["loss (nats)"][3:] == ["1.8", "1.5"]
-
-
-def test_tasks_show_their_median_and_every_seed(tmp_path: Path) -> None:
-    run = write_run(tmp_path, "distilled")
-    assert tasks([collect(run)]) is None
-    (run / "evaluation" / "tasks").mkdir()
-    sst2 = {"median": 91.5, "std": 0.5, "scores": [91.0, 91.5, 92.0], "num_parameters": 5}
-    summary = {"sst2": sst2, "macro": 91.5, "missing_of_glue": ["cola", "rte"]}
-    (run / "evaluation" / "tasks" / "summary.json").write_text(json.dumps(summary))
-    table = tasks([collect(run)])
-    assert dict(table.rows) == {
-        "sst2": ["91.50 ± 0.50"],
-        "sst2, each seed": ["91.00, 91.50, 92.00"],
-        "macro score": ["91.5"],
-    }
-    assert "lacks cola, rte" in table.note
 
 
 def test_distributions_are_drawn_as_they_were_measured(tmp_path: Path) -> None:

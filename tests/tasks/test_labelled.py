@@ -22,6 +22,7 @@ from megadistill.tasks.rows import TaskRows
 from megadistill.tasks.text import TextTask
 from megadistill.testing import task_files, tiny
 
+_PARSES = "sentence1_binary_parse\tsentence2_binary_parse\tsentence1_parse\tsentence2_parse"
 ORIGINAL = {
     "cola": "gj04\t1\t\tThe man sees her.\nx\t0\t*\tMan the her sees.\n",
     "sst2": "sentence\tlabel\na good film \t1\na bad film \t0\n",
@@ -29,12 +30,31 @@ ORIGINAL = {
     "stsb": "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore\n"
     "0\tg\tf\t2012\t1\tn\tn\tone\ttwo\t3.250\n",
     "qqp": "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n0\t1\t2\twho?\twho is?\t1\n",
-    "mnli": "index\tpromptID\tpairID\tgenre\tb1\tb2\tp1\tp2\tsentence1\tsentence2\tlabel1\tgold_label\n"
-    "0\t1\t2\tg\t(\t(\t(\t(\tone\ttwo\tneutral\tcontradiction\n",
+    "mnli": f"index\tpromptID\tpairID\tgenre\t{_PARSES}\tsentence1\tsentence2\tlabel1\tgold_label\n"
+    "0\t1\t2\tg\t( one )\t( two )\t(ROOT)\t(ROOT)\tone\ttwo\tneutral\tcontradiction\n",
     "qnli": "index\tquestion\tsentence\tlabel\n0\twho?\tman.\tnot_entailment\n",
     "rte": "index\tsentence1\tsentence2\tlabel\n0\tone\ttwo\tentailment\n",
     "wnli": "index\tsentence1\tsentence2\tlabel\n0\tone\ttwo\t1\n",
 }
+"""As in GLUE's own training files."""
+ORIGINAL_DEV = {
+    "mnli": f"index\tpromptID\tpairID\tgenre\t{_PARSES}\tsentence1\tsentence2\tlabel1\tlabel2\tlabel3\tlabel4\tlabel5"
+    "\tgold_label\n0\t1\t2\tg\t( one )\t( two )\t(ROOT)\t(ROOT)\tone\ttwo"
+    "\tneutral\tcontradiction\tcontradiction\tneutral\tcontradiction\tcontradiction\n",
+}
+"""Where the dev files have other columns."""
+HUB = {
+    "cola": {"sentence": "The man sees her.", "label": 1, "idx": 0},
+    "sst2": {"sentence": "a good film ", "label": 1, "idx": 0},
+    "mrpc": {"sentence1": 'He said "go', "sentence2": "She went", "label": 1, "idx": 0},
+    "stsb": {"sentence1": "one", "sentence2": "two", "label": 3.25, "idx": 0},
+    "qqp": {"question1": "who?", "question2": "who is?", "label": 1, "idx": 0},
+    "mnli": {"premise": "one", "hypothesis": "two", "label": 2, "idx": 0},
+    "qnli": {"question": "who?", "sentence": "man.", "label": 1, "idx": 0},
+    "rte": {"sentence1": "one", "sentence2": "two", "label": 0, "idx": 0},
+    "wnli": {"sentence1": "one", "sentence2": "two", "label": 1, "idx": 0},
+}
+"""The first row of nyu-mll/glue's parquet files, columns in their order."""
 FIRST = {
     "cola": ("The man sees her.", None, 1),
     "sst2": ("a good film ", None, 1),
@@ -46,36 +66,39 @@ FIRST = {
     "rte": ("one", "two", 0),
     "wnli": ("one", "two", 1),
 }
+PARTS = {"mnli": (("dev_matched", "validation_matched"), ("dev_mismatched", "validation_mismatched"))}
 
 
 def glue(folder, name, **options):
     return GlueTask(kind="glue", name=name, folder=folder, tokenizer="none", **options)
 
 
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("name", FIRST)
 def test_both_layouts_of_glue_give_the_same_examples(tmp_path, name):
-    one = SETS[name]
-    original = tmp_path / "original" / one.folder
+    original, hub = tmp_path / "original" / SETS[name].folder, tmp_path / "hub" / name
     original.mkdir(parents=True)
-    for part in ("train", *one.dev):
-        (original / f"{part}.tsv").write_text(ORIGINAL[name], encoding="utf-8")
-    examples = glue(tmp_path / "original", name).examples("train")
-    assert (examples[0].first, examples[0].second, examples[0].answer) == FIRST[name]
-    assert examples[0].where == f"{original}/train.tsv:{1 if name == 'cola' else 2}"
-
-    hub = tmp_path / "hub" / name
     hub.mkdir(parents=True)
-    columns = one.hub_columns or one.columns
-    made = {columns[0]: [e.first for e in examples], "label": [e.answer for e in examples]}
-    if len(columns) > 1:
-        made[columns[1]] = [e.second for e in examples]
-    if one.names:
-        made["label"] = [int(answer) for answer in made["label"]]
-    for part in ("train", *(part.replace("dev", "validation") for part in one.dev)):
-        pq.write_table(pa.table(made), hub / f"{part}-00000-of-00001.parquet")
-    for part in ("train", *one.dev):
-        found = glue(tmp_path / "hub", name).examples(part)
-        assert [(e.first, e.second, e.answer) for e in found] == [(e.first, e.second, e.answer) for e in examples]
+    parts = (("train", "train"), *PARTS.get(name, (("dev", "validation"),)))
+    assert glue(tmp_path, name).dev_parts == tuple(part for part, _ in parts[1:])
+    row = pa.table({column: [value] for column, value in HUB[name].items()})
+    for part, split in parts:
+        text = ORIGINAL[name] if part == "train" else ORIGINAL_DEV.get(name, ORIGINAL[name])
+        (original / f"{part}.tsv").write_text(text, encoding="utf-8")
+        pq.write_table(row, hub / f"{split}-00000-of-00001.parquet")
+    for part, split in parts:
+        for root, file in ((original, f"{part}.tsv:"), (hub, f"{split}-00000-of-00001.parquet:row ")):
+            first = glue(root.parent, name).examples(part)[0]
+            assert (first.first, first.second, first.answer) == FIRST[name]
+            number = 0 if root == hub else 1 if name == "cola" else 2
+            assert first.where == f"{root}/{file}{number}"
+
+
+def test_the_hubs_test_sets_have_no_labels(tmp_path):
+    (tmp_path / "mnli").mkdir()
+    unlabelled = pa.table({column: [value] for column, value in (HUB["mnli"] | {"label": -1}).items()})
+    pq.write_table(unlabelled, tmp_path / "mnli" / "validation_matched-00000-of-00001.parquet")
+    with pytest.raises(UserError, match=r"validation_matched.*parquet:row 0: -1 is no label"):
+        glue(tmp_path, "mnli").examples("dev_matched")
 
 
 @pytest.mark.parametrize(
@@ -86,6 +109,7 @@ def test_both_layouts_of_glue_give_the_same_examples(tmp_path, name):
         ("sentence\tlabels\na film\t1\n", r"train.tsv:2: None is no label"),
         ("text\tlabel\na film\t1\n", r"train.tsv:2: no text in column 'sentence'"),
         ("sentence\tlabel\n", r"train.tsv has no examples"),
+        ("sentence\tsentence\tlabel\na\tb\t1\n", r"train.tsv:1: two columns 'sentence'"),
         (b"sentence\tlabel\ncaf\xe9\t1\n", r"train.tsv is not UTF-8"),
         (None, r"has no train set of sst2"),
     ],
@@ -153,6 +177,7 @@ def test_labels_that_are_numbers_are_names_not_places(tmp_path):
     [
         ("a.csv", "text,label\nx,cat,1\n", r"a.csv:2: 3 column\(s\)"),
         ("a.csv", 'text,label\n"x,cat\n', r"a.csv:2: not CSV"),
+        ("a.csv", "text,text,label\nx,y,cat\n", r"a.csv:1: two columns 'text'"),
         ("a.jsonl", '{"text": "x", "label": "cat"}\n{"text": \n', r"a.jsonl:2: not JSON"),
         ("a.jsonl", "[1]\n", r"a.jsonl:1: no object"),
         ("a.jsonl", '{"text": "x"}\n', r"a.jsonl:1: no label in column 'label'"),
@@ -163,6 +188,21 @@ def test_labels_that_are_numbers_are_names_not_places(tmp_path):
 def test_what_is_wrong_with_a_table(tmp_path, name, lines, message):
     with pytest.raises(UserError, match=message):
         text_task(tmp_path, name, lines).examples("train")
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "message"),
+    [
+        ("dev.tsv", "text\tlabel\n", "task.dev has no examples"),
+        ("dev.jsonl", "", "task.dev has no examples"),
+        ("dev.csv", "text,label\nx,bird\n", r"dev.csv:2: 'bird' is no label"),  # which training knows nothing of
+    ],
+)
+def test_a_dev_set_must_have_examples_with_the_labels_of_training(tmp_path, name, lines, message):
+    task = text_task(tmp_path, "train.tsv", "text\tlabel\nx\tcat\ny\tdog\n")
+    (tmp_path / name).write_text(lines)
+    with pytest.raises(UserError, match=message):
+        task.model_copy(update={"dev": [str(tmp_path / name)]}).examples("dev")
 
 
 def test_a_metric_must_suit_the_answers(tmp_path):
@@ -180,6 +220,10 @@ def test_imdb_in_both_layouts(tmp_path):
         assert [(e.first, e.answer) for e in task.examples("train")] == [("a  b", 0), ("c", 1)]
         with pytest.raises(UserError, match="no test set of IMDb"):
             task.examples("dev")
+    nothing = pa.table({"text": pa.array([], pa.string()), "label": pa.array([], pa.int64())})
+    pq.write_table(nothing, tmp_path / "test.parquet")
+    with pytest.raises(UserError, match="test has no examples"):
+        ImdbTask(kind="imdb", folder=tmp_path, tokenizer="none").examples("dev")
 
 
 # ---------------------------------------------------------------------------------------------- rows
