@@ -28,8 +28,8 @@ from xml.etree import ElementTree
 
 import yaml
 from evidence_tables import evidence_table
-from first_steps import first_steps_table
 from export_tables import int8_table
+from first_steps import first_steps_table
 from recipe_tables import ablation_table, cache_table, counterfactual_line, scores
 from step_tables import head_table, step_table
 from trust_tables import kill_table, measured, overhead_table, slow_tests_line

@@ -58,7 +58,7 @@ def test_every_arm_of_every_task_is_a_config_that_holds(evidence):
             assert ("teacher" in tree) == (arm.recipes is not None)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_arms_are_learnt_from_each_other_and_are_kept(evidence, tmp_path):
     made, data, size = evidence
     arms = {arm.name: arm for arm in made.arms(size["layers"])}

@@ -192,7 +192,7 @@ class HFStudent(Student):
         depth = self.config.get("num_hidden_layers", depth)
         if not types or not isinstance(depth, int) or "layer_types" in self.config:
             return {}
-        choice = None if isinstance(self.init, Random) else self.init.layers
+        choice = self.init.layers if isinstance(self.init, Folder | TeacherLayers) else None
         return {"layer_types": [types[layer] for layer in chosen_layers(choice or "uniform", depth, len(types))]}
 
     def _checked(self, architecture: str, make: Callable[[dict[str, Any]], Any], fields: dict[str, Any]) -> Any:
