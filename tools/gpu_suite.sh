@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # What holds, and how fast, on a GPU? `bash tools/gpu_suite.sh [FOLDER]` runs the kernels' tests natively, then the
 # benchmarks, in under 9 minutes on one GPU, and leaves machine-readable results in FOLDER (default: tools/results/gpu).
-# It needs Python with torch 2.11, triton 3.6 and pytest only: no deepspeed, no pydantic; nvcc for the CUDA C++ rows, which
-# are left out without it. PEERS names a folder with the
-# benchmark's peers, if there is one. Exits 1 if a part failed; the other parts run all the same.
+# It needs Python with torch 2.11, triton 3.6 and pytest only: no deepspeed, no pydantic. Without nvcc the CUDA C++ rows are
+# left out. PEERS names a folder with the benchmark's peers, if there is one. Exits 1 if a part failed; the other parts
+# run all the same.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 results=${1:-tools/results/gpu}

@@ -41,7 +41,8 @@ def rows(
     losses: Tensor,
     gradient: Tensor,
 ) -> None:
-    """As `rows_torch.rows`; `gradient` may be z itself only where `one_launch(terms)` holds."""
+    """As `rows_torch.rows`; `gradient` may be z itself only where `one_launch(terms)` holds. Everything but the rows of
+    z, u and gradient lies densely."""
     vocabulary = z.shape[1]
     block = min(BLOCK, triton.next_power_of_2(vocabulary))
     width = _width(vocabulary, [t for t in (z, u, gradient, z_bias, u_bias) if t is not None])

@@ -1,4 +1,7 @@
-"""The head losses where no rank has a whole head: each holds a slice of the vocabulary of student and teacher."""
+"""The head losses where no rank has a whole head: each holds a slice of the vocabulary of student and teacher.
+
+Tested on two gloo processes; its speed is not measured, and on a GPU it has not run.
+"""
 
 from __future__ import annotations
 
