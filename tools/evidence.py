@@ -46,13 +46,15 @@ SIZES = {
         "teacher": [
             "student.config.num_hidden_layers=8",
             "student.config.hidden_size=384",
-            "student.config.intermediate_size=1536",
+            "student.config.intermediate_size=1024",
             "batch={global_size: 256, micro_size: 256}",
             "train.steps=30000",
             "engine.precision=bf16",
         ],
         "student": [
-            "student.config.n_layers=4",
+            "student.config.num_hidden_layers=4",
+            "student.config.hidden_size=384",
+            "student.config.intermediate_size=1024",
             "student.init.layers=[0, 2, 4, 6]",
             "batch={global_size: 256, micro_size: 256}",
             "engine.precision=bf16",
