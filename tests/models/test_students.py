@@ -1,9 +1,11 @@
 """What a student's config may say, and what is said of what it may not."""
 
 import pytest
+import torch
 
 from megadistill.core.errors import UserError
 from megadistill.models.initialize import Folder, TeacherLayers
+from megadistill.models.loading import save_pretrained
 from megadistill.models.students.hf import HFStudent
 from megadistill.testing import tiny
 
@@ -52,9 +54,16 @@ def test_patterns_that_freeze_nothing_or_everything_are_refused(freeze, message)
         build(teacher=tiny.language_model(), freeze=freeze)
 
 
-def test_config_beside_a_folder_is_refused_not_ignored(tmp_path):
-    with pytest.raises(UserError, match=r"student\.config is set"):
+def test_config_beside_a_folder_changes_the_folders_own(tmp_path):
+    made = tiny.language_model()
+    save_pretrained(made, tmp_path, {name: p.detach() for name, p in made.named_parameters()})
+    student = build(config={"hidden_act": "relu"}, init=Folder(kind="folder", path=str(tmp_path)))
+    assert student.hf.config.hidden_act == "relu"
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(student.parameters(), made.parameters(), strict=True))
+    with pytest.raises(UserError, match="2 entries for 1 student layers"):
         build(config={"num_hidden_layers": 1}, init=Folder(kind="folder", path=str(tmp_path)))
+    with pytest.raises(UserError, match="no field depth"):
+        build(config={"depth": 1}, init=Folder(kind="folder", path=str(tmp_path)))
 
 
 @pytest.mark.parametrize(
