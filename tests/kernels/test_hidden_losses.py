@@ -195,7 +195,8 @@ def test_nothing_is_kept_but_the_states_and_no_state_is_copied(rows, kind, monke
     assert 0 < made.bytes <= 4 * 64
 
 
-def test_compiled_code_gives_the_same(rows):
+def test_compiled_code_gives_the_same(configure):
+    configure(rows="eager")
     students, teachers, mask = states(dtype=torch.float32)
 
     def fn(*ours):
