@@ -40,4 +40,5 @@ def test_a_rank_that_hangs_with_the_lock_held_ends_all(tmp_path):
     assert [rank.returncode for rank in again] == [0, 0], outputs
     events = {row["event"]: row for row in read_lines(run / "journal.jsonl")}
     assert events["hang"]["ranks"][-1] == 1
+    assert all(" on " in events["hang"]["heard"][rank] for rank in ("0", "1")), "what each rank did, and where"
     assert events["resume"]["step"] == 8
