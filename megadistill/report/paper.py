@@ -99,7 +99,7 @@ def _shares(models: Sequence[Model], teacher: Model) -> Plot:
         )
         lines.append(_line(model, [(place, 100 * share) for place, share in enumerate(shares) if share is not None]))
     level = Line(teacher.name, [(place, 100.0) for place in range(len(names))], NEUTRAL, dashed=True)
-    title = f"share of {teacher.name}'s (%)"
+    title = "share of the teacher's (%)"
     note = "Score: the mean over the tasks that both were scored on."
     return Plot(title, bars(title, names, lines, [level]), [(one, None) for one in (*lines, level)], note)
 
@@ -159,7 +159,7 @@ def _note(models: Sequence[Model], teacher: Model | None, common: Sequence[str])
         "published. Published scores are as their authors give them, by their metrics and on their sets."
     ]
     told.append(
-        "Behind a score: its share of its group's teacher's."
+        "Below a score: its share of its group's teacher's."
         if teacher
         else "Name the teacher, as in --teacher FOLDER, to see what of it is kept."
     )

@@ -118,6 +118,7 @@ def test_what_a_run_learns_on_tasks_names_the_step_it_started_from_and_stands_in
     found = json.loads(done.stdout)
     assert found["model"] == f"{run}@40"
     assert f"path: {run}@40" in (tmp_path / "worth-tasks" / "sst2-seed-0.yaml").read_text()
+    megadistill("evaluate", run)
     megadistill("report", tmp_path / "worth-tasks", run, "--teacher", run, "--output", tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert (
