@@ -17,6 +17,7 @@ from megadistill.core.errors import StaleAttempt
 from megadistill.engine import checkpoint
 from megadistill.run import environment
 from megadistill.run.directory import RunDirectory
+from megadistill.run.sections import BatchConfig
 
 STALE, BROKEN = 93, 99
 
@@ -34,6 +35,7 @@ class Config(BaseModel):
     directory: Path
     train: Length = Length()
     schedule: Schedule = Schedule()
+    batch: BatchConfig = BatchConfig(global_size=16, micro_size=4)
 
     @property
     def run_directory(self) -> Path:

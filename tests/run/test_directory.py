@@ -15,6 +15,7 @@ from megadistill.core.dist import World
 from megadistill.core.errors import Exit, StaleAttempt, UserError
 from megadistill.run import environment, sameness
 from megadistill.run.directory import RunDirectory, end_cut_line
+from megadistill.run.sections import BatchConfig
 
 ONE = World()
 
@@ -43,6 +44,7 @@ class Config(BaseModel):
     train: Train = Train()
     schedule: Schedule = Schedule()
     log: Log = Log()
+    batch: BatchConfig = BatchConfig(global_size=16, micro_size=4)
 
     @property
     def run_directory(self) -> Path:
@@ -340,3 +342,12 @@ def test_the_config_it_keeps_is_the_one_it_was_given(tmp_path):
     with pytest.raises(UserError) as caught:
         RunDirectory.open(load(run.config, ["batch.global_size=512", "checkpoint.keep=3"]), False, ONE)
     assert caught.value.why == "batch.global_size: 512 here / 32 in the run"
+
+
+def test_it_knows_the_micro_size_that_it_has_begun_with(tmp_path):
+    given = config(tmp_path)
+    assert RunDirectory.micro_size(given, fresh=False) is None
+    open_run(tmp_path)
+    open_run(tmp_path, batch={"global_size": 16, "micro_size": 8})
+    assert RunDirectory.micro_size(given, fresh=False) == 4, "not what it has gone on with"
+    assert RunDirectory.micro_size(given, fresh=True) is None
