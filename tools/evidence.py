@@ -158,6 +158,7 @@ def pretrain(name: str, config: str, data: Path, *changes: str) -> None:
 
 def keep(run: Path, target: Path) -> None:
     """A run's student as a Hugging Face folder: weights in bf16, in shards small enough for a repository."""
+    import results  # beside this file
     import torch
     from transformers import AutoModelForMaskedLM
 
@@ -168,7 +169,7 @@ def keep(run: Path, target: Path) -> None:
         model.save_pretrained(small, max_shard_size=SHARD)
         for file in whole.iterdir():
             if file.suffix != ".safetensors" and not (small / file.name).exists():
-                shutil.copy(file, small / file.name)
+                (small / file.name).write_text(results.anywhere(file.read_text(encoding="utf-8")), encoding="utf-8")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(small, target)
 

@@ -64,7 +64,7 @@ def measure(name: str, command: list[str]) -> Path:
     target = RESULTS / f"{name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     kept = {"command": shlex.join(command), "environment": versions(), "result": json.loads(output.splitlines()[-1])}
-    target.write_text(_anywhere(json.dumps(kept, indent=1)) + "\n", encoding="utf-8")
+    target.write_text(anywhere(json.dumps(kept, indent=1)) + "\n", encoding="utf-8")
     return target
 
 
@@ -93,10 +93,10 @@ def versions() -> dict[str, Any]:
 
 
 def _here(file: Path) -> str:
-    return _anywhere(file.read_text(encoding="utf-8"))
+    return anywhere(file.read_text(encoding="utf-8"))
 
 
-def _anywhere(text: str) -> str:
+def anywhere(text: str) -> str:
     """A text with this machine's folders and name replaced by what they are."""
     folders = {
         os.environ.get("MEGADISTILL_DATA", ""): "$MEGADISTILL_DATA",
