@@ -27,6 +27,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs" / "ablation"
+RECORDED = ROOT / "tools" / "results" / "ablation"
 CONFIG = ROOT / "configs" / "small_distilbert.yaml"
 SEEDS = (1, 2, 3)
 
@@ -100,6 +101,11 @@ class Run:
 
     @property
     def done(self) -> bool:
+        return (RECORDED / self.name / "evaluation" / "heldout.json").exists()
+
+    @property
+    def here(self) -> bool:
+        """It can teach."""
         return (RUNS / self.name / "evaluation" / "heldout.json").exists()
 
 
@@ -133,27 +139,30 @@ def megadistill(verb: str, *arguments: str, threads: int) -> None:
 
 
 def train(run: Run, given: list[str], threads: int) -> None:
-    """Train, score and record one run; what is done is not done again."""
-    if not run.done:
-        started = time.monotonic()
-        megadistill("train", str(CONFIG), *given, *run.changes, threads=threads)
-        megadistill("evaluate", f"runs/ablation/{run.name}", "--tasks", "heldout", "--rows", "1024", threads=threads)
-        print(f"{run.name}: {time.monotonic() - started:.0f} s", flush=True)
+    """Train, score and record one run."""
+    started = time.monotonic()
+    megadistill("train", str(CONFIG), *given, *run.changes, threads=threads)
+    megadistill("evaluate", f"runs/ablation/{run.name}", "--tasks", "heldout", "--rows", "1024", threads=threads)
+    print(f"{run.name}: {time.monotonic() - started:.0f} s", flush=True)
     import results  # beside this file
 
     results.record(RUNS / run.name, f"ablation/{run.name}")
 
 
 def ablate(data: Path, jobs: int, more: list[str]) -> None:
-    """All runs that are not done, `jobs` at a time; those that teach come before those that learn from them."""
+    """All runs that are not recorded, `jobs` at a time; those that teach come before those that learn from them, and
+    are made again where only their record is left."""
     given, threads = common(data, more), max((os.cpu_count() or 1) // jobs, 1)
     megadistill("prepare", str(CONFIG), *given, threads=threads)
     if not (RUNS / "start" / "run.json").exists():  # one step too small to change anything: what students start as
         still = ["name=start", objectives(HARD), "train.steps=1", "optimizer.learning_rate=1e-30"]
         megadistill("train", str(CONFIG), *given, *still, threads=threads)
+    taught = [run for run in every() if run.arm.after and not run.done]
     for stage in (None, "plain"):
         # seeds outside, so that a cut-short ablation has whole comparisons
         runs = [Run(arm, seed) for seed in SEEDS for arm in ARMS if arm.after == stage]
+        teachers = {run.arm.after for run in taught}
+        runs = [run for run in runs if not run.done or (run.arm.name in teachers and not run.here)]
         with ThreadPoolExecutor(jobs) as pool:
             list(pool.map(lambda run: train(run, given, threads), runs))
 
@@ -181,12 +190,13 @@ def every() -> list[Run]:
 
 
 def duration(run: Run) -> float | None:
-    """Seconds from the start of a finished run to its scores."""
-    journal, scores = RUNS / run.name / "journal.jsonl", RUNS / run.name / "evaluation" / "heldout.json"
-    if not scores.exists():
+    """Seconds from the start of a finished run to its end; it is scored in a fraction of that."""
+    journal = RECORDED / run.name / "journal.jsonl"
+    if not journal.exists():
         return None
-    started = json.loads(journal.read_text(encoding="utf-8").splitlines()[0])["time"]
-    return scores.stat().st_mtime - datetime.fromisoformat(started).timestamp()
+    events = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
+    started, ended = (datetime.fromisoformat(event["time"]) for event in (events[0], events[-1]))
+    return (ended - started).total_seconds()
 
 
 def main() -> None:
