@@ -24,9 +24,12 @@ Tree = dict[str, Any]
 
 
 class Strict(BaseModel):
-    """Base of every config section: unknown keys refused, values frozen, fields documented by their docstrings."""
+    """Base of every config section: unknown keys and infinite numbers refused, values frozen, fields documented by
+    their docstrings."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 # ---------------------------------------------------------------------------------------------- kinds

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -14,7 +13,7 @@ from megadistill.core.errors import UserError
 from megadistill.core.types import Attention, Batch, Dims, Needs, Signals, Term
 from megadistill.kernels.attention_losses import score_mse
 from megadistill.objectives.base import Objective, wide
-from megadistill.objectives.layer_maps import Layers, layer_map, weights_of
+from megadistill.objectives.layer_maps import Layers, Weights, layer_map, weights_of
 
 SCORES = 1 << 24
 """Scores of each model that `form: pairs` holds at once."""
@@ -31,7 +30,7 @@ class AttentionMSE(Objective):
     kind: Literal["attention_mse"]
     layers: Layers = "uniform"
     """Which teacher layer teaches which student layer."""
-    layer_weights: list[float] | None = Field(None, min_length=1)
+    layer_weights: Weights | None = None
     """One per pair by ascending student layer; None: 1 each."""
     form: Literal["pairs", "gram"] = "pairs"
     """pairs: every query with every key. gram: the same sum from d x d products, |QK' - PR'|^2 = <Q'Q, K'K> - ...: no

@@ -12,6 +12,7 @@ from megadistill.core.errors import UserError
 from megadistill.core.types import Attention, Batch, Dims, Needs, Signals, Term
 from megadistill.kernels.attention_losses import relation_kl
 from megadistill.objectives.base import Objective
+from megadistill.objectives.layer_maps import Weights
 
 Relation = Literal["qk", "qq", "kk", "vv"]
 """Whose products make the relation: qk is the attention itself, vv MiniLM's value relation."""
@@ -29,7 +30,7 @@ class AttentionRelation(Objective):
 
     kind: Literal["attention_relation"]
     relations: list[Relation] = Field(["qk", "vv"], min_length=1)
-    relation_weights: list[float] | None = Field(None, min_length=1)
+    relation_weights: Weights | None = None
     """One per relation; None: 1 each (MiniLM), MiniLMv2 takes 1/3 each."""
     heads: int | None = Field(None, gt=0)
     """Relation heads; None: the models' own. MiniLMv2 takes 48 for base and 64 for large teachers."""

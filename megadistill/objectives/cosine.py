@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import Field
-
 from megadistill.core.errors import UserError
 from megadistill.core.types import Batch, Dims, Needs, Signals, Term
 from megadistill.kernels.hidden_losses import hidden_losses
 from megadistill.objectives.base import Objective
-from megadistill.objectives.layer_maps import Layers, layer_map, weights_of
+from megadistill.objectives.layer_maps import Layers, Weights, layer_map, weights_of
 
 LAST = -1
 
@@ -23,7 +21,7 @@ class Cosine(Objective):
     kind: Literal["cosine"]
     layers: Layers = "last"
     """Which teacher layer teaches which student layer."""
-    layer_weights: list[float] | None = Field(None, min_length=1)
+    layer_weights: Weights | None = None
     """One per pair by ascending student layer; None: 1 each."""
 
     def needs(self) -> Needs:

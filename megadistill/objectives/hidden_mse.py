@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import nn
 
 from megadistill.core.errors import UserError
 from megadistill.core.types import Batch, Dims, Needs, Signals, Term
 from megadistill.kernels.hidden_losses import hidden_losses
 from megadistill.objectives.base import Objective
-from megadistill.objectives.layer_maps import Layers, layer_map, weights_of
+from megadistill.objectives.layer_maps import Layers, Weights, layer_map, weights_of
 
 Projection = Literal["auto", "shared", "per_layer", "none"]
 """auto: `shared` where the models' widths differ, else `none`; shared: one W and bias for all layers, as in TinyBERT's
@@ -31,7 +30,7 @@ class HiddenMSE(Objective):
     kind: Literal["hidden_mse"]
     layers: Layers = "uniform"
     """Which teacher layer teaches which student layer."""
-    layer_weights: list[float] | None = Field(None, min_length=1)
+    layer_weights: Weights | None = None
     """lambda_m of TinyBERT's equation 6, one per pair by ascending student layer; None: 1 each."""
     projection: Projection = "auto"
     positions: Positions = "tokens"

@@ -8,7 +8,9 @@ g(M + 1) = N + 1 for the predictions; here the embeddings are `embedding_mse` an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, NonNegativeFloat
 
 from megadistill.core.errors import UserError
 from megadistill.core.types import Dims
@@ -16,6 +18,15 @@ from megadistill.core.types import Dims
 Layers = Literal["uniform", "top", "bottom", "last"] | dict[int, int]
 """uniform: l <- l N / M; top: the teacher's last M layers; bottom: its first M; last: M <- N alone; or
 {student layer: teacher layer}, each from 0 (the embedding output)."""
+
+
+def _some(weights: list[float]) -> list[float]:
+    if not any(weights):
+        raise ValueError("the weights sum to nothing: make one of them larger than 0")
+    return weights
+
+
+Weights = Annotated[list[NonNegativeFloat], Field(min_length=1), AfterValidator(_some)]
 
 
 def layer_map(layers: Layers, student: Dims, teacher: Dims, where: str) -> dict[int, int]:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import Field
-
 from megadistill.core.errors import UserError
 from megadistill.core.types import Batch, Dims, Needs, Signals, Term
 from megadistill.kernels.hidden_losses import Kind, hidden_losses
 from megadistill.objectives.base import Objective
-from megadistill.objectives.layer_maps import layer_map, weights_of
+from megadistill.objectives.layer_maps import Weights, layer_map, weights_of
 
 
 class PKD(Objective):
@@ -23,7 +21,7 @@ class PKD(Objective):
     layers: Literal["skip", "last"] | dict[int, int] = "skip"
     """skip: every (N / M)-th teacher layer, 2, 4, ..., 10 for 6 of 12; last: the teacher's last ones but one, 7 ... 11;
     or {student layer: teacher layer}."""
-    layer_weights: list[float] | None = Field(None, min_length=1)
+    layer_weights: Weights | None = None
     """One per pair by ascending student layer; None: 1 each."""
     normalize: bool = True
     """Divide each state by its L2 norm first."""

@@ -126,3 +126,21 @@ def test_wrong_shapes_are_named():
         relation_kl(*ours, *theirs, mask.long())
     with pytest.raises(ValueError, match="segments must be"):
         relation_kl(*ours, *theirs, mask, segments[:1])
+    with pytest.raises(ValueError, match="queries must be"):
+        score_mse(ours[0][0], ours[1][0], *theirs, mask)
+
+
+@pytest.mark.parametrize("op", [score_mse, relation_kl])
+def test_other_devices_and_dtypes_are_named(op):
+    ours, theirs, mask, segments = inputs()
+    with pytest.raises(ValueError, match="teacher_keys is on meta"):
+        op(*ours, theirs[0], theirs[1].to("meta"), mask)
+    with pytest.raises(ValueError, match="mask is on meta"):
+        op(*ours, *theirs, mask.to("meta"))
+    with pytest.raises(ValueError, match="teacher_queries must be float"):
+        op(*ours, theirs[0].long(), theirs[1], mask)
+    if op is relation_kl:
+        with pytest.raises(ValueError, match="segments is on meta"):
+            op(*ours, *theirs, mask, segments.to("meta"))
+        with pytest.raises(ValueError, match="seen must be bool"):
+            op(*ours, *theirs, mask, seen=torch.ones(len(mask), 1, mask.shape[1], mask.shape[1]))

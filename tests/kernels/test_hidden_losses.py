@@ -151,6 +151,17 @@ def test_views_of_larger_tensors(rows, kind):
         same((found.detach(), torch.autograd.grad(3 * found, ours)), exact, 1e-5)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mask_that_is_a_view(rows, kind):
+    """Of [CLS] alone: the row's next value belongs to another position."""
+    students, teachers, mask = states(dtype=torch.float32)
+    mask = torch.zeros_like(mask)
+    mask[:, 0] = True
+    first = [[t.detach()[:, :1] for t in side] for side in (students, teachers)]
+    found = hidden_losses(kind, *first, WEIGHTS, mask[:, :1])
+    assert found.item() == pytest.approx(hidden_losses(kind, *first, WEIGHTS, mask[:, :1].clone()).item(), rel=1e-6)
+
+
 def test_through_a_projection(rows):
     """TinyBERT's: student's width to the teacher's; gradients of state, weight and bias."""
     students, teachers, mask = states(width=9, dtype=torch.float32)
@@ -192,7 +203,8 @@ def test_nothing_is_kept_but_the_states_and_no_state_is_copied(rows, kind, monke
     with Made([*students, *teachers]) as made:
         again = op.loss(kind, *flat, WEIGHTS, mask.flatten())
     assert again.item() == value.item()
-    assert 0 < made.bytes <= 4 * 64
+    tile = 4 * students[0].numel() if DEVICE == "cuda" and rows == "eager" else 4 * 64  # a GPU takes a layer at once
+    assert 0 < made.bytes <= tile
 
 
 def test_compiled_code_gives_the_same(configure):
@@ -227,6 +239,8 @@ def test_what_does_not_fit_is_named(configure):
         hidden_losses("cosine", students, [*teachers[:2], teachers[2][..., 1:]], WEIGHTS, mask)
     with pytest.raises(ValueError, match=r"mask must be bool \[2, 5\]"):
         hidden_losses("cosine", students, teachers, WEIGHTS, mask.long())
+    with pytest.raises(ValueError, match="mask is on meta"):
+        hidden_losses("cosine", students, teachers, WEIGHTS, mask.to("meta"))
     with pytest.raises(ValueError, match="at least one value"):
         hidden_losses("cosine", [t[..., :0] for t in students], teachers, WEIGHTS, mask)
     configure(rows="triton")

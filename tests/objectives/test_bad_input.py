@@ -11,6 +11,7 @@ from megadistill.objectives.cosine import Cosine
 from megadistill.objectives.hidden_mse import HiddenMSE
 from megadistill.objectives.layer_maps import layer_map
 from megadistill.objectives.pkd import PKD
+from megadistill.objectives.soft_ce import SoftCE
 
 SIX, TWELVE = Dims(6, 768, 30522, 12), Dims(12, 768, 30522, 12)
 SMALL = Dims(4, 312, 30522, 12)
@@ -30,6 +31,29 @@ SMALL = Dims(4, 312, 30522, 12)
 def test_layer_maps(name, ours, theirs, expected):
     result = layer_map(name, Dims(ours, 1, 1), Dims(theirs, 1, 1), "layers")
     assert list(result.items()) == list(expected.items())
+
+
+@pytest.mark.parametrize("weights", [[0, 0], [-1, 2], [float("inf")], []])
+@pytest.mark.parametrize(
+    ("objective", "field"),
+    [
+        (Cosine, "layer_weights"),
+        (HiddenMSE, "layer_weights"),
+        (PKD, "layer_weights"),
+        (AttentionMSE, "layer_weights"),
+        (AttentionRelation, "relation_weights"),
+    ],
+)
+def test_weights_that_weigh_nothing(objective, field, weights):
+    kind = objective.model_fields["kind"].annotation.__args__[0]
+    with pytest.raises(ValidationError, match=field):
+        objective.model_validate({"kind": kind, field: weights})
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 0.0, -1.0])
+def test_a_temperature_that_is_none(value):
+    with pytest.raises(ValidationError, match="temperature"):
+        SoftCE(kind="soft_ce", temperature=value)
 
 
 @pytest.mark.parametrize(

@@ -37,11 +37,47 @@ def value(objective, mask=MASK, labels=LABELS, student=STUDENT, teacher=TEACHER)
     return loss(signals(student), signals(teacher), batch(mask, labels))
 
 
-@pytest.mark.parametrize(("temperature", "mean"), [(1, 0.7083187360), (2, 0.7971552395), (4, 0.8239160682)])
-def test_soft_ce_on_the_fixture(temperature, mean):
-    term = value(SoftCE(kind="soft_ce", temperature=temperature))
+@pytest.mark.parametrize(
+    ("temperature", "mean", "norm"),
+    [
+        (1, 0.7083187360, 0.4579693475),
+        (2, 0.7971552395, 0.5072233030),
+        (4, 0.8239160682, 0.5218983315),
+        (8, None, 0.5257466560),
+    ],
+)
+def test_soft_ce_on_the_fixture(temperature, mean, norm):
+    student = STUDENT.clone().requires_grad_()
+    term = value(SoftCE(kind="soft_ce", temperature=temperature), student=student)
     assert term.count == "tokens"
+    (term.sum / 2).backward()
+    assert student.grad.norm().item() == pytest.approx(norm, abs=1e-9)
+    if mean is not None:
+        assert term.sum.item() / 2 == pytest.approx(mean, abs=1e-9)
+
+
+@pytest.mark.parametrize(("divergence", "mean"), [("reverse_kl", 0.7297072205), ("jsd", 0.1581498356)])
+def test_other_divergences_on_the_fixture(divergence, mean):
+    term = value(SoftCE(kind="soft_ce", temperature=1, divergence=divergence))
     assert term.sum.item() / 2 == pytest.approx(mean, abs=1e-9)
+
+
+def limit(loss, temperature):
+    """How far a loss's gradient is, at a temperature, from Hinton et al.'s limit (2015, equation 4), of its length."""
+    student = STUDENT.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(student, temperature), student)
+    ours, theirs = (t - t.mean(-1, keepdim=True) for t in (STUDENT, TEACHER))
+    wanted = (ours - theirs) / STUDENT.shape[-1] * MASK[..., None]
+    return ((gradient - wanted).norm() / wanted.norm()).item()
+
+
+def test_a_high_temperature_matches_centred_logits():
+    def ours(student, temperature):
+        return value(SoftCE(kind="soft_ce", temperature=temperature), student=student).sum
+
+    assert limit(ours, 1e3) < 1e-3
+    for factor in (lambda t: 1 / t**2, lambda t: t**2):  # T^2 forgotten, and taken twice
+        assert limit(lambda student, t, factor=factor: ours(student, t) * factor(t), 1e3) > 0.5
 
 
 def test_soft_ce_over_targets_only_leaves_other_tokens_out():

@@ -56,8 +56,11 @@ def relation_kl(
     check(queries, keys, teacher_queries, teacher_keys, mask)
     if segments is not None and segments.shape != mask.shape:
         raise ValueError(f"segments must be {list(mask.shape)}, not {list(segments.shape)}")
-    if seen is not None and seen.shape != (len(mask), 1, mask.shape[1], mask.shape[1]):
-        raise ValueError(f"seen must be [B, 1, L, L] of {list(mask.shape)}, not {list(seen.shape)}")
+    if seen is not None and (seen.dtype != torch.bool or seen.shape != (len(mask), 1, mask.shape[1], mask.shape[1])):
+        raise ValueError(f"seen must be bool [B, 1, L, L] of {list(mask.shape)}, not {seen.dtype} {list(seen.shape)}")
+    for name, value in (("segments", segments), ("seen", seen)):
+        if value is not None and value.device != queries.device and not queries.is_meta:
+            raise ValueError(f"{name} is on {value.device}, queries on {queries.device}")
     scales = scales or default_scales(queries, teacher_queries)
     dtype = torch.promote_types(queries.dtype, teacher_queries.dtype)
     widest = max(queries.shape[-1], teacher_queries.shape[-1])

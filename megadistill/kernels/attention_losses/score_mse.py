@@ -75,6 +75,8 @@ def check(queries: Tensor, keys: Tensor, teacher_queries: Tensor, teacher_keys: 
     """Raises:
     ValueError: naming what does not fit.
     """
+    if queries.ndim != 4:
+        raise ValueError(f"queries must be [B, heads, L, width], not {list(queries.shape)}")
     for name, value, like in (
         ("keys", keys, queries),
         ("teacher_queries", teacher_queries[..., :0], queries[..., :0]),
@@ -86,3 +88,9 @@ def check(queries: Tensor, keys: Tensor, teacher_queries: Tensor, teacher_keys: 
             )
     if mask.dtype != torch.bool or mask.shape != (queries.shape[0], queries.shape[2]):
         raise ValueError(f"mask must be bool [B, L] = {[queries.shape[0], queries.shape[2]]}, not {list(mask.shape)}")
+    sides = {"keys": keys, "teacher_queries": teacher_queries, "teacher_keys": teacher_keys}
+    for name, value in {"queries": queries, **sides, "mask": mask}.items():
+        if value.device != queries.device and not queries.is_meta:  # a plan has numbers of integers only
+            raise ValueError(f"{name} is on {value.device}, queries on {queries.device}")
+        if name != "mask" and not value.is_floating_point():
+            raise ValueError(f"{name} must be float, not {value.dtype}")

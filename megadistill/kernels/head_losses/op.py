@@ -65,7 +65,7 @@ def head_losses(
     size = _vocabulary(student, vocabulary)
     if coefficients.shape != (len(terms), student.hidden.shape[0]):
         raise ValueError(f"coefficients must be [{len(terms)}, {student.hidden.shape[0]}], not {[*coefficients.shape]}")
-    if coefficients.device != student.hidden.device:
+    if coefficients.device != student.hidden.device and not student.hidden.is_meta:
         raise ValueError(f"coefficients are on {coefficients.device}, the hidden states on {student.hidden.device}")
     if dispatch.settings().check_labels and labels is not None:
         _check_labels(labels, terms, coefficients, size)

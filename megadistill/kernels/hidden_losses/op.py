@@ -66,6 +66,8 @@ def hidden_losses(
                 raise ValueError(f"{name}[{number}] is on {one.device}, students[0] on {students[0].device}")
     if mask.dtype != torch.bool or mask.shape != shape[:-1]:
         raise ValueError(f"mask must be bool {list(shape[:-1])}, not {mask.dtype} {list(mask.shape)}")
+    if mask.device != students[0].device and not students[0].is_meta:  # a plan has numbers of integers only
+        raise ValueError(f"mask is on {mask.device}, students[0] on {students[0].device}")
     found: Tensor = _HiddenLosses.apply(kind, [t.detach() for t in teachers], weights, mask, *students)
     return found
 

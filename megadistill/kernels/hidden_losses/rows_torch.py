@@ -59,8 +59,7 @@ def gradients(
             difference = torch.addcmul(unit, t, other, value=-1)
             along = (unit * difference).sum(-1, keepdim=True)
             torch.mul(difference.addcmul_(unit, along, value=-1), mine * (upstream * factor), out=gradient[rows])
-        if mask.device.type != "cpu" or not mask[rows].all():
-            gradient[rows].masked_fill_(~mask[rows, None], 0)
+        gradient[rows].masked_fill_(~mask[rows, None], 0)
 
 
 def _tiles(

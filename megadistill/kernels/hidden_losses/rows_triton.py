@@ -59,7 +59,7 @@ def _launch(
         *(tuple(t.stride(0) for t in side) for side in sides),
         found or sides[0],
         tuple(weights),
-        mask.view(torch.uint8),
+        mask.contiguous().view(torch.uint8),  # it may be a view of every row's first position
         upstream,
         losses,
         width,

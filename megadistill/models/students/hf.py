@@ -182,7 +182,7 @@ class HFStudent(Student):
             ) from None
         self._refuse_unknown(defaults, self.architecture)
         size = {"vocab_size": vocabulary_size} if hasattr(defaults, "vocab_size") else {}
-        fields = {**size, **_special_fields(defaults, special), **self.config}
+        fields = {**size, **_special_fields(defaults, special, vocabulary_size), **self.config}
         return self._checked(self.architecture, lambda given: AutoConfig.for_model(self.architecture, **given), fields)
 
     def _layer_types(self, base: Any) -> dict[str, Any]:
@@ -220,9 +220,12 @@ class HFStudent(Student):
             )
 
 
-def _special_fields(defaults: Any, special: Mapping[str, int | None]) -> dict[str, int]:
-    """The tokenizer's ids under the config's names: an architecture's own defaults are another tokenizer's ids."""
+def _special_fields(defaults: Any, special: Mapping[str, int | None], vocabulary_size: int) -> dict[str, int | None]:
+    """The tokenizer's ids under the config's names: an architecture's own defaults are another tokenizer's ids, and
+    none at all where the vocabulary does not reach to them."""
     sep, cls = special.get("sep"), special.get("cls")
     ids = {"pad_token_id": special.get("pad"), "bos_token_id": sep if cls is None else cls, "eos_token_id": sep}
     ids |= {"cls_token_id": cls, "sep_token_id": sep}
-    return {name: value for name, value in ids.items() if value is not None and hasattr(defaults, name)}
+    known = {name: value for name, value in ids.items() if hasattr(defaults, name)}
+    beyond = {name for name in known if (getattr(defaults, name) or 0) >= vocabulary_size}
+    return {name: value for name, value in known.items() if value is not None or name in beyond}
