@@ -13,6 +13,7 @@ from megadistill.objectives.cosine import Cosine
 from megadistill.objectives.embedding_mse import EmbeddingMSE
 from megadistill.objectives.hard_ce import HardCE
 from megadistill.objectives.hidden_mse import HiddenMSE
+from megadistill.objectives.kd_compat import KDCompat
 from megadistill.objectives.logits_mse import LogitsMSE
 from megadistill.objectives.pkd import PKD
 from megadistill.objectives.soft_ce import SoftCE
@@ -22,7 +23,12 @@ from megadistill.testing import states
 OBJECTIVES = {
     "soft_ce": SoftCE(kind="soft_ce", temperature=3),
     "soft_ce on targets": SoftCE(kind="soft_ce", scope="targets"),
+    "soft_ce reversed": SoftCE(kind="soft_ce", divergence="reverse_kl"),
+    "soft_ce between both": SoftCE(kind="soft_ce", divergence="jsd", beta=0.3),
+    "kd_compat": KDCompat(kind="kd_compat", original="hf_distil", temperature=2),
+    "kd_compat with entropy": KDCompat(kind="kd_compat", original="textbrewer", temperature=2),
     "hard_ce": HardCE(kind="hard_ce"),
+    "hard_ce smoothed": HardCE(kind="hard_ce", label_smoothing=0.1),
     "teacher_label": TeacherLabel(kind="teacher_label"),
     "logits_mse": LogitsMSE(kind="logits_mse"),
     "logits_mse centred": LogitsMSE(kind="logits_mse", center=True, reduction="sum", scope="targets"),
@@ -38,8 +44,8 @@ OBJECTIVES = {
     "minilm": AttentionRelation(kind="attention_relation"),
     "minilm v2": AttentionRelation(kind="attention_relation", relations=["qq", "kk", "vv"], heads=3),
 }
-ZERO_WHEN_EQUAL = [n for n in OBJECTIVES if n not in ("hard_ce", "teacher_label") and "projected" not in n]
-ZERO_WHEN_EQUAL.remove("embedding_mse")
+NEVER_ZERO = ("hard_ce", "hard_ce smoothed", "teacher_label", "kd_compat with entropy", "embedding_mse")
+ZERO_WHEN_EQUAL = [n for n in OBJECTIVES if n not in NEVER_ZERO and "projected" not in n]
 
 
 def built(name):

@@ -36,6 +36,40 @@ def test_every_recorded_quickstart_was_better_than_plain_and_resumed_bitwise():
         assert summary["gain"]["nats"] > 3 * summary["gain"]["standard_error"]
 
 
+def recorded(name):
+    found = json.loads((ROOT / "tools" / "results" / f"{name}.json").read_text())
+    return found.get("result", found)
+
+
+@pytest.mark.parametrize(
+    ("name", "ratio", "least", "most"),
+    [
+        ("step/cpu", "speed_vs_textbook", 1.1, None),
+        ("step/cpu", "masked_speed_vs_textbook", 1.25, None),
+        ("step/cpu", "memory_vs_textbook", None, 0.5),
+        ("head/cpu", "time_vs_eager", None, 0.55),
+        ("head/cpu", "memory_vs_eager", None, 0.25),
+        ("head/cpu", "masked_time_vs_eager", None, 0.2),
+        ("head/cpu", "time_vs_best_peer", None, 1.0),
+        ("head/cpu", "memory_vs_best_peer", None, 1.0),
+    ],
+)
+def test_what_was_measured_last_meets_its_goal(name, ratio, least, most):
+    found = recorded(name)["ratios"][ratio]
+    assert least is None or found >= least
+    assert most is None or found <= most
+
+
+def test_counterfactual_steps_and_kept_answers_meet_their_goals():
+    assert recorded("counterfactual/bench")["ratio"] <= 1.9
+    kept = {name: row for name, row in recorded("cache/bench").items() if isinstance(row, dict)}
+    assert len(kept) == 2
+    for name, row in kept.items():
+        assert row["bytes_per_token"] <= 40
+        assert row["rows_found"] == row["rows_asked"]
+        assert name.startswith("top_k") or abs(row["bias"]) <= row["bias_95"]
+
+
 @pytest.fixture
 def runs(tmp_path):
     """Two evaluated runs, the first killed after step 40 and resumed from step 10."""
