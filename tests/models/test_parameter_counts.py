@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    DeiTForImageClassificationWithTeacher,
+)
 
 from megadistill.core.types import Dims
 from megadistill.objectives.hidden_mse import HiddenMSE
@@ -13,7 +19,9 @@ from megadistill.run.config import load
 
 def count(auto, architecture, **config):
     with torch.device("meta"):
-        return sum(p.numel() for p in auto.from_config(AutoConfig.for_model(architecture, **config)).parameters())
+        config = AutoConfig.for_model(architecture, **config)
+        model = auto.from_config(config) if hasattr(auto, "from_config") else auto(config)
+        return sum(p.numel() for p in model.parameters())
 
 
 def bert(layers, width=768, inner=3072, **fields):
@@ -50,6 +58,16 @@ ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size
 )
 def test_published_models(auto, model, parameters):
     assert count(auto, model[0], **model[1]) == parameters
+
+
+@pytest.mark.parametrize(
+    ("width", "heads", "parameters", "told"),
+    [(192, 3, 5_910_800, 6), (384, 6, 22_436_432, 22), (768, 12, 87_338_192, 87)],
+)
+def test_deit_with_both_heads(width, heads, parameters, told):
+    sizes = {"hidden_size": width, "num_attention_heads": heads, "intermediate_size": 4 * width, "num_labels": 1000}
+    assert count(DeiTForImageClassificationWithTeacher, "deit", **sizes) == parameters
+    assert round(parameters / 1e6) == told  # the paper's million
 
 
 def test_tinybert_with_its_projection():
