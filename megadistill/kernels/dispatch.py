@@ -206,6 +206,16 @@ def runs_triton(op: str, device: torch.device, dtype: torch.dtype, no_kernel: st
     return True, "a CUDA device"
 
 
+def check_device(name: str, value: Tensor, states: str, like: Tensor) -> None:
+    """
+    Raises:
+        ValueError: `value` is not where `like` is, which errors call `states`. A plan's states are on the meta device,
+            its integers are not: they have numbers.
+    """
+    if value.device != like.device and not like.is_meta:
+        raise ValueError(f"{name} is on {value.device}, {states} on {like.device}")
+
+
 @cache
 def _say(text: str) -> None:
     """Log it, once a process."""

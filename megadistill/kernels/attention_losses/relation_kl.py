@@ -59,8 +59,8 @@ def relation_kl(
     if seen is not None and (seen.dtype != torch.bool or seen.shape != (len(mask), 1, mask.shape[1], mask.shape[1])):
         raise ValueError(f"seen must be bool [B, 1, L, L] of {list(mask.shape)}, not {seen.dtype} {list(seen.shape)}")
     for name, value in (("segments", segments), ("seen", seen)):
-        if value is not None and value.device != queries.device and not queries.is_meta:
-            raise ValueError(f"{name} is on {value.device}, queries on {queries.device}")
+        if value is not None:
+            dispatch.check_device(name, value, "queries", queries)
     scales = scales or default_scales(queries, teacher_queries)
     dtype = torch.promote_types(queries.dtype, teacher_queries.dtype)
     widest = max(queries.shape[-1], teacher_queries.shape[-1])

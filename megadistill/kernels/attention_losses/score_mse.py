@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from megadistill.kernels import dispatch
 from megadistill.kernels.forward_gradient import with_gradient
 
 CHUNK_VALUES = 1 << 22
@@ -90,7 +91,6 @@ def check(queries: Tensor, keys: Tensor, teacher_queries: Tensor, teacher_keys: 
         raise ValueError(f"mask must be bool [B, L] = {[queries.shape[0], queries.shape[2]]}, not {list(mask.shape)}")
     sides = {"keys": keys, "teacher_queries": teacher_queries, "teacher_keys": teacher_keys}
     for name, value in {"queries": queries, **sides, "mask": mask}.items():
-        if value.device != queries.device and not queries.is_meta:  # a plan has numbers of integers only
-            raise ValueError(f"{name} is on {value.device}, queries on {queries.device}")
+        dispatch.check_device(name, value, "queries", queries)
         if name != "mask" and not value.is_floating_point():
             raise ValueError(f"{name} must be float, not {value.dtype}")

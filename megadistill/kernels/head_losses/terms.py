@@ -11,6 +11,8 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from megadistill.kernels import dispatch
+
 Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
 
 
@@ -118,14 +120,14 @@ def check(
             raise ValueError("labels is None: a Hard term needs [N] int64")
         if labels.dtype != torch.int64 or labels.shape != (rows,):
             raise ValueError(f"labels must be int64 [{rows}], not {labels.dtype} {list(labels.shape)}")
-        _check_device("labels", labels, student)
+        dispatch.check_device("labels", labels, "the hidden states", student.hidden)
     if soft and bool(teachers) == (top_k is not None):
         raise ValueError("a Soft term needs either teachers or top_k")
     for number, teacher in enumerate(teachers):
         _check_projection(f"teachers[{number}]", teacher)
         if teacher.hidden.shape[0] != rows:
             raise ValueError(f"teachers[{number}].hidden must have {rows} rows, not {teacher.hidden.shape[0]}")
-        _check_device(f"teachers[{number}]", teacher.hidden, student)
+        dispatch.check_device(f"teachers[{number}]", teacher.hidden, "the hidden states", student.hidden)
     if mean not in ("arithmetic", "geometric"):
         raise ValueError(f"mean must be arithmetic or geometric, not {mean!r}")
     if mean == "arithmetic" and len(teachers) > 1 and len({term.temperature for term in soft}) > 1:
@@ -136,7 +138,7 @@ def check(
         if top_k.log_probs.shape != top_k.ids.shape:
             raise ValueError(f"top_k.log_probs must be {list(top_k.ids.shape)}, not {list(top_k.log_probs.shape)}")
         for name, value in (("ids", top_k.ids), ("log_probs", top_k.log_probs)):
-            _check_device(f"top_k.{name}", value, student)
+            dispatch.check_device(f"top_k.{name}", value, "the hidden states", student.hidden)
         if any(term.divergence != "forward_kl" for term in soft):
             raise ValueError("top_k knows the kept entries only: divergence must be forward_kl")
 
@@ -166,9 +168,4 @@ def _check_projection(name: str, given: Projection) -> None:
         raise ValueError(f"{name}: hidden is {hidden.dtype} and weight {weight.dtype}; both must be one float dtype")
     for part, value in (("weight", weight), ("bias", bias)):
         if value is not None:
-            _check_device(f"{name}.{part}", value, given)
-
-
-def _check_device(name: str, value: Tensor, given: Projection) -> None:
-    if value.device != given.hidden.device and not given.hidden.is_meta:  # a plan has numbers of integers only
-        raise ValueError(f"{name} is on {value.device}, the hidden states on {given.hidden.device}")
+            dispatch.check_device(f"{name}.{part}", value, "the hidden states", given.hidden)

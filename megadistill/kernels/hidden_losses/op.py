@@ -62,12 +62,10 @@ def hidden_losses(
         for number, one in enumerate(tensors):
             if one.shape != shape or not one.is_floating_point():
                 raise ValueError(f"{name}[{number}] must be float {list(shape)}, not {one.dtype} {list(one.shape)}")
-            if one.device != students[0].device:
-                raise ValueError(f"{name}[{number}] is on {one.device}, students[0] on {students[0].device}")
+            dispatch.check_device(f"{name}[{number}]", one, "students[0]", students[0])
     if mask.dtype != torch.bool or mask.shape != shape[:-1]:
         raise ValueError(f"mask must be bool {list(shape[:-1])}, not {mask.dtype} {list(mask.shape)}")
-    if mask.device != students[0].device and not students[0].is_meta:  # a plan has numbers of integers only
-        raise ValueError(f"mask is on {mask.device}, students[0] on {students[0].device}")
+    dispatch.check_device("mask", mask, "students[0]", students[0])
     found: Tensor = _HiddenLosses.apply(kind, [t.detach() for t in teachers], weights, mask, *students)
     return found
 
