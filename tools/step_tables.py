@@ -12,14 +12,21 @@ GOALS = {
         "masked_speed_vs_textbook": "at least 1.25",
         "memory_vs_textbook": "at most 0.5",
         "speed_vs_compiled": "",
+        "compiled_speed_vs_textbook": "",
     },
-    "cuda": {"speed_vs_textbook": "at least 1.5", "memory_vs_textbook": "", "speed_vs_compiled": ""},
+    "cuda": {
+        "speed_vs_textbook": "at least 1.5",
+        "memory_vs_textbook": "",
+        "speed_vs_compiled": "",
+        "compiled_speed_vs_textbook": "",
+    },
 }
 TOLD = {
     "speed_vs_textbook": "speed, both heads on all tokens, over the textbook's",
     "masked_speed_vs_textbook": "speed, heads on masked rows, over the textbook's on all tokens",
     "memory_vs_textbook": "extra memory, all tokens, over the textbook's",
     "speed_vs_compiled": "speed, all tokens, over the compiled textbook's",
+    "compiled_speed_vs_textbook": "speed, all tokens, with compiled layers, over the textbook's",
 }
 
 

@@ -50,6 +50,8 @@ class EngineConfig(Strict):
     """Keep parameters in host memory between uses (ZeRO 3)."""
     activation_checkpointing: bool = False
     """Recompute the student's activations in the backward pass: less memory, about a third more compute."""
+    compile: bool = False
+    """Run the student's layers through torch.compile: some of the first step's time for fewer passes over memory."""
     reduce_bucket_mib: PositiveInt | None = None
     """Gradients are reduced in buckets of this many MiB (fp32). None: a quarter of them, so that the first ones are on
     their way while the backward pass runs; at least the largest one, and at most 200."""
@@ -82,6 +84,8 @@ class EngineConfig(Strict):
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
         if self.offload_parameters != "none" and self.zero_stage != 3:
             raise ValueError("offload_parameters needs zero_stage 3")
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("compile: at zero_stage 3 weights come and go within a layer; use zero_stage 0, 1 or 2")
         if self.zero_stage == 0 and self.gradient_accumulation_dtype != self.precision:
             raise ValueError(
                 f"zero_stage 0 sums gradients in the precision of the parameters: set gradient_accumulation_dtype to "

@@ -5,6 +5,8 @@ Both stand on one seam of transformers: a model looks its attention and its mask
 and the attention itself runs as PyTorch's `scaled_dot_product_attention`. Hence every family that follows the
 attention interface works (BERT, DistilBERT, RoBERTa, ALBERT, ModernBERT, GPT-2, Llama, Qwen), sliding windows and
 grouped heads included, and no [heads, L, L] score is stored for who only wants the keys.
+
+Where nothing is to be noted the name is another one, whose attention is torch's alone: a layer can be compiled then.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from torch import Tensor
 from megadistill.core.errors import UserError
 from megadistill.core.types import Attention
 
-NAME = "megadistill"
-"""Of the attention in transformers' registries."""
+NAMES = ("megadistill", "megadistill_noted")
+"""Of the attention in transformers' registries: with masks of our own; and with notes besides."""
 
 
 @dataclass
@@ -34,6 +36,7 @@ class _Pass:
     wanted: frozenset[int]
     padded: bool
     num_calls: int = 0
+    """Of attention, where anything is wanted."""
     masked: bool = False
     found: dict[int, Attention] = field(default_factory=dict)
 
@@ -60,7 +63,7 @@ def attending(
     _register()
     one = _Pass(documents, wanted, padded)
     before, token = hf.config._attn_implementation, _PASS.set(one)
-    hf.config._attn_implementation = NAME
+    hf.config._attn_implementation = NAMES[bool(wanted)]
     try:
         yield one.found
     finally:
@@ -69,7 +72,7 @@ def attending(
     if wanted - one.found.keys() or (documents is not None and not one.masked):
         raise UserError(
             f"{type(hf).__name__} does not use transformers' attention interface",
-            f"it made {one.num_calls} attention call(s) and {'a' if one.masked else 'no'} mask through it",
+            f"it made {'a' if one.masked else 'no'} mask and, if asked, {one.num_calls} attention call(s) through it",
             "leave out objectives on attention and use data.attention: row, or take another architecture",
         )
 
@@ -98,15 +101,15 @@ def _register() -> None:
         module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **given: Any
     ) -> Any:
         one = _PASS.get()
-        if one is not None:
-            one.num_calls += 1
-            if one.num_calls in one.wanted:
-                causal = given.get("is_causal")
-                causal = getattr(module, "is_causal", True) if causal is None else causal
-                visible = _everything(query, causal) if attention_mask is None else attention_mask
-                scale = given.get("scaling")
-                scale = query.shape[-1] ** -0.5 if scale is None else scale
-                one.found[one.num_calls] = Attention(query, key, value, scale, visible)
+        assert one is not None, "the name stands in a config during a pass only"
+        one.num_calls += 1
+        if one.num_calls in one.wanted:
+            causal = given.get("is_causal")
+            causal = getattr(module, "is_causal", True) if causal is None else causal
+            visible = _everything(query, causal) if attention_mask is None else attention_mask
+            scale = given.get("scaling")
+            scale = query.shape[-1] ** -0.5 if scale is None else scale
+            one.found[one.num_calls] = Attention(query, key, value, scale, visible)
         return sdpa_attention_forward(module, query, key, value, attention_mask, **given)
 
     def mask(*args: Any, mask_function: Any = causal_mask_function, **given: Any) -> Any:
@@ -120,8 +123,9 @@ def _register() -> None:
             given["attention_mask"] = None
         return sdpa_mask(*args, mask_function=mask_function, **given)
 
-    ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, mask)
+    for name, function in zip(NAMES, (sdpa_attention_forward, attend), strict=True):
+        ALL_ATTENTION_FUNCTIONS.register(name, function)
+        ALL_MASK_ATTENTION_FUNCTIONS.register(name, mask)
 
 
 def _everything(query: Tensor, causal: bool) -> Tensor:

@@ -23,19 +23,23 @@ from megadistill.models.initialize import seeded
 from megadistill.models.signals import LanguageModel
 
 
-def load_pretrained(path: str, revision: str | None = None, dtype: torch.dtype = torch.float32) -> LanguageModel:
+def load_pretrained(
+    path: str, revision: str | None = None, dtype: torch.dtype = torch.float32, attention: str = "sdpa"
+) -> LanguageModel:
     """A language model, or a task's model, in the Hugging Face format: whichever its config says.
 
     Args:
         path: a local folder, or a hub name such as `google-bert/bert-base-uncased`.
         revision: hub branch, tag or commit.
         dtype: of the loaded weights.
+        attention: transformers' name of the implementation.
 
     Raises:
         UserError: no such folder, no network for a hub name, no language model in it, or weights missing from it.
     """
     path = _found(path)
-    hf, loading = _load(_auto_class(load_config(path, revision)), path, revision=revision, dtype=dtype)
+    other = {} if attention == "sdpa" else {"attn_implementation": attention}
+    hf, loading = _load(_auto_class(load_config(path, revision)), path, revision=revision, dtype=dtype, **other)
     if loading["mismatched_keys"]:
         # only collected above: refused here by name, where transformers would refuse with a table on stderr
         name, stored, wanted = min(loading["mismatched_keys"])

@@ -294,6 +294,14 @@ class RunDirectory:
         """The journal so far."""
         return read_lines(self.journal_file)
 
+    @property
+    def state(self) -> str:
+        """What STATUS says it is: running, stopped, done, ..."""
+        try:
+            return str(json.loads(self.status_file.read_text(encoding="utf-8"))["state"])
+        except FileNotFoundError:
+            return "not started"
+
     def status(self, state: str, **facts: Any) -> None:
         """Replace STATUS, which says how the run is doing; does nothing on other ranks than 0."""
         if rank_and_size()[0] == 0:

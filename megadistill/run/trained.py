@@ -13,6 +13,7 @@ from megadistill.core.errors import UserError
 from megadistill.core.schema import Strict
 from megadistill.engine import checkpoint
 from megadistill.run.directory import RunDirectory
+from megadistill.teachers.base import Teacher
 
 Part = TypeVar("Part", bound=Strict)
 
@@ -30,18 +31,22 @@ def trained(directory: RunDirectory) -> checkpoint.Found:
 
 
 def student_folder(spec: str) -> str:
-    """The folder of a model that a config names as RUN, RUN@STEP, or anything else, which stays as it is.
+    """The folder of a model that a config names as RUN, RUN@STEP, RUN@end, or anything else, which stays as it is.
 
     Raises:
-        UserError: the run has no such checkpoint, or it does not verify.
+        UserError: the run has no such checkpoint, or it does not verify; or RUN@end is not done.
     """
-    match = re.fullmatch(r"(.+)@(\d+)", spec)
-    run, step = (match[1], int(match[2])) if match else (spec, None)
+    run, at = _parted(spec)
     if not (Path(run) / "run.json").exists():
+        if at == "end":
+            raise UserError(f"{spec}: there is no run {run}", "", "train it first, to its end")
         return spec
     directory = RunDirectory(Path(run))
-    if step is None:
+    if at == "end" and directory.state != "done":
+        raise UserError(f"{spec}: the run is not done", f"it is {directory.state}", "see it through first")
+    if at in ("", "end"):
         return str(trained(directory).path / "student")
+    step = int(at)
     on_line = [
         c for c in checkpoint.committed(directory.checkpoints) if checkpoint.on_line(directory.history(), *c[:2])
     ]
@@ -58,9 +63,15 @@ def student_folder(spec: str) -> str:
     )
 
 
+def _parted(spec: str) -> tuple[str, str]:
+    """A run and a step of it, `end`, or nothing."""
+    match = re.fullmatch(r"(.+)@(\d+|end)", spec)
+    return (match[1], match[2]) if match else (spec, "")
+
+
 def tokenizer_of(spec: str) -> str:
     """Where the tokenizer is of a model that a config names: a run's config says, else it is in the model's folder."""
-    run = Path(re.sub(r"@\d+$", "", spec))
+    run = Path(_parted(spec)[0])
     if not (run / "run.json").exists():
         return spec
     config = yaml.safe_load(RunDirectory(run).resolved_config.read_text(encoding="utf-8"))
@@ -71,7 +82,12 @@ def tokenizer_of(spec: str) -> str:
 
 
 def located(part: Part) -> Part:
-    """A teacher's or student's config with every `path` that names a run replaced by that run's student."""
+    """A teacher's or student's config with every `path` that names a run replaced by that run's student; a teacher that
+    stands for another is that one."""
+    if isinstance(part, Teacher):
+        meant = part.stands_for()
+        if meant is not part:
+            return located(meant)  # type: ignore[return-value]
     changed: dict[str, Any] = {}
     for name in type(part).model_fields:
         value = getattr(part, name)

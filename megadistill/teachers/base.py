@@ -63,6 +63,10 @@ class Teacher(Strict):
     guard: Guard | None = Guard()
     """What it must prove before the first step; None: nothing."""
 
+    def stands_for(self) -> Teacher:
+        """The teacher that is meant, where this is another name for it: asked before anything else."""
+        return self
+
     def fetch(self) -> None:
         """Bring here, while there is network, what `build` will read without; `prepare` calls it."""
 

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from megadistill.core.errors import UserError
 from megadistill.core.files import sha256_file, sha256_json
 from megadistill.core.types import Batch, Dims, Needs, Signals
+from megadistill.data.config import DataConfig
 from megadistill.data.tokenization import load_tokenizer
+from megadistill.models.compiled import compile_layers
 from megadistill.models.loading import load_empty, load_pretrained
 from megadistill.models.signals import LanguageModel
 from megadistill.teachers import apart
@@ -31,6 +33,11 @@ class OnlineTeacher(Teacher):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of its weights; `auto` is bfloat16 on a GPU (float16 on one that lacks it) and float32 on a CPU."""
 
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """How it attends: PyTorch's scaled_dot_product_attention; transformers' plain one; or that of the flash-attn
+    package (a GPU and 16-bit weights), which leaves padding out of the computation."""
+    compile: bool = False
+    """Run its layers through torch.compile: some of the first step's time for fewer passes over memory."""
     placement: Literal["replicated", "sharded", "offloaded", "own_ranks"] = "replicated"
     """Where its weights are: whole on every rank; each rank's share on its device, whole layers gathered for their use
     (ZeRO 3); each rank's share in host memory; or whole on the last `own_ranks` ranks of the run, which do nothing else
@@ -50,10 +57,28 @@ class OnlineTeacher(Teacher):
     def cannot(self, needs: Needs) -> str:
         if self.placement == "own_ranks" and (needs.teacher_attention or needs.again):
             return "from its own ranks it sends hidden states only; set another teacher.placement"
+        if self.attention != "sdpa" and needs.teacher_attention:
+            return f"what it attends with is seen in sdpa only, not in {self.attention}; set teacher.attention: sdpa"
         return ""
 
+    def cannot_read(self, data: DataConfig) -> str:
+        if self.attention != "sdpa" and data.attention == "document":
+            return (
+                f"documents are kept apart by a mask of sdpa, which {self.attention} has not; set teacher.attention: "
+                "sdpa, or data.attention: row"
+            )
+        return ""
+
+    @model_validator(mode="after")
+    def _whole_where_compiled(self) -> OnlineTeacher:
+        if self.compile and self.placement != "replicated":
+            raise ValueError(f"compile: placement: {self.placement} moves its weights between layers; leave it out")
+        return self
+
     def build(self, device: torch.device) -> OnlineSource:
-        model = load_pretrained(self.path, self.revision, self.torch_dtype(device))
+        model = load_pretrained(self.path, self.revision, self.torch_dtype(device), self.attention)
+        if self.compile:
+            compile_layers(model)
         if self.placement == "own_ranks":
             link = apart.current()  # none where only scores are wanted: it is asked here then
             if link is None:

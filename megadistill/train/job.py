@@ -18,6 +18,7 @@ from megadistill.engine import checkpoint
 from megadistill.engine.deepspeed import BatchShape, Engine
 from megadistill.engine.frozen import spread
 from megadistill.kernels.dispatch import implementations
+from megadistill.models.compiled import compile_layers
 from megadistill.objectives.step import DistillStep
 from megadistill.run.build import Parts
 from megadistill.run.config import RunConfig
@@ -313,12 +314,16 @@ class Job:
         elif self.parts.likeness is not None:
             like = self.parts.likeness
             self.say(f"at the start: KL {like['kl']:.3f} to the teacher, top-1 agreement {like['agreement_top1']:.1%}")
+            by_layer = " ".join(f"{share:.0%}" for share in like["agreement"].values())
+            self.say(f"after each layer: agreement {by_layer} with the teacher's of its depth")
         for reason in self.directory.not_bitwise:
             self.say(f"not bitwise: {reason}")
 
 
 def wrap(config: RunConfig, parts: Parts, device: torch.device, step: DistillStep) -> Engine:
     """The student and its objectives under DeepSpeed; a collective."""
+    if config.engine.compile:
+        compile_layers(parts.student)
     shape = BatchShape(config.batch.global_size, config.batch.rows_per_pass, parts.accumulation)
     return Engine(config.engine, config.optimizer, step, shape, device)
 

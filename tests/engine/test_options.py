@@ -36,7 +36,10 @@ SPLITS = {
     "growing batch, ZeRO 2": (2, "batch.micro_size=2"),
     "growing batch, ZeRO 3": (3, "batch.micro_size=4"),
     "growing batch, optimizer in host memory": (2, "batch.micro_size=4", "engine.offload_optimizer=cpu"),
-}
+    "growing batch, compiled": (1, "batch.micro_size=4", "engine.compile=true", "teacher.compile=true"),
+    "growing batch, compiled, activations computed again": (
+        2, "batch.micro_size=2", "engine.compile=true", "engine.activation_checkpointing=true"),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ def test_a_copy_is_its_teacher():
     assert found["kl"] == pytest.approx(0, abs=1e-6)
     assert found["agreement_top1"] == 1
     assert found["cosine"] == {0: pytest.approx(1), 1: pytest.approx(1), 2: pytest.approx(1)}
+    assert found["agreement"] == {1: 1, 2: 1}
     assert student.training
 
 
@@ -29,10 +30,13 @@ def test_a_student_of_half_the_layers_is_more_like_it_than_a_random_one():
     assert reports[0]["cosine"][0] == pytest.approx(1)
     assert reports[1]["cosine"][0] < 0.5
     assert set(reports[0]["cosine"]) == {0, 1, 2, 3}
+    assert set(reports[0]["agreement"]) == {1, 2, 3}
+    assert reports[0]["agreement"][2] > reports[1]["agreement"][2]
 
 
 def test_other_widths_have_no_cosine():
     student, teacher = tiny.language_model("bert", 2), tiny.language_model("bert", 2, hidden_size=32)
     found = likeness(student, teacher, tiny.batch(2))
     assert found["cosine"] == {}
+    assert set(found["agreement"]) == {1, 2}
     assert found["kl"] >= 0
