@@ -71,5 +71,5 @@ def test_what_other_attention_rules_out_is_told(attention):
 
 @pytest.mark.parametrize("placement", ["sharded", "offloaded", "own_ranks"])
 def test_layers_whose_weights_move_are_not_compiled(placement):
-    with pytest.raises(ValidationError, match="compile: .*moves its weights"):
+    with pytest.raises(ValidationError, match=r"compile: .*moves its weights"):
         OnlineTeacher(kind="online", path="x", placement=placement, compile=True)

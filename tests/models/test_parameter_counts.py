@@ -13,6 +13,7 @@ from transformers import (
 )
 
 from megadistill.core.types import Dims
+from megadistill.models.signals import LanguageModel
 from megadistill.objectives.hidden_mse import HiddenMSE
 from megadistill.run.config import load
 
@@ -80,12 +81,51 @@ def test_relations_that_the_papers_state():
     assert pytest.approx(1 / 7.5, abs=0.005) == 14_350_248 / 109_482_240  # "7.5x smaller"
 
 
+TEACHERS = {
+    "google-bert/bert-base-uncased": bert(12),
+    "google-bert/bert-base-cased": bert(12, vocab_size=28996),
+    "FacebookAI/roberta-base": ("roberta", ROBERTA),
+    "openai-community/gpt2": ("gpt2", {}),
+    "TinyLlama/TinyLlama_v1.1": (
+        "llama",
+        {
+            "num_hidden_layers": 22,
+            "hidden_size": 2048,
+            "intermediate_size": 5632,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 4,
+        },
+    ),
+}
+"""Published configs of the models whose tokenizers the presets use."""
+
+
 @pytest.mark.parametrize(
-    ("preset", "auto", "parameters"),
-    [("distilbert", AutoModelForMaskedLM, 66_985_530), ("distilgpt2", AutoModelForCausalLM, 81_912_576)],
+    ("preset", "parameters"),
+    [
+        ("distilbert", 66_985_530),
+        ("distilbert_cased", 65_812_036),
+        ("distilroberta", 82_170_201),
+        ("distilgpt2", 81_912_576),
+        ("tinybert4_general", 14_381_394),
+        ("tinybert6_general", 66_987_066),
+        ("minilm_l6_h384", 22_744_506),
+        ("causal_distilbert", 66_985_530),
+        ("hinton", 66_985_530),
+        ("ensemble", 66_985_530),
+        ("co_distillation", 81_912_576),
+        ("self_distillation", 81_912_576),
+        ("llama_depth", 615_561_216),
+    ],
 )
-def test_preset_students(preset, auto, parameters, monkeypatch):
+def test_preset_students(preset, parameters, monkeypatch):
+    """As the presets' own builder makes them, vocabulary head and all."""
     monkeypatch.chdir(Path(__file__).resolve().parents[2])
     config = load(Path("configs") / f"{preset}.yaml")
-    vocabulary = {"distilbert": 30522, "distilgpt2": 50257}[preset]
-    assert count(auto, config.student.architecture, vocab_size=vocabulary, **config.student.config) == parameters
+    architecture, fields = TEACHERS[config.data.tokenizer]
+    causal = config.data.targets.kind == "clm"
+    with torch.device("meta"):
+        auto = AutoModelForCausalLM if causal else AutoModelForMaskedLM
+        teacher = LanguageModel(auto.from_config(AutoConfig.for_model(architecture, **fields)))
+    student = config.student.empty(teacher, teacher.num_tokens, causal)
+    assert sum(p.numel() for p in student.parameters()) == parameters

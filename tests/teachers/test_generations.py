@@ -1,10 +1,15 @@
 """Runs that learn from the runs before them, to their ends."""
 
+from pathlib import Path
+
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from megadistill.core.errors import UserError
 from megadistill.core.types import Needs
+from megadistill.models.students.hf import HFStudent
 from megadistill.run.trained import located, student_folder
 from megadistill.teachers.ensemble import EnsembleTeacher
 from megadistill.teachers.generations import GenerationsTeacher
@@ -55,6 +60,17 @@ def test_each_learns_from_the_one_before_it_or_from_all(born):
     assert [member["path"] for member in second["members"]] == [student_folder(str(born / f"born-{n}")) for n in (0, 1)]
     assert second["members"][0]["sha256"] == first["sha256"] != second["members"][1]["sha256"]
     assert weights_sha256(first["path"]) != weights_sha256(second["members"][1]["path"])
+
+
+def test_a_student_starts_from_a_run_or_a_step_of_it(born):
+    run = str(born / "born-0")
+    student = HFStudent(kind="hf", init={"kind": "folder", "path": f"{run}@2"})
+    theirs = load_file(Path(student_folder(run)) / "model.safetensors")
+    ours = dict(located(student).build(None, 0, False, 0).hf.named_parameters())
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items() if name in theirs)
+    with pytest.raises(UserError, match=r"born-0@7: the run keeps no checkpoint of that step") as caught:
+        student_folder(f"{run}@7")
+    assert "it has 1, 2" in str(caught.value.why)
 
 
 def test_a_generation_that_still_learns_is_no_teacher(born):
