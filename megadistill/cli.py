@@ -156,12 +156,13 @@ def prepare(
     from megadistill.data.prepare import prepare as prepare_data
     from megadistill.run.config import load
     from megadistill.run.presets import resolve
-    from megadistill.run.trained import located
+    from megadistill.run.trained import located, teacher_of
 
     config = load(resolve(file), assignments or [])
-    for part in (config.teacher, config.student):  # first: a wrong name shows before hours of text
+    teacher = teacher_of(config)
+    for part in (teacher, located(config.student)):  # first: a wrong name shows before hours of text
         if part is not None:
-            located(part).fetch()
+            part.fetch()
     if config.task is not None:
         from megadistill.run.build import augment
 
@@ -171,8 +172,8 @@ def prepare(
             typer.echo(f"their variants: {made}")
         return
     prepared = prepare_data(config.text, typer.echo, workers=workers, share=_share(share))
-    if config.teacher is not None and not prepared.unfinished:
-        located(config.teacher).prepare(config.text, config.seed, typer.echo, _share(share))
+    if teacher is not None and not prepared.unfinished:
+        teacher.prepare(config.text, config.seed, typer.echo, _share(share))
 
 
 def _share(text: str) -> tuple[int, int]:

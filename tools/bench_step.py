@@ -2,12 +2,13 @@
 
     python tools/bench_step.py [--device cpu|cuda] [--size distilbert|small] [--rounds 5] [--json]
 
-Side by side, on the same batches, from the same weights: (a) the step as published distillation code writes it (Sanh et
-al. 2019: both models' logits for every token, each loss by itself, each read with `.item()`), (b) the same under
+Side by side, on the same batches, from the same weights: (a) the step as published distillation code writes it (Sanh
+et al. 2019: both models' logits for every token, each loss by itself, each read with `.item()`), (b) the same under
 torch.compile, (c) ours, (d) ours with both losses at masked positions only, (e) as (c) with both models' layers under
-torch.compile. All compute the same loss; that is checked first, without dropout. They take turns, so that what else the machine does meets all of them; ratios are medians over
-rounds. Memory is the peak beyond what lies there between steps, at 32 rows on a CPU. The last line of --json is one
-object. --scaling measures the step of one process on one core over that of two on two, each with the same rows.
+torch.compile. All compute the same loss; that is checked first, without dropout. They take turns, so that what else
+the machine does meets all of them; ratios are medians over rounds. Memory is the peak beyond what lies there between
+steps, at 32 rows on a CPU. The last line of --json is one object. --scaling measures the step of one process on one
+core over that of two on two, each with the same rows.
 """
 
 from __future__ import annotations

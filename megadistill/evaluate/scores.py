@@ -19,7 +19,7 @@ from megadistill.models.loading import load_pretrained
 from megadistill.models.signals import LanguageModel
 from megadistill.run.config import RunConfig, check
 from megadistill.run.directory import RunDirectory
-from megadistill.run.trained import located, trained
+from megadistill.run.trained import teacher_of, trained
 
 FOLDER_TASKS = ("wikitext", "pseudo_perplexity")
 """What any language model can be scored with."""
@@ -120,9 +120,9 @@ def _on_wikitext(
 
 def _teacher(config: RunConfig, device: torch.device) -> LanguageModel | None:
     """The teacher's model, also where it only gave the student its first weights, or has answered before."""
-    if config.teacher is None:
+    part = teacher_of(config)
+    if part is None:
         return None
-    part = located(config.teacher)
     origin = part.origin()
     models = part.build(device).models if origin is None else (origin.to(device),)
     for model in models:

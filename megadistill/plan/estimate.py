@@ -17,7 +17,7 @@ from megadistill.plan.machine import Machine
 from megadistill.plan.work import Projection, Work, checkpoint_bytes, interval, project, work
 from megadistill.plan.zero import DTYPES, Sharded
 from megadistill.run.config import RunConfig, check, dump
-from megadistill.run.trained import located
+from megadistill.run.trained import located, teacher_of
 
 PROJECTED = (8, 64, 512)
 
@@ -129,7 +129,7 @@ def measure(config: RunConfig, ranks: int) -> tuple[Parameters, Footprint]:
         )
     gpu = torch.device("cuda")
     vocabulary = load_tokenizer(config.text.tokenizer)
-    who = None if config.teacher is None else located(config.teacher)
+    who = teacher_of(config)
     teacher = None if who is None else who.empty(gpu)
     models = teacher.models if teacher is not None else ()
     causal = config.text.targets.kind == "clm"

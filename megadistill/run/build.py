@@ -28,7 +28,7 @@ from megadistill.models.signals import LanguageModel
 from megadistill.objectives.base import Loss
 from megadistill.run.config import RunConfig
 from megadistill.run.fitting import padding_of, refuse_other_tokenizer, refuse_unfit, refuse_uninstalled
-from megadistill.run.trained import located
+from megadistill.run.trained import located, teacher_of
 from megadistill.tasks.augment.kept import make
 from megadistill.tasks.base import TokenTask
 from megadistill.tasks.rows import TaskRows
@@ -94,7 +94,7 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
     refuse_unfit(config, student, models, teacher.dims if teacher is not None else None, vocabulary)
     for remark in padding_of(models, student):
         log.get().info(remark)
-    for who, part in (("teacher", config.teacher), ("student", config.student)):
+    for who, part in (("teacher", config.teacher_meant), ("student", config.student)):
         for path in part.paths() if part is not None else []:
             if tokenizer is not None:
                 refuse_other_tokenizer(config, tokenizer, path, who)
@@ -148,8 +148,8 @@ def augment(config: RunConfig, share: tuple[int, int], device: torch.device | No
     task = config.task
     if not isinstance(task, TokenTask) or task.augment is None:
         return None
-    for part in (config.teacher, config.student):  # what is not there shows before hours of this
-        for path in located(part).paths() if part is not None else []:
+    for part in (teacher_of(config), located(config.student)):  # what is not there shows before hours of this
+        for path in part.paths() if part is not None else []:
             load_config(path)
     method, examples = task.augment, task.chosen
     return together("augment the examples", lambda: make(method, examples, share, device))[0]
@@ -222,12 +222,12 @@ _ANSWERS = {
 
 def _teacher(config: RunConfig, device: torch.device) -> tuple[Source | None, LanguageModel | None]:
     """The teacher; and, where it has no model in the process, one for the student to start from, if it needs one."""
-    if config.teacher is None:
+    teacher = teacher_of(config)
+    if teacher is None:
         return None, None
-    located_teacher = located(config.teacher)
     if config.data is not None:
-        located_teacher.check(config.data)
-    return located_teacher.build(device), located_teacher.origin() if config.student.starts_from_teacher else None
+        teacher.check(config.data)
+    return teacher.build(device), teacher.origin() if config.student.starts_from_teacher else None
 
 
 def _check_direction(config: RunConfig, who: str, model: LanguageModel) -> None:

@@ -111,6 +111,22 @@ class RunConfig(Strict):
         return self.data
 
     @property
+    def rows_named(self) -> list[str]:
+        """The names of the corpora, or of the one task."""
+        if self.task is not None:
+            return [getattr(self.task, "name", self.task.kind)]
+        return [corpus.name for corpus in self.text.corpora]
+
+    @property
+    def teacher_meant(self) -> Teacher | None:
+        """`teacher`, or what it stands for on these rows.
+
+        Raises:
+            UserError: it knows nothing of them.
+        """
+        return None if self.teacher is None else self.teacher.stands_for(self.rows_named)
+
+    @property
     def sequence_length(self) -> int:
         """Positions of a row, at most; an image is one."""
         return 1 if self.words is None else self.words.sequence_length

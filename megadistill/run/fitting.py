@@ -20,7 +20,7 @@ from megadistill.models.loading import load_empty
 from megadistill.models.signals import LanguageModel
 from megadistill.objectives.base import needs_of
 from megadistill.run.config import RunConfig
-from megadistill.run.trained import located, tokenizer_of
+from megadistill.run.trained import located, teacher_of, tokenizer_of
 from megadistill.tasks.base import TokenTask
 
 
@@ -32,7 +32,7 @@ def misfits(config: RunConfig) -> tuple[list[UserError], list[str]]:
         the problems, and remarks: what could not be compared, and what an objective's author wants to be known.
     """
     remarks = [f"objectives: {o.label}: {said}" for o in config.objectives if (said := o.remark())]
-    paths = located(config.teacher).paths() if config.teacher is not None else []
+    paths = teacher.paths() if (teacher := teacher_of(config)) is not None else []
     absent = [path for path in paths if not _is_here(path)]
     remarks += [f"not compared with the teacher {path}: it is not here yet" for path in absent]
     tokenizer = None

@@ -12,6 +12,7 @@ from megadistill.core import log
 from megadistill.core.errors import UserError
 from megadistill.core.schema import Strict
 from megadistill.engine import checkpoint
+from megadistill.run.config import RunConfig
 from megadistill.run.directory import RunDirectory
 from megadistill.teachers.base import Teacher
 
@@ -81,13 +82,17 @@ def tokenizer_of(spec: str) -> str:
     return str(found)
 
 
+def teacher_of(config: RunConfig) -> Teacher | None:
+    """The teacher that a run's config means, with runs replaced by their students.
+
+    Raises:
+        UserError: it means none, or a run is not as far.
+    """
+    return None if (teacher := config.teacher_meant) is None else located(teacher)
+
+
 def located(part: Part) -> Part:
-    """A teacher's or student's config with every `path` that names a run replaced by that run's student; a teacher that
-    stands for another is that one."""
-    if isinstance(part, Teacher):
-        meant = part.stands_for()
-        if meant is not part:
-            return located(meant)  # type: ignore[return-value]
+    """A teacher's or student's config with every `path` that names a run replaced by that run's student."""
     changed: dict[str, Any] = {}
     for name in type(part).model_fields:
         value = getattr(part, name)

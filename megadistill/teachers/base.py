@@ -63,8 +63,13 @@ class Teacher(Strict):
     guard: Guard | None = Guard()
     """What it must prove before the first step; None: nothing."""
 
-    def stands_for(self) -> Teacher:
-        """The teacher that is meant, where this is another name for it: asked before anything else."""
+    def stands_for(self, rows: Sequence[str]) -> Teacher:
+        """The teacher that is meant for a run on the corpora of these names, in their order, or on the one task; asked
+        before anything else.
+
+        Raises:
+            UserError: it knows nothing of them.
+        """
         return self
 
     def fetch(self) -> None:

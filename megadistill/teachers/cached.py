@@ -46,6 +46,9 @@ class CachedTeacher(Teacher):
     temperature: float = Field(2.0, gt=0)
     """At which distributions are taken: `soft_ce` must have the same."""
 
+    def stands_for(self, rows: Sequence[str]) -> CachedTeacher:
+        return self.model_copy(update={"of": self.of.stands_for(rows)})
+
     def fetch(self) -> None:
         self.of.fetch()
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from megadistill.core.errors import UserError
 from megadistill.core.files import sha256_json
 from megadistill.core.types import Batch, Dims, HeadFunction, Needs, Signals
-from megadistill.data.config import DataConfig
 from megadistill.teachers.base import Teacher
 from megadistill.teachers.online import OnlineSource, OnlineTeacher
 
@@ -29,9 +28,10 @@ class EnsembleTeacher(Teacher):
     """Models of one tokenizer; widths, depths and architectures may differ."""
     weights: list[float] | None = None
     """One per member, at least 0, taken relative to their sum; None: all alike."""
-    routes: list[list[float]] | None = None
-    """Such weights for the rows of each corpus, in the order of `data.corpora`, as in [[1, 0], [0, 1]] where two
-    members know a corpus each; instead of `weights`. (Every member still reads every row.)"""
+    routes: dict[str, list[float]] | None = None
+    """Such weights for the rows of each corpus, by its name, as in {wikipedia: [1, 0], books: [0, 1]} where two members
+    know a corpus each (every member still reads every row); or for each task that a run may be of ({sst2: [1, 0], ...};
+    members that weigh nothing there are not even loaded). Instead of `weights`."""
     mean: Literal["geometric", "arithmetic"] = "geometric"
     """geometric: softmax(sum_k w_k z_k / T) at every temperature T, the mean of logits, so that every objective sees
     one teacher. arithmetic: sum_k w_k softmax(z_k / T), for objectives on distributions at one temperature; the guard
@@ -39,7 +39,7 @@ class EnsembleTeacher(Teacher):
 
     @model_validator(mode="after")
     def _weights_weigh(self) -> EnsembleTeacher:
-        for name, given in [("weights", self.weights), *(("routes", route) for route in self.routes or ())]:
+        for name, given in [("weights", self.weights), *((f"routes.{n}", r) for n, r in (self.routes or {}).items())]:
             if given is not None and (len(given) != len(self.members) or min(given) < 0 or sum(given) <= 0):
                 raise ValueError(
                     f"{name}: {given} for {len(self.members)} members; give one each, at least 0, not all 0"
@@ -67,10 +67,23 @@ class EnsembleTeacher(Teacher):
             return f"its arithmetic mean is taken at one temperature, not at {told}; set teacher.mean: geometric"
         return ""
 
-    def cannot_read(self, data: DataConfig) -> str:
-        if self.routes is not None and len(self.routes) != len(data.corpora):
-            return f"routes: {len(self.routes)} for the {len(data.corpora)} corpora of data.corpora; give one each"
-        return ""
+    def stands_for(self, rows: Sequence[str]) -> OnlineTeacher | EnsembleTeacher:
+        if self.routes is None:
+            return self
+        absent = [name for name in rows if name not in self.routes]
+        if absent:
+            raise UserError(
+                f"teacher.routes: none for {', '.join(absent)}",
+                f"there are some for {', '.join(self.routes)}",
+                f"give every one of {', '.join(rows)} its members' weights",
+            )
+        if len(rows) > 1:
+            return self.model_copy(update={"routes": {name: self.routes[name] for name in rows}})
+        weigh = [(member, weight) for member, weight in zip(self.members, self.routes[rows[0]], strict=True) if weight]
+        if len(weigh) == 1:
+            return weigh[0][0].model_copy(update={"guard": self.guard})
+        members, weights = ([one[part] for one in weigh] for part in (0, 1))
+        return self.model_copy(update={"members": members, "weights": weights, "routes": None})
 
     def build(self, device: torch.device) -> EnsembleSource:
         return self._joined([member.build(device) for member in self.members])
@@ -80,7 +93,8 @@ class EnsembleTeacher(Teacher):
 
     def _joined(self, members: Sequence[OnlineSource]) -> EnsembleSource:
         weights = _shares(self.weights or [1.0] * len(self.members))
-        return EnsembleSource(members, weights, self.mean, self.routes and [_shares(route) for route in self.routes])
+        routes = None if self.routes is None else [_shares(route) for route in self.routes.values()]
+        return EnsembleSource(members, weights, self.mean, routes)
 
 
 class EnsembleSource:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
@@ -31,12 +32,12 @@ class GenerationsTeacher(Teacher):
     """See the teacher `online`."""
 
     def paths(self) -> list[str]:
-        return self.stands_for().paths()
+        return self.stands_for(()).paths()
 
     def cannot(self, needs: Needs) -> str:
-        return self.stands_for().cannot(needs)
+        return self.stands_for(()).cannot(needs)
 
-    def stands_for(self) -> Teacher:
+    def stands_for(self, rows: Sequence[str]) -> Teacher:
         first = 0 if self.learns_from == "all" else self.generation - 1
         members = [
             OnlineTeacher(kind="online", path=f"{self.run}-{number}@end", dtype=self.dtype, guard=self.guard)

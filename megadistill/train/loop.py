@@ -18,7 +18,7 @@ from megadistill.engine.deepspeed import engine_fits
 from megadistill.run.build import Parts, build, held_out
 from megadistill.run.config import RunConfig, load
 from megadistill.run.directory import RunDirectory
-from megadistill.run.trained import located
+from megadistill.run.trained import teacher_of
 from megadistill.teachers import apart
 from megadistill.train import memory, micro_size, stop
 from megadistill.train.fallen import blame, is_broken_connection
@@ -48,8 +48,9 @@ def _apart(config: RunConfig, world: World, fresh: bool) -> int:
     students = config.students(world.size)
     store, patience = dist.meet(world, config.train.timeout_seconds), config.train.timeout_seconds
     if world.rank >= students:
-        assert config.teacher is not None
-        model = located(config.teacher).build(dist.device_of(world)).models[0]
+        teacher = teacher_of(config)
+        assert teacher is not None
+        model = teacher.build(dist.device_of(world)).models[0]
         return int(apart.serve(model, store, world, students, patience, stop.requested))
     apart.join(apart.Link(store, world.rank, patience, lambda: stop.request("a signal to a teacher's rank")))
     ours = World(world.rank, students, world.local_rank)

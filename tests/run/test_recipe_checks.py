@@ -20,7 +20,6 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
         ("hinton", "objectives.0.temperature=0", "objectives.0.soft_ce.temperature"),
         ("tinybert4_general", "objectives.0.layers=unifrom", "objectives.0.attention_mse.layers"),
         ("ensemble", "teacher.weights=[1]", "give one each"),
-        ("ensemble", "teacher.routes=[[1, 0]]", "routes: 1 for the 2 corpora"),
         ("ensemble", "objectives=[{kind: counterfactual}]", "different states"),
         ("self_distillation", "objectives.1.ramp.to_step=500", "must come after from_step"),
         ("hinton", "batch.schedule=[{from_step: 1, global_size: 64}]", "batch.schedule.0.from_step"),

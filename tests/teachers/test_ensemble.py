@@ -10,7 +10,7 @@ from megadistill.core.errors import UserError
 from megadistill.core.types import Needs
 from megadistill.objectives.soft_ce import SoftCE
 from megadistill.teachers.ensemble import EnsembleSource, EnsembleTeacher
-from megadistill.teachers.online import OnlineSource
+from megadistill.teachers.online import OnlineSource, OnlineTeacher
 from megadistill.testing import tiny
 
 NEEDS = Needs(teacher=True, teacher_hidden=frozenset({-1}))
@@ -88,15 +88,29 @@ def test_rows_of_each_corpus_are_routed_to_the_members_that_know_it():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"routes": [[1, 0], [1]]}, "routes: .* for 2 members"),
-        ({"routes": [[1, 0]], "weights": [1, 1]}, "instead of `weights`"),
-        ({"routes": [[1, 0]], "mean": "arithmetic"}, "mean: geometric"),
+        ({"routes": {"a": [1, 0], "b": [1]}}, r"routes.b: .* for 2 members"),
+        ({"routes": {"a": [1, 0]}, "weights": [1, 1]}, "instead of `weights`"),
+        ({"routes": {"a": [1, 0]}, "mean": "arithmetic"}, "mean: geometric"),
     ],
 )
 def test_routes_that_lead_nowhere_are_refused(fields, message):
     member = {"kind": "online", "path": "x"}
     with pytest.raises(ValidationError, match=message):
         EnsembleTeacher(kind="ensemble", members=[member, member], **fields)
+
+
+def test_routes_go_by_name():
+    """Of corpora in their order, or of the one task, for which members that weigh nothing are not loaded."""
+    members = [{"kind": "online", "path": path} for path in "abc"]
+    routes = {"books": [1, 1, 0], "sst2": [0, 3, 1], "cola": [0, 0, 2]}
+    teacher = EnsembleTeacher(kind="ensemble", members=members, routes=routes)
+    assert list(teacher.stands_for(["sst2", "books"]).routes.values()) == [[0, 3, 1], [1, 1, 0]]
+    sst2 = teacher.stands_for(["sst2"])
+    assert ([member.path for member in sst2.members], sst2.weights, sst2.routes) == (["b", "c"], [3, 1], None)
+    assert teacher.stands_for(["cola"]) == OnlineTeacher(kind="online", path="c")
+    with pytest.raises(UserError, match="none for rte") as caught:
+        teacher.stands_for(["rte"])
+    assert "books, sst2, cola" in caught.value.why
 
 
 def test_its_hidden_states_are_the_first_members():

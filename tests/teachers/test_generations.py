@@ -79,18 +79,18 @@ def test_a_generation_that_still_learns_is_no_teacher(born):
     status.write_text(before.replace("done", "running"))
     teacher = GenerationsTeacher(kind="generations", run=str(born / "born"), generation=2)
     with pytest.raises(UserError, match="born-1@end: the run is not done") as caught:
-        located(teacher)
+        located(teacher.stands_for([]))
     status.write_text(before)
     assert "it is running" in str(caught.value.why)
     with pytest.raises(UserError, match=r"there is no run .*born-8"):
-        located(teacher.model_copy(update={"generation": 9}))
+        located(teacher.model_copy(update={"generation": 9}).stands_for([]))
 
 
 def test_what_it_stands_for():
     one = GenerationsTeacher(kind="generations", run="runs/b", generation=3)
     every = one.model_copy(update={"learns_from": "all"})
-    assert one.stands_for() == OnlineTeacher(kind="online", path="runs/b-2@end")
-    assert isinstance(every.stands_for(), EnsembleTeacher)
+    assert one.stands_for([]) == OnlineTeacher(kind="online", path="runs/b-2@end")
+    assert isinstance(every.stands_for([]), EnsembleTeacher)
     assert every.paths() == ["runs/b-0@end", "runs/b-1@end", "runs/b-2@end"]
     assert every.cannot(Needs(again=True))
     assert not one.cannot(Needs(again=True))
