@@ -47,4 +47,4 @@ def build_optimizer(config: OptimizerConfig, module: nn.Module) -> torch.optim.O
     groups = [g for g in groups if g["params"]]
     if config.kind == "adadelta":
         return torch.optim.Adadelta(groups, lr=config.learning_rate, rho=config.rho, eps=config.eps)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)
