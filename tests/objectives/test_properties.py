@@ -59,10 +59,10 @@ WITH_ENTROPY = ("kd_compat with entropy", "kd_compat on targets", "mutual")
 """Of an equal student they have a value, but no gradient: the teacher's entropy, or the member's own cross-entropy."""
 WHEN_EQUAL = [n for n in OBJECTIVES if n not in NEVER_ZERO and "projected" not in n]
 ADDITIVE = [n for n in OBJECTIVES if n != "counterfactual"]  # whose rows meet within a micro-batch, as it remarks
-LEARNING = {n: states.States.leaves for n in OBJECTIVES if n != "mutual"}  # see test_mutual: either half is held fixed
-LEARNING["self_layers"] = lambda student: [
-    student.hidden[1]
-]  # and see test_self_layers: the last layer's is held fixed
+LEARNING = {n: states.States.leaves for n in OBJECTIVES if n != "mutual"}
+"""Of which leaves finite differences are taken. Where what teaches learns too and is held fixed (`mutual`, and the head
+of `self_layers`) they are no gradient: test_mutual and test_self_layers compare with plain ones."""
+LEARNING["self_layers"] = lambda student: [student.hidden[1]]
 
 
 def built(name):
