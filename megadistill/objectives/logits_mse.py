@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from megadistill.core.types import AnswerKind, Batch, CountKind, Dims, Needs, Signals, Term
@@ -27,12 +28,15 @@ class LogitsMSE(Objective):
     labelled or not."""
     center: bool = False
     """Subtract each position's mean logit first: logits that differ by a constant are the same distribution."""
+    temperature: float = Field(1.0, gt=0)
+    """T, divides both models' logits, and so the loss by T^2 (TextBrewer's kd_mse)."""
 
     def needs(self) -> Needs:
         return Needs(teacher=True, logits=True, whole=True)
 
     def build(self, student: Dims, teacher: Dims | None) -> _LogitsMSELoss:
-        factor = 1.0 / student.vocabulary if self.reduction == "mean" else 1.0
+        classes = student.vocabulary if self.reduction == "mean" else 1
+        factor = 1 / (classes * self.temperature**2)
         return _LogitsMSELoss("tokens" if self.scope == "tokens" else "asked", factor, self.center)
 
 

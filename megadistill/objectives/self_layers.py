@@ -54,7 +54,7 @@ class _SelfLayersLoss:
         layers = self.config.layers
 
         def compare(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            *shallow, deep = hidden.split(len(rows))
+            *shallow, deep = hidden.tensor_split(len(layers) + 1)  # `split` knows no parts of 0 rows
             ours = Projection(torch.cat(shallow), weight, bias)
             goal = Projection(deep.repeat(len(shallow), 1), weight, bias)
             each = torch.ones(1, ours.hidden.shape[0], device=hidden.device)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -46,7 +47,12 @@ class States:
         """Everything of all layers, also by negative numbers."""
 
         def head(fn: Any, rows: Tensor, layers: Any = (-1,)) -> Any:
-            return fn(self.hidden[-1].flatten(0, 1)[rows], self.weight, self.bias)
+            return fn(torch.cat([hidden[layer].flatten(0, 1)[rows] for layer in layers]), self.weight, self.bias)
+
+        def again(values: Mapping[int, Tensor], where: Tensor) -> Signals:
+            """What is exchanged moves the last states by the sine of how far it is from what was there."""
+            moves = [(value - hidden[layer]).sin() * where.unsqueeze(-1) for layer, value in values.items()]
+            return replace(self, hidden=[*self.hidden[:-1], self.hidden[-1] + torch.stack(moves).sum(0)]).signals()
 
         attention = [
             Attention(q, k, v, self.scale, self.visible)
@@ -55,7 +61,7 @@ class States:
         depth = len(attention)
         hidden = dict(enumerate(self.hidden)) | {i - depth - 1: h for i, h in enumerate(self.hidden)}
         numbered = {i + 1: a for i, a in enumerate(attention)} | {i - depth: a for i, a in enumerate(attention)}
-        return Signals(head, hidden, numbered)
+        return Signals(head, hidden, numbered, again)
 
     def rows(self, part: Any) -> States:
         """The same model's answer to some rows."""
@@ -105,6 +111,15 @@ def batch(seed: int, num_rows: int = 4, length: int = 5, vocabulary: int = 7) ->
     labels = torch.randint(0, vocabulary, (num_rows, length), generator=draw)
     labels[torch.rand(num_rows, length, generator=draw) < 0.5] = IGNORE
     return given(mask, labels.masked_fill(~mask, IGNORE))
+
+
+def answering(logits: Tensor) -> Signals:
+    """A model of which only its logits [B, L, V] are known: they are its last states, and its head changes nothing."""
+
+    def head(fn: Any, rows: Tensor, layers: Any = (-1,)) -> Any:
+        return fn(logits.flatten(0, 1)[rows], torch.eye(logits.shape[-1], dtype=logits.dtype), None)
+
+    return Signals(head, {-1: logits, 1: logits})
 
 
 def given(mask: Tensor, labels: Tensor | None = None) -> Batch:

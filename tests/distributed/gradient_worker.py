@@ -1,5 +1,6 @@
 """One rank of test_split_invariance: full gradients of one global batch, split in every way it is told."""
 
+import hashlib
 import json
 import sys
 
@@ -33,9 +34,11 @@ EXCHANGING = [
 ]
 
 
-def gradient(world, device, rows, seed, micro, stage, precision, architecture, exchanging=False, look=False):
-    """{parameter name: fp32 tensor} of the global batch's loss, the same on every rank; with `look`, also what is
-    logged beside the losses."""
+def gradient(
+    world, device, rows, seed, micro, stage, precision, architecture, exchanging=False, look=False, bypassing=False
+):
+    """{parameter name: fp32 tensor} of the global batch's loss, as this rank has it; with `look`, also what is logged
+    beside the losses. `bypassing`: by the wrapped module's own forward and backward, past DeepSpeed."""
     whole = tiny.batch(rows, seed=seed)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     name, _, untied = architecture.partition("-")
@@ -51,9 +54,15 @@ def gradient(world, device, rows, seed, micro, stage, precision, architecture, e
     mine = whole.split(micro)[world.rank :: world.size]
     counts = dist.sum_over_ranks(torch.stack([b.counts() for b in mine]).sum(0))
     looks = {"watch": look, "share_gradients": look and stage < 3}
-    _, seen = accumulate(
-        engine, teacher, mine, counts, step=1, seed=0, check_ranks=True, stopwatch=Stopwatch(device), **looks
-    )
+    seen = {}
+    if bypassing:
+        for batch in mine:
+            shares = (world.size / counts).float()
+            engine.module(batch, teacher.signals(batch, step.needs), shares)[0].backward()
+    else:
+        _, seen = accumulate(
+            engine, teacher, mine, counts, step=1, seed=0, check_ranks=True, stopwatch=Stopwatch(device), **looks
+        )
 
     from deepspeed.utils import safe_get_full_grad
 
@@ -66,14 +75,24 @@ def gradient(world, device, rows, seed, micro, stage, precision, architecture, e
     return result | {name: dist.sum_over_ranks(value.detach().double().cpu()) for name, value in seen.items()}
 
 
+def agreed(gradients):
+    """Whether all ranks have the same gradient, to the last bit."""
+    digest = hashlib.sha256()
+    for name, value in sorted(gradients.items()):
+        digest.update(name.encode())
+        digest.update(value.numpy().tobytes())
+    return len(set(dist.gather_objects(digest.hexdigest()))) == 1
+
+
 def main():
     specs, output = json.loads(sys.argv[1]), sys.argv[2]
     world = dist.from_environment()
     device = dist.connect(world, 60)
     torch.set_num_threads(1)
     gradients = [gradient(world, device, **spec) for spec in specs]
+    agree = [agreed(one) for one in gradients]
     if world.is_main:
-        torch.save(gradients, output)
+        torch.save(list(zip(gradients, agree, strict=True)), output)
     dist.barrier()
     dist.disconnect()
 

@@ -29,15 +29,17 @@ def random_splits(number, seed):
 SPLITS = list(random_splits(20, seed=5))
 EXCHANGES = [(ranks, stage, "bert", look) for ranks in (1, 2) for stage, look in ((0, False), (2, True), (3, True))]
 """(ranks, stage, architecture, look) with the counterfactual objective; `look`: at what is logged beside the losses."""
+BYPASSING = (2, "bypassing")
 BATCH_SEEDS = {"bert": 3, "bert-untied": 5, "gpt2": 4}
 
 
 @pytest.fixture(scope="module")
 def gradients(tmp_path_factory):
-    """Every split's gradient, and for each kind that of one process with one micro-batch; two launches in all."""
+    """Every split's gradient, and for each kind that of one process with one micro-batch; two launches in all. Under
+    `agreed`: which of them all ranks had alike."""
     folder = tmp_path_factory.mktemp("gradients")
     whole = [(1, int(p == "bf16"), ROWS, p, a) for p in ("fp32", "bf16") for a in BATCH_SEEDS]
-    found = {}
+    found, agreed = {}, {}
     for ranks in (1, 2):
         splits = [s for s in dict.fromkeys(whole + SPLITS) if s[0] == ranks]
         specs = [
@@ -47,9 +49,14 @@ def gradients(tmp_path_factory):
         exchanges = [e for e in EXCHANGES if e[0] == ranks]
         usual = {"rows": ROWS, "seed": 3, "micro": 6, "precision": "fp32", "exchanging": True}
         specs += [{**usual, "stage": stage, "architecture": name, "look": look} for _, stage, name, look in exchanges]
+        keys = splits + exchanges
+        if ranks == BYPASSING[0]:
+            keys.append(BYPASSING)
+            specs.append({**usual, "stage": 0, "architecture": "bert", "exchanging": False, "bypassing": True})
         run([WORKER, json.dumps(specs), str(folder / "g.pt")], ranks)
-        found.update(zip(splits + exchanges, torch.load(folder / "g.pt"), strict=True))
-    return found
+        for key, (gradient, alike) in zip(keys, torch.load(folder / "g.pt"), strict=True):
+            found[key], agreed[key] = gradient, alike
+    return found | {"agreed": agreed}
 
 
 def distance(ours, theirs, kept=lambda name: True):
@@ -91,6 +98,14 @@ def test_exchanging_states_and_looking_on_change_no_gradient_at_any_stage(gradie
     for part, whole in shares.values():
         assert 0 < part < whole
     assert not shares or sum(p for p, _ in shares.values()) == pytest.approx(next(iter(shares.values()))[1], rel=1e-5)
+
+
+def test_ranks_have_one_gradient_and_a_step_past_deepspeed_does_not(gradients):
+    """A loss of the wrapped module itself is nobody's to reduce, and each rank would train a model of its own."""
+    agreed = dict(gradients["agreed"])
+    assert not agreed.pop(BYPASSING)
+    assert all(agreed.values()), agreed
+    assert distance(gradients[BYPASSING], gradients[1, 0, ROWS, "fp32", "bert"]) > 0.1
 
 
 def test_every_stage_and_both_numbers_of_ranks_are_among_the_splits():

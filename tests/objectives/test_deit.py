@@ -81,7 +81,7 @@ FORMS = {
     "code": (
         soft_of_their_code,
         HardCE(**ON_CLASS, weight=0.5),
-        KDCompat(kind="kd_compat", original="deit_numel", weight=0.5, head="distillation"),
+        KDCompat(kind="kd_compat", original="deit_numel", weight=0.5, head="distillation", scope="targets"),
     ),
 }
 

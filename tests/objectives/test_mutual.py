@@ -1,9 +1,12 @@
 """Two members in one step: what each learns from, and that both do."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from megadistill.core.errors import UserError
+from megadistill.core.types import IGNORE
 from megadistill.objectives.hard_ce import HardCE
 from megadistill.objectives.mutual import Mutual
 from megadistill.objectives.step import DistillStep
@@ -91,6 +94,24 @@ def test_both_members_learn_in_one_step_and_the_student_alone_is_the_students():
         optimizer.step()
     after = losses()
     assert all(after[name] > before[name] + 0.2 for name in members)
+
+
+def test_splits_add_up_and_without_labels_both_are_touched_and_learn_nothing():
+    student = tiny.language_model("bert", 2, seed=1).double()
+    loss = mutual().build(student.dims, None).double()
+    parameters = [*student.parameters(), *loss.member.parameters()]
+
+    def ask(batch):
+        total = loss(student.signals(batch, frozenset()), None, batch).sum
+        return total, torch.autograd.grad(total, parameters, allow_unused=True)
+
+    batch = tiny.batch(4, seed=3)
+    whole, reached = ask(batch)
+    torch.testing.assert_close(sum(ask(part)[0] for part in batch.split(1)), whole, rtol=1e-9, atol=1e-9)
+    nothing, gradients = ask(replace(batch, labels=torch.full_like(batch.labels, IGNORE)))
+    assert nothing.item() == 0
+    assert [g is None for g in gradients] == [g is None for g in reached]
+    assert not any(bool(g.any()) for g in gradients if g is not None)
 
 
 def test_a_member_of_another_vocabulary_is_refused():

@@ -6,35 +6,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megadistill.core.errors import UserError
-from megadistill.core.types import IGNORE, Batch, Dims, Signals
+from megadistill.core.types import IGNORE, Dims
 from megadistill.objectives.cosine import Cosine
 from megadistill.objectives.hard_ce import HardCE
 from megadistill.objectives.soft_ce import SoftCE
+from megadistill.testing import states
+from megadistill.testing.states import LABELS, MASK, STUDENT, TEACHER
 
-STUDENT = torch.tensor([[[1.0, 2, 3], [0, 0, 0], [0.5, -1, 2]]], dtype=torch.float64)
-TEACHER = torch.tensor([[[3.0, 2, 1], [1, 0, -1], [2, -1, 0.5]]], dtype=torch.float64)
-LABELS = torch.tensor([[0, 2, IGNORE]])
-MASK = torch.tensor([[True, True, False]])
 DIMS = Dims(layers=1, hidden=3, vocabulary=3)
-
-
-def signals(states):
-    """Hidden states that are their own logits."""
-
-    def head(fn, rows):
-        return fn(states.flatten(0, 1)[rows], torch.eye(3, dtype=states.dtype), None)
-
-    return Signals(head, {-1: states})
-
-
-def batch(mask=MASK, labels=LABELS):
-    ids = torch.zeros_like(labels)
-    return Batch(ids, mask, mask.long(), labels, torch.arange(len(ids)))
 
 
 def value(objective, mask=MASK, labels=LABELS, student=STUDENT, teacher=TEACHER):
     loss = objective.build(DIMS, DIMS)
-    return loss(signals(student), signals(teacher), batch(mask, labels))
+    return loss(states.answering(student), states.answering(teacher), states.given(mask, labels))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from megadistill.core.types import IGNORE, Attention, Signals
+from megadistill.core.types import IGNORE, Attention, Dims
 from megadistill.objectives.attention_mse import AttentionMSE
 from megadistill.objectives.attention_relation import AttentionRelation
 from megadistill.objectives.cosine import Cosine
@@ -52,16 +52,9 @@ def close(term, expected, count):
 
 
 def fixture(objective):
-    def signals(given):
-        def head(fn, rows):
-            return fn(given.flatten(0, 1)[rows], torch.eye(3, dtype=torch.float64), None)
-
-        return Signals(head, {-1: given, 1: given})
-
-    from megadistill.core.types import Dims
-
     dims = Dims(layers=1, hidden=3, vocabulary=3)
-    return objective.build(dims, dims)(signals(STUDENT), signals(TEACHER), states.given(MASK, LABELS))
+    student, teacher = states.answering(STUDENT), states.answering(TEACHER)
+    return objective.build(dims, dims)(student, teacher, states.given(MASK, LABELS))
 
 
 @pytest.mark.parametrize(

@@ -20,14 +20,27 @@ def test_it_is_the_divergence_from_the_last_layers_answer(name):
     hidden = model.signals(batch, frozenset({1, 2, -1})).hidden
     norm = next((getattr(model.hf.base_model, n) for n in ("ln_f", "norm", "final_norm")
                  if hasattr(model.hf.base_model, n)), lambda x: x)  # fmt: skip
-    expected = 0.0
-    for layer in (1, 2):
-        logits = [head_of(model, states[batch.mask]) for states in (hidden[-1], norm(hidden[layer]))]
-        log_p, log_q = ((z / 2).log_softmax(-1) for z in logits)
-        expected = expected + 4 * (log_p.exp() * (log_p - log_q)).sum()
+
+    def divergence(teaching):
+        total = 0.0
+        for layer in (1, 2):
+            logits = [head_of(model, states[batch.mask]) for states in (hidden[-1], norm(hidden[layer]))]
+            log_p, log_q = (z.log_softmax(-1) for z in (teaching(logits[0]) / 2, logits[1] / 2))
+            total = total + 4 * (log_p.exp() * (log_p - log_q)).sum()
+        return total
+
+    def gradient(total):
+        found = torch.autograd.grad(total, list(model.parameters()), retain_graph=True, allow_unused=True)
+        return torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten()
+                          for p, g in zip(model.parameters(), found, strict=True)])  # fmt: skip
+
     term = ask(model, batch, layers=[1, 2], temperature=2.0)
     assert term.count == "tokens"
+    expected = divergence(torch.Tensor.detach)
     torch.testing.assert_close(term.sum, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(gradient(term.sum), gradient(expected), rtol=1e-7, atol=1e-9)
+    of_both = gradient(divergence(lambda logits: logits))  # what it would be if the last layer learnt too
+    assert (gradient(term.sum) - of_both).norm() > 1e-3 * of_both.norm()
 
 
 def head_of(model, states):

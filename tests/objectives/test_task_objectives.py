@@ -6,6 +6,7 @@ import torch
 from megadistill.core.errors import UserError
 from megadistill.core.types import IGNORE, Batch, Dims, Signals
 from megadistill.objectives.hard_ce import HardCE
+from megadistill.objectives.kd_compat import KDCompat
 from megadistill.objectives.logits_mse import LogitsMSE
 from megadistill.objectives.soft_ce import SoftCE
 from megadistill.objectives.span_ce import SpanCE, SpanSoftCE
@@ -55,6 +56,36 @@ def test_a_class_is_the_label_of_the_first_position():
     assert soft.sum.item() == pytest.approx(9 * F.kl_div(log_q, p, reduction="sum").item(), abs=1e-6)
     square = LogitsMSE(kind="logits_mse", scope="targets").build(DIMS, DIMS)(ours, theirs, given)
     assert square.sum.item() == pytest.approx((logits[:, 0] - goal[:, 0]).square().mean(-1).sum().item(), abs=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:reduction")  # that `mean` divides by the classes is what is meant here
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("temperature", [1.0, 10.0])
+def test_published_alphas_are_in_the_scale_of_their_code(temperature, classes):
+    """Patient-KD's and TinyBERT's means are over classes too: of two of them, half of what soft_ce is. The third row
+    has a question and no label."""
+    whole, dims = batch("label"), Dims(1, 5, classes)
+    labels = whole.labels.masked_fill(torch.arange(B).unsqueeze(1) == 2, IGNORE)
+    given = Batch(whole.ids, whole.mask, whole.segments, labels, whole.rows, unanswered=torch.arange(B) == 2)
+    (ours, logits), (theirs, goal) = model(classes, 0), model(classes, 1)
+
+    def mean(objective):
+        term = objective.build(dims, dims)(ours, theirs, given)
+        assert term.count == "asked"
+        return objective.weight * term.sum / B
+
+    def same(found, wanted):
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+
+    fields = {"temperature": temperature, "scope": "targets"}
+    log_q, p = (logits[:, 0] / temperature).log_softmax(-1), (goal[:, 0] / temperature).softmax(-1)
+    pkd = mean(KDCompat(kind="kd_compat", original="pkd_mean", weight=0.7, **fields))
+    same(pkd, 0.7 * temperature**2 * F.kl_div(log_q, p))
+    same(pkd, mean(SoftCE(kind="soft_ce", weight=0.7 / classes, **fields)))
+    tinybert = mean(KDCompat(kind="kd_compat", original="tinybert_mean", **fields))
+    same(tinybert, (-p * log_q).mean())
+    divided = mean(SoftCE(kind="soft_ce", weight=1 / classes / temperature**2, **fields))
+    same(tinybert, divided + (-p * p.log()).mean())  # the teacher's entropy has no gradient
 
 
 def test_a_number():

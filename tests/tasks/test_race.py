@@ -14,6 +14,7 @@ from megadistill.core.errors import UserError
 from megadistill.data.stream import Stream
 from megadistill.evaluate.tasks import score_task
 from megadistill.objectives.hard_ce import HardCE
+from megadistill.objectives.kd_compat import KDCompat
 from megadistill.objectives.logits_mse import LogitsMSE
 from megadistill.objectives.pkd import PKD
 from megadistill.objectives.soft_ce import SoftCE
@@ -126,6 +127,8 @@ def test_losses_are_over_choices_as_transformers_scores_them(files, family):
     soft = term(SoftCE(kind="soft_ce", temperature=5, scope="targets"))
     kl = torch.nn.functional.kl_div((ours / 5).log_softmax(-1), (theirs / 5).softmax(-1), reduction="sum")
     torch.testing.assert_close(soft.sum, 25 * kl, rtol=1e-4, atol=1e-5)
+    compat = term(KDCompat(kind="kd_compat", original="pkd_mean", temperature=5, scope="targets"))
+    torch.testing.assert_close(compat.sum / 5, 25 * kl / ours.numel(), rtol=1e-4, atol=1e-6)
     square = term(LogitsMSE(kind="logits_mse", scope="targets"))
     torch.testing.assert_close(square.sum, (ours - theirs).square().sum() / 4, rtol=1e-4, atol=1e-5)
     assert rows.counts().tolist()[1:] == [5, 20, 5]

@@ -1,5 +1,6 @@
 """Every fault that was planted in a teacher is told, and no sound teacher is refused."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,19 @@ def zero_padded_vocabulary(source):
     head.bias = torch.nn.Parameter(shift, requires_grad=False)
 
 
+def zero_padded_with(mass):
+    """As many zeros again, with so much of the probability between them."""
+
+    def faintly_zero_padded(source):
+        zero_padded_vocabulary(source)
+        head, batch = source.model.hf.lm_head, trained.batch(8)
+        head.bias[:SIZE] = 20.0  # where it falls as the others rise
+        log_p = source.model.hf(input_ids=batch.ids).logits[batch.labels != IGNORE].log_softmax(-1)
+        head.bias[:SIZE] += float(log_p[:, SIZE:].exp().sum(-1).mean().log()) - math.log(mass)
+
+    return faintly_zero_padded
+
+
 def fp16_overflow(source):
     source.model.half()
     source.model.hf.transformer.ln_f.weight.mul_(6e4)
@@ -101,6 +115,7 @@ FAULTS = {
     random_head: "guessing by word frequency",
     swapped_layers: "guessing by word frequency",
     zero_padded_vocabulary: "padded vocabulary",
+    zero_padded_with(0.0015): r"0\.1\d% of its probability",
     fp16_overflow: "overflow in float16",
     weights_not_finite: "not finite",
     gradients_enabled: "would get gradients",
@@ -180,7 +195,30 @@ def test_a_bound_of_ones_own(source):
     prove(source, config=Guard(max_loss=None))
 
 
+@pytest.mark.parametrize("first", range(5))
+def test_neighbouring_layers_that_changed_places_are_told_by_hash_and_by_a_bound_near_its_loss(first, source):
+    """The bound of word frequencies, 6.04 nats, tells only of the first two: they cost 3.4 nats, others 0.04 to 0.2."""
+    bounds = [Guard(sha256=source.identity()["sha256"], max_loss=None), Guard(max_loss=4.26)]
+    for config in bounds:
+        prove(source, config=config)
+    layers = source.model.hf.transformer.h
+    layers[first], layers[first + 1] = layers[first + 1], layers[first]
+    swapped = OnlineSource("swapped", source.model)
+    for config in bounds if first else [Guard(), *bounds]:
+        with pytest.raises(UserError, match="must not teach"):
+            prove(swapped, config=config)
+
+
 # ------------------------------------------------------------------ sound teachers
+
+
+def test_padding_that_has_next_to_no_probability_is_no_fault(source):
+    """Zeros beside larger logits, and zeros that a bias holds down."""
+    with torch.no_grad():
+        zero_padded_with(0.0005)(source)
+        prove(source)
+        source.model.hf.lm_head.bias[SIZE:] = -1e4
+        prove(source)
 
 
 def cycle(num_rows, seed):
