@@ -8,6 +8,8 @@ import torch
 from megadistill.core import dist
 from megadistill.engine.deepspeed import BatchShape, Engine, EngineConfig
 from megadistill.engine.optimizer import OptimizerConfig
+from megadistill.kernels.head_losses import head_losses
+from megadistill.objectives import mixture
 from megadistill.objectives.cosine import Cosine
 from megadistill.objectives.counterfactual import Counterfactual
 from megadistill.objectives.hard_ce import HardCE
@@ -33,9 +35,15 @@ EXCHANGING = [
 ]
 
 
-def gradient(world, device, rows, seed, micro, stage, precision, architecture, exchanging=False, look=False):
+compiled_losses = torch.compile(head_losses, fullgraph=True, backend="aot_eager", dynamic=True)
+
+
+def gradient(
+    world, device, rows, seed, micro, stage, precision, architecture, exchanging=False, look=False, compiled=False
+):
     """{parameter name: fp32 tensor} of the global batch's loss, the same on every rank; with `look`, also what is
-    logged beside the losses."""
+    logged beside the losses. `compiled`: the fused head is one graph."""
+    mixture.head_losses = compiled_losses if compiled else head_losses
     whole = tiny.batch(rows, seed=seed)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     name, _, untied = architecture.partition("-")
@@ -72,6 +80,8 @@ def main():
     device = dist.connect(world, 60)
     torch.set_num_threads(1)
     gradients = [gradient(world, device, **spec) for spec in specs]
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert (graphs > 0) == any(spec.get("compiled") for spec in specs)
     if world.is_main:
         torch.save(gradients, output)
     dist.barrier()

@@ -15,6 +15,7 @@ from megadistill.kernels.head_losses import (
     rows_cuda,
     rows_triton,
 )
+from megadistill.kernels.head_losses.rows_torch import Block
 from megadistill.kernels.hidden_losses import hidden_losses
 from megadistill.testing.heads import Case, case, definition, distance, gradients, ours
 
@@ -115,7 +116,7 @@ def test_more_than_2_to_the_31_logits(run_rows, kind):
     losses = torch.empty(1, rows, device="cuda")
     ones = torch.ones(1, rows, device="cuda")
     run = rows_cuda.rows if kind == "cuda" else rows_triton.rows
-    run(z, None, None, None, labels, None, ones, "hard:0.0", False, losses, z)
+    run(Block(z, ones, "hard:0.0", losses, z, labels=labels))
     assert distance(losses[0, -1], -last.log_softmax(-1)[7]) < 1e-5
     gradient = last.softmax(-1)
     gradient[7] -= 1

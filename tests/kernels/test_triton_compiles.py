@@ -75,10 +75,10 @@ for kind, gradient in ((1, True), (2, False), (0, True)):
             LAYERS=3, NORMALIZED=kind > 0, COSINE=kind == 2, GRADIENT=gradient, BLOCK=1024)
 for dtype, width, block in (("*bf16", 128, 64), ("*fp32", 64, 32)):
     strides = ("i32", "i32", "i32", 1)
-    shared = dict.fromkeys("quvk", dtype) | {f"{side}_strides": strides for side in "quvk"} | dict(
+    shared = dict(sides=(dtype,) * 4, strides=(strides,) * 4,
         sums="*fp32", mask="*u8", segments="*i64", seen="*u8", seen_strides=("i32", "i32", 1), heads="i32",
         length="odd i32", width="i32", teacher_width="i32", our_scale="fp32", their_scale="fp32", num_sums="odd i32",
-        SEGMENTS=True, SEEN=True, BLOCK=block, D=width, E=width)
+        BLOCK=block, D=width, E=width)
     compile(_forward, 4, losses="*fp32", CAUSAL=1, **shared)
     for keys in (False, True):
         compile(_backward, 4, upstream="*fp32", gradient=dtype, scale="fp32", KEYS=keys, CAUSAL=1 + keys, **shared)
