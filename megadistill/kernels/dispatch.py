@@ -22,8 +22,9 @@ class Settings:
 
     workspace_mib: int | None = None
     """Memory for everything of [rows, vocabulary] that a head-loss call holds at once: blocks of logits, of their
-    gradient, and what rows without a fused kernel make of them. None: for the blocks 32 MiB on a CPU; on a GPU what 256
-    rows of fp32 logits of both models and 1024 of gradient take, at least 256 MiB; for the rest at most as much."""
+    gradient, and what rows without a fused kernel make of them. None: on a CPU blocks of 4 million logits of each
+    model; on a GPU what 256 rows of fp32 logits of both models and 1024 of gradient take, at least 256 MiB; and at most
+    32 or 256 MiB for the rest."""
     logits: Logits = "exact"
     """`exact`: fp32 logits of bf16 operands; `fast`: bf16 logits, as `nn.Linear` gives them (GPU only)."""
     rows: Rows = "auto"

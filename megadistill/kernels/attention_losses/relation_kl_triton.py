@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from megadistill.kernels.attention_losses import tiles
 from megadistill.kernels.forward_gradient import refuse_twice
 
 _LOG2_E = math.log2(math.e)
@@ -35,7 +36,7 @@ def flash_relation_kl(
     seen: Tensor | None,
     scales: tuple[float, float],
 ) -> Tensor:
-    """As `relation_kl`, whose checks were passed; heads of at most `relation_kl.WIDEST` values."""
+    """As `relation_kl`, whose checks were passed; where `tiles.why_not` knows no reason."""
     dtype = torch.promote_types(queries.dtype, keys.dtype)
     theirs = torch.promote_types(teacher_queries.dtype, teacher_keys.dtype)
     sides = queries.to(dtype), keys.to(dtype), teacher_queries.detach().to(theirs), teacher_keys.detach().to(theirs)
@@ -91,7 +92,7 @@ class _Flash(torch.autograd.Function):
 
 def _launch(
     kernel: Any,
-    sides: tuple[Tensor, ...],
+    sides: tiles.Sides,
     sums: Tensor,
     pattern: _Pattern,
     scales: tuple[float, float],
@@ -101,9 +102,7 @@ def _launch(
     """One program for some rows of `sides[0]` and `sides[2]`, which walks over those of `sides[1]` and `sides[3]`."""
     batch, heads, length, width = sides[0].shape
     teacher_width = sides[2].shape[-1]
-    halves = sides[0].element_size() == sides[2].element_size() == 2
-    # what two tiles of scores and four of rows leave registers and shared memory for
-    block = 64 if halves and max(width, teacher_width) <= 128 else 32
+    block = tiles.chosen(sides)
     num_programs = batch * heads * triton.cdiv(length, block)
     if num_programs == 0:
         return
@@ -121,8 +120,8 @@ def _launch(
         **pattern.arguments(from_keys),
         **options,
         BLOCK=block,
-        D=max(triton.next_power_of_2(width), 16),
-        E=max(triton.next_power_of_2(teacher_width), 16),
+        D=tiles.padded(width),
+        E=tiles.padded(teacher_width),
         num_warps=4,
         num_stages=2,
     )

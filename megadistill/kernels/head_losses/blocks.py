@@ -116,10 +116,14 @@ def block_rows(
     ratio = 4 if outer_bytes else 1  # products of 184 rows forward and 735 backward hide their memory traffic
     per_row, beside = leading * (inner_bytes + ratio * outer_bytes), leading * values
     mib = dispatch.settings().workspace_mib
-    least = (256 if on_gpu else 32) * _MIB
-    room = least if mib is None else mib * _MIB - max(mib * _MIB // 2, per_row)
+    if mib is None:
+        room = (256 if on_gpu else 32) * _MIB
+        budget = max(256 * _MIB, 256 * per_row) if on_gpu else max(4 * _MIB * inner_bytes, 16 * per_row)
+    else:
+        room = budget = mib * _MIB
+        room -= max(room // 2, per_row)
     at_once = max(min(room // beside, most) if values else most, 1)
-    inner = (max(least, (256 if on_gpu else 16) * per_row) if mib is None else mib * _MIB - at_once * beside) // per_row
+    inner = (budget if mib is None else budget - at_once * beside) // per_row
     if inner < 1:
         raise ValueError(
             f"workspace_mib={mib} does not hold one row: {-(-(per_row + beside) // _MIB)} MiB at least "
@@ -128,7 +132,7 @@ def block_rows(
     if inner > 128:
         inner -= inner % 128
     inner = min(inner, max(num_rows, 1))
-    return inner, min(ratio * inner, max(num_rows, 1)), at_once
+    return inner, min(ratio * inner, max(num_rows, 1)), min(at_once, inner)
 
 
 def workspace_bytes(
@@ -144,7 +148,7 @@ def workspace_bytes(
 ) -> int:
     """What a call holds beside its arguments and results, on a machine that need not be this one; but for a few numbers
     a row and a few a column."""
-    kind = dispatch.settings().rows
+    kind: str = dispatch.settings().rows
     if not on_gpu:
         kind, _ = dispatch.row_implementation(torch.device("cpu"), hidden.dtype, terms, top_k)
     elif kind == "auto":
