@@ -5,7 +5,8 @@ exp(teacher's score) times the difference of scores give the KL; the two log-sum
 nothing else. Backward, scores are computed anew from them: dS = softmax(S_s) - softmax(S_t), dQ = dS K, dK = dS^T Q,
 each summed by the one program that writes it, so results do not change from run to run.
 
-Not run on a GPU yet: the tests run it in Triton's interpreter and compile it for sm_90; its speed is not measured.
+Not run on a GPU yet: the tests run it in Triton's interpreter and compile it for sm_80 and sm_90; its speed is not
+measured.
 """
 
 from __future__ import annotations

@@ -50,10 +50,12 @@ def rows(widths: tuple[int, int], sizes: tuple[int, int], room: int) -> int | No
 
 
 def shared_bytes(num_rows: int, widths: tuple[int, int], sizes: tuple[int, int]) -> int:
-    """What a program of either pass takes at most: tiles of queries and keys of both models, one of scores on its way
-    to a product, and what sums over rows exchange."""
-    tiles = sum(2 * num_rows * padded(width) * size for width, size in zip(widths, sizes, strict=True))
-    return tiles + 4 * num_rows * num_rows + 16 * num_rows
+    """What a program of either pass takes at most, as compiled for 7.5, 8.0, 8.6 and 9.0: of both models a tile of
+    queries and one of keys, and where matrix units multiply (values of 2 bytes) one more in the layout that they want;
+    a tile of scores, and what sums over rows exchange."""
+    tiles = sum((3 if s == 2 else 2) * num_rows * padded(w) * s for w, s in zip(widths, sizes, strict=True))
+    scores = 0 if max(sizes) == 2 else 4 * num_rows * num_rows
+    return tiles + scores + 80 * num_rows
 
 
 def padded(width: int) -> int:
