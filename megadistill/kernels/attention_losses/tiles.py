@@ -68,7 +68,8 @@ def available(device: torch.device) -> int:
     """Bytes of shared memory that one block of threads may have; those of an H200 where there is no GPU to ask."""
     if device.type != "cuda":
         return H200_BYTES
-    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+    found = torch.cuda.get_device_properties(device)
+    return int(getattr(found, "shared_memory_per_block_optin", found.shared_memory_per_block))
 
 
 def _widths_and_sizes(sides: Sides) -> tuple[tuple[int, int], tuple[int, int]]:
