@@ -45,10 +45,10 @@ def test_a_preset_at_toy_size_trains_through_triton(device, preset, monkeypatch)
         rows(block)
 
     monkeypatch.setattr(rows_triton, "rows", counted)
-    batch = tiny.batch(2).to(device)
+    batch = tiny.batch(3).to(device)
     shares = (1 / batch.counts()).float().to(device)
     found = []
-    for number in range(3):
+    for number in range(4):
         with torch.autocast(device.type, dtype, enabled=device.type == "cuda"):
             loss, _ = step(batch, teacher.signals(batch, step.needs), shares, number + 1)
         loss.backward()
@@ -56,7 +56,7 @@ def test_a_preset_at_toy_size_trains_through_triton(device, preset, monkeypatch)
         optimizer.step()
         optimizer.zero_grad()
         found.append(loss.item())
-    assert launched == [(device.type, "forward_kl:2.0:0.5,hard:0.0")] * 3
+    assert launched == [(device.type, "forward_kl:2.0:0.5,hard:0.0")] * 4
     assert found[-1] < 0.95 * found[0]
     told = dispatch.implementations(device)["head_losses"]
     assert "triton rows" in told
