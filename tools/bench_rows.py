@@ -20,6 +20,7 @@ from torch import Tensor
 
 from megadistill.kernels.head_losses import rows_cuda, rows_torch, rows_triton
 from megadistill.kernels.head_losses.loop import multiply
+from megadistill.kernels.head_losses.rows_torch import Block
 
 TERMS = "forward_kl:2.0:0.5,hard:0.0"
 ROWS = 512
@@ -58,11 +59,11 @@ class Rows:
         self.run(rows_torch.rows, self.z.double(), self.u.double(), losses, exact)
         self.exact = exact
 
-    def run(self, rows: Callable[..., None], z: Tensor, u: Tensor, losses: Tensor, gradient: Tensor) -> None:
+    def run(self, rows: Callable[[Block], None], z: Tensor, u: Tensor, losses: Tensor, gradient: Tensor) -> None:
         coefficients = self.coefficients.to(z.dtype)
-        rows(z, u, None, None, self.labels, None, coefficients, TERMS, False, losses, gradient)
+        rows(Block(z, coefficients, TERMS, losses, gradient, u, labels=self.labels))
 
-    def measure(self, rows: Callable[..., None]) -> dict[str, float]:
+    def measure(self, rows: Callable[[Block], None]) -> dict[str, float]:
         """TB/s over the least traffic: both fp32 logits read once, bf16 gradient written once."""
 
         def run() -> None:

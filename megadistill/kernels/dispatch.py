@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal, get_args
@@ -12,8 +11,6 @@ import torch
 from torch import Tensor
 
 from megadistill.core import log
-
-_MIB = 2**20
 
 Logits = Literal["exact", "fast"]
 Rows = Literal["auto", "triton", "cuda", "native", "eager"]
@@ -24,8 +21,10 @@ class Settings:
     """What a process may choose about its kernels. The results differ in rounding only."""
 
     workspace_mib: int | None = None
-    """Memory for the logits and their gradient, all blocks of a head-loss call together. None: 32 MiB on a CPU; on a
-    GPU what 256 rows of fp32 logits of both models and 1024 of gradient take, at least 256 MiB."""
+    """Memory for everything of [rows, vocabulary] that a head-loss call holds at once: blocks of logits, of their
+    gradient, and what rows without a fused kernel make of them. None: on a CPU blocks of 4 million logits of each
+    model; on a GPU what 256 rows of fp32 logits of both models and 1024 of gradient take, at least 256 MiB; and at most
+    32 or 256 MiB for the rest."""
     logits: Logits = "exact"
     """`exact`: fp32 logits of bf16 operands; `fast`: bf16 logits, as `nn.Linear` gives them (GPU only)."""
     rows: Rows = "auto"
@@ -60,98 +59,16 @@ def settings() -> Settings:
     return _settings
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How one call of the head losses is carried out."""
-
-    rows: Callable[..., None]
-    """From a block of logits to losses and gradient (see `rows_torch.rows`)."""
-    in_place: bool
-    """The gradient may take the place of the logits that it comes from."""
-    operands: torch.dtype
-    """In which the student's products are computed."""
-    logits: torch.dtype
-    vocabulary: int
-    leading: int
-    """Values from one row of a block to the next: a multiple of 64 on a GPU, whose fast loads want aligned rows."""
-    teacher: bool
-    inner_rows: int
-    outer_rows: int
-
-    def teacher_operands(self, hidden: Tensor) -> torch.dtype:
-        """In which a teacher's products are computed."""
-        return hidden.dtype if hidden.is_cuda else self.logits
-
-
-def plan(hidden: Tensor, vocabulary: int, num_rows: int, teacher: bool, terms: str, top_k: bool) -> Plan:
-    """How to run a call on `hidden`'s device.
+def head_rows(hidden: Tensor, terms: str, top_k: bool) -> str:
+    """What the head losses of `hidden` run: triton, cuda, native or eager; said once where that is not as it should be.
 
     Raises:
-        ValueError: the workspace does not hold one row.
+        ValueError: the one that was configured cannot run.
     """
-    from megadistill.kernels import native
-    from megadistill.kernels.head_losses import rows_torch
-
     kind, reason = row_implementation(hidden.device, hidden.dtype, terms, top_k)
-    operands, logits, leading = block_layout(hidden.dtype, vocabulary, hidden.is_cuda)
-    rows: Callable[..., None] = rows_torch.rows
-    in_place = True
-    if kind == "native":
-        rows = native.rows
-    elif kind == "cuda":
-        from megadistill.kernels.head_losses import rows_cuda
-
-        rows = rows_cuda.rows
-    elif kind == "triton":
-        from megadistill.kernels.head_losses import rows_triton
-
-        rows, in_place = rows_triton.rows, rows_triton.one_launch(terms)
-    elif _settings.rows == "auto":
+    if kind == "eager" and _settings.rows == "auto":
         _say(f"head losses run eager PyTorch rows: {reason}")
-    inner, outer = block_rows(num_rows, leading, *block_bytes(operands, logits, teacher), hidden.is_cuda)
-    return Plan(rows, in_place, operands, logits, vocabulary, leading, teacher, inner, outer)
-
-
-def block_layout(dtype: torch.dtype, vocabulary: int, on_gpu: bool) -> tuple[torch.dtype, torch.dtype, int]:
-    """The dtypes of a call's products and logits, and the values from one row of a block to the next, for hidden states
-    of `dtype`."""
-    wide = torch.promote_types(dtype, torch.float32)
-    if not on_gpu:
-        return wide, wide, vocabulary  # see `fp32_logits` for why
-    return dtype, dtype if _settings.logits == "fast" else wide, -(-vocabulary // 64) * 64
-
-
-def block_bytes(operands: torch.dtype, logits: torch.dtype, teacher: bool) -> tuple[int, int]:
-    """Bytes a value of all inner buffers together, and of the outer one, as `block_rows` takes them."""
-    return logits.itemsize * (1 + teacher), 0 if operands == logits else operands.itemsize
-
-
-def block_rows(num_rows: int, leading: int, inner_bytes: int, outer_bytes: int, on_gpu: bool) -> tuple[int, int]:
-    """Rows of an inner and of an outer block that fit the workspace.
-
-    Args:
-        inner_bytes: per value, of all inner buffers together.
-        outer_bytes: per value, of the outer one; 0 when the gradient takes the logits' place.
-
-    Raises:
-        ValueError: the workspace does not hold one row.
-    """
-    ratio = 4 if outer_bytes else 1  # products of 184 rows forward and 735 backward hide their memory traffic
-    per_row = leading * (inner_bytes + ratio * outer_bytes)
-    if _settings.workspace_mib is not None:
-        budget = _settings.workspace_mib * _MIB
-    else:
-        budget = max(256 * _MIB, 256 * per_row) if on_gpu else max(32 * _MIB, 16 * per_row)
-    inner = budget // per_row
-    if inner < 1:
-        raise ValueError(
-            f"workspace_mib={_settings.workspace_mib} does not hold one row: {-(-per_row // _MIB)} MiB at least "
-            f"for {leading} logits"
-        )
-    if inner > 128:
-        inner -= inner % 128
-    inner = min(inner, max(num_rows, 1))
-    return inner, min(ratio * inner, max(num_rows, 1))
+    return kind
 
 
 def row_implementation(device: torch.device, dtype: torch.dtype, terms: str, top_k: bool) -> tuple[str, str]:

@@ -17,14 +17,15 @@ import torch
 from torch import Tensor
 
 from megadistill.kernels import build
+from megadistill.kernels.head_losses.rows_torch import Block
 from megadistill.kernels.head_losses.terms import Hard, Soft, decode, one_of_each
 
 SOURCE = Path(__file__).with_name("csrc") / "rows.cpp"
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-pthread")
 
 
-class _Block(ctypes.Structure):
-    """As in rows.cpp."""
+class _Arguments(ctypes.Structure):
+    """`Block` of rows.cpp."""
 
     _fields_ = (
         *[(name, ctypes.c_void_p) for name in ("z", "u", "z_bias", "u_bias", "labels")],
@@ -65,37 +66,28 @@ def _processor() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
 
 
-def rows(
-    z: Tensor,
-    u: Tensor | None,
-    z_bias: Tensor | None,
-    u_bias: Tensor | None,
-    labels: Tensor | None,
-    top_k: None,
-    coefficients: Tensor,
-    terms: str,
-    ghost: bool,
-    losses: Tensor,
-    gradient: Tensor,
-) -> None:
-    """As `rows_torch.rows`, in place: `gradient` must be z itself. fp32 only; rows lie densely."""
-    assert gradient.data_ptr() == z.data_ptr()
-    places = one_of_each(terms)
+VALUES = 3
+"""That a thread holds for every value of the row that it works on."""
+
+
+def rows(block: Block) -> None:
+    """In place only; fp32 only; terms of which `one_of_each` knows the places."""
+    z, u, coefficients, losses = block.z, block.u, block.coefficients, block.losses
+    assert block.gradient.data_ptr() == z.data_ptr()
+    places = one_of_each(block.terms)
     assert places is not None
-    (hard, soft), decoded = places, decode(terms)
-    kept = [t if t is None else t.contiguous() for t in (z_bias, u_bias, labels, coefficients)]  # alive until the end
-    z_bias, u_bias, labels, coefficients = kept  # type: ignore[assignment]
+    (hard, soft), decoded = places, decode(block.terms)
 
     def at(tensor: Tensor | None) -> int | None:
         return None if tensor is None else tensor.data_ptr()
 
     hard_term, soft_term = (None if n is None else decoded[n] for n in (hard, soft))
-    block = _Block(
+    arguments = _Arguments(
         z=at(z),
         u=None if soft is None else at(u),
-        z_bias=at(z_bias),
-        u_bias=at(u_bias),
-        labels=None if hard is None else at(labels),
+        z_bias=at(block.z_bias),
+        u_bias=at(block.u_bias),
+        labels=None if hard is None else at(block.labels),
         hard_coefficients=None if hard is None else at(coefficients[hard]),
         soft_coefficients=None if soft is None else at(coefficients[soft]),
         hard_losses=None if hard is None else at(losses[hard]),
@@ -107,4 +99,5 @@ def rows(
         temperature=soft_term.temperature if isinstance(soft_term, Soft) else 1.0,
         smoothing=hard_term.smoothing if isinstance(hard_term, Hard) else 0.0,
     )
-    library()[0].megadistill_rows(ctypes.byref(block), ctypes.c_int32(torch.get_num_threads()))
+    threads = min(torch.get_num_threads(), block.at_once)
+    library()[0].megadistill_rows(ctypes.byref(arguments), ctypes.c_int32(threads))

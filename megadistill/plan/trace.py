@@ -113,8 +113,10 @@ class Trace(TorchDispatchMode):
     def _account(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         packet = func.overloadpacket
         if packet is torch.ops.megadistill.head_losses:
-            hidden, weight, _, _, _, teacher_hidden, teacher_weight = args[:7]
-            self.workspace(workspace_bytes(hidden, weight, teacher_hidden, teacher_weight, self.on_gpu))
+            hidden, weight, _, _, _, teacher_hidden, teacher_weight, _, _, arithmetic, top_ids = args[:11]
+            heads = hidden, weight, teacher_hidden, teacher_weight
+            top_k, (terms, _, vocabulary) = top_ids is not None, args[13:16]
+            self.workspace(workspace_bytes(*heads, terms, arithmetic, top_k, vocabulary, self.on_gpu))
             self.flops += 6 * hidden.shape[0] * weight.numel()
             self.flops += sum(2 * h.shape[0] * w.numel() for h, w in zip(teacher_hidden, teacher_weight, strict=True))
         elif packet in flop_registry:

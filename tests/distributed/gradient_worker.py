@@ -9,6 +9,8 @@ import torch
 from megadistill.core import dist
 from megadistill.engine.deepspeed import BatchShape, Engine, EngineConfig
 from megadistill.engine.optimizer import OptimizerConfig
+from megadistill.kernels.head_losses import head_losses
+from megadistill.objectives import mixture
 from megadistill.objectives.cosine import Cosine
 from megadistill.objectives.counterfactual import Counterfactual
 from megadistill.objectives.hard_ce import HardCE
@@ -34,11 +36,27 @@ EXCHANGING = [
 ]
 
 
+compiled_losses = torch.compile(head_losses, fullgraph=True, backend="aot_eager", dynamic=True)
+
+
 def gradient(
-    world, device, rows, seed, micro, stage, precision, architecture, exchanging=False, look=False, bypassing=False
+    world,
+    device,
+    rows,
+    seed,
+    micro,
+    stage,
+    precision,
+    architecture,
+    exchanging=False,
+    look=False,
+    bypassing=False,
+    compiled=False,
 ):
     """{parameter name: fp32 tensor} of the global batch's loss, as this rank has it; with `look`, also what is logged
-    beside the losses. `bypassing`: by the wrapped module's own forward and backward, past DeepSpeed."""
+    beside the losses. `bypassing`: by the wrapped module's own forward and backward, past DeepSpeed. `compiled`: the
+    fused head is one graph."""
+    mixture.head_losses = compiled_losses if compiled else head_losses
     whole = tiny.batch(rows, seed=seed)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     name, _, untied = architecture.partition("-")
@@ -91,6 +109,8 @@ def main():
     torch.set_num_threads(1)
     gradients = [gradient(world, device, **spec) for spec in specs]
     agree = [agreed(one) for one in gradients]
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert (graphs > 0) == any(spec.get("compiled") for spec in specs)
     if world.is_main:
         torch.save(list(zip(gradients, agree, strict=True)), output)
     dist.barrier()

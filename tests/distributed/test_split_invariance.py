@@ -30,6 +30,7 @@ SPLITS = list(random_splits(20, seed=5))
 EXCHANGES = [(ranks, stage, "bert", look) for ranks in (1, 2) for stage, look in ((0, False), (2, True), (3, True))]
 """(ranks, stage, architecture, look) with the counterfactual objective; `look`: at what is logged beside the losses."""
 BYPASSING = (2, "bypassing")
+COMPILED = [(2, stage, 6, "fp32", a, "compiled") for a in ("bert", "bert-untied") for stage in range(4)]
 BATCH_SEEDS = {"bert": 3, "bert-untied": 5, "gpt2": 4}
 
 
@@ -46,10 +47,16 @@ def gradients(tmp_path_factory):
             {"rows": ROWS, "seed": BATCH_SEEDS[a], "micro": m, "stage": s, "precision": p, "architecture": a}
             for _, s, m, p, a in splits
         ]
+        compiled = [c for c in COMPILED if c[0] == ranks]
+        specs += [
+            {"rows": ROWS, "seed": BATCH_SEEDS[a], "micro": m, "stage": s, "precision": p, "architecture": a}
+            | {"compiled": True}
+            for _, s, m, p, a, _ in compiled
+        ]
         exchanges = [e for e in EXCHANGES if e[0] == ranks]
         usual = {"rows": ROWS, "seed": 3, "micro": 6, "precision": "fp32", "exchanging": True}
         specs += [{**usual, "stage": stage, "architecture": name, "look": look} for _, stage, name, look in exchanges]
-        keys = splits + exchanges
+        keys = splits + compiled + exchanges
         if ranks == BYPASSING[0]:
             keys.append(BYPASSING)
             specs.append({**usual, "stage": 0, "architecture": "bert", "exchanging": False, "bypassing": True})
@@ -81,6 +88,11 @@ def test_bf16_gradients_do_not_depend_on_the_split(gradients, split):
     pair = gradients[split], gradients[1, 1, ROWS, "bf16", split[4]]
     assert distance(*pair, lambda name: "embeddings.weight" not in name and ".wte" not in name) <= 4e-3
     assert distance(*pair) <= 2.5e-2
+
+
+@pytest.mark.parametrize("split", COMPILED, ids=split_id)
+def test_nor_do_those_of_a_fused_head_that_is_compiled_to_one_graph(gradients, split):
+    assert distance(gradients[split], gradients[1, 0, ROWS, "fp32", split[4]]) <= 1e-5
 
 
 @pytest.mark.parametrize("exchange", [e for e in EXCHANGES if e[3]], ids=str)

@@ -6,8 +6,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from megadistill.kernels import dispatch
-from megadistill.kernels.head_losses import Hard, Projection, Soft, sharded_head_losses
+from megadistill.kernels.head_losses import Hard, Projection, Soft, blocks, sharded_head_losses
 from megadistill.testing.heads import case, gradients
 
 TERMS = [Soft(2.0), Hard(0.1), Soft(1.0)]
@@ -27,7 +26,7 @@ def slice_of(head, rank):
 def main():
     dist.init_process_group("gloo")
     rank = dist.get_rank()
-    dispatch.block_rows = lambda num_rows, *_: (min(BLOCK, num_rows),) * 2
+    blocks.block_rows = lambda num_rows, *_: (min(BLOCK, num_rows),) * 3
     gather, found = dist.all_gather, {}
     gathered = []
 

@@ -15,6 +15,7 @@ from megadistill.kernels.head_losses import (
     rows_cuda,
     rows_triton,
 )
+from megadistill.kernels.head_losses.rows_torch import Block
 from megadistill.kernels.hidden_losses import hidden_losses
 from megadistill.testing.heads import Case, case, definition, distance, gradients, ours
 
@@ -79,26 +80,25 @@ def test_the_host_never_waits(run_rows, rows):
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_memory_is_the_workspace_and_the_gradients(configure):
+@pytest.mark.parametrize(
+    ("dtype", "terms"),
+    [(torch.bfloat16, TERMS["soft T=2, hard"]), (torch.float32, TERMS["three"])],
+    ids=["bf16", "fp32, twice over the logits"],
+)
+def test_memory_is_the_workspace_and_the_gradients(configure, dtype, terms):
     rows, width, vocabulary, mib = 8192, 64, 30522, 64
     configure(workspace_mib=mib)
-    given = Case(
-        Projection(*(torch.randn(n, width, device="cuda").bfloat16() for n in (rows, vocabulary))),
-        [Projection(*(torch.randn(n, width, device="cuda").bfloat16() for n in (rows, vocabulary)))],
-        torch.randint(0, vocabulary, (rows,), device="cuda"),
-        torch.ones(2, rows, device="cuda") / rows,
-    )
 
-    def fn(student):
-        return head_losses(student, [Soft(2.0), Hard()], given.coefficients, given.labels, given.teachers)[0]
+    def head():
+        return Projection(*(torch.randn(n, width, device="cuda", dtype=dtype) for n in (rows, vocabulary)))
 
-    gradients(fn, given.student)
+    labels = torch.randint(0, vocabulary, (rows,), device="cuda")
+    given = Case(head(), [head()], labels, torch.ones(len(terms), rows, device="cuda") / rows)
+    ours(given, terms)  # compiles
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    gradients(fn, given.student)
-    sums = 2 * 4 * width * (rows + vocabulary) + 4 * 2 * width * (
-        rows + vocabulary
-    )  # fp32 sums, bf16 copies and results
+    ours(given, terms)
+    sums = 16 * width * (rows + vocabulary)  # the leaves, fp32 sums, results
     assert torch.cuda.max_memory_allocated() - before <= mib * 2**20 + sums + 8 * 2**20
 
 
@@ -115,7 +115,7 @@ def test_more_than_2_to_the_31_logits(run_rows, kind):
     losses = torch.empty(1, rows, device="cuda")
     ones = torch.ones(1, rows, device="cuda")
     run = rows_cuda.rows if kind == "cuda" else rows_triton.rows
-    run(z, None, None, None, labels, None, ones, "hard:0.0", False, losses, z)
+    run(Block(z, ones, "hard:0.0", losses, z, labels=labels))
     assert distance(losses[0, -1], -last.log_softmax(-1)[7]) < 1e-5
     gradient = last.softmax(-1)
     gradient[7] -= 1

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from megadistill.kernels import dispatch, native
+from megadistill.kernels import native
 from megadistill.kernels.head_losses import (
     Hard,
     Projection,
@@ -13,6 +13,8 @@ from megadistill.kernels.head_losses import (
     reference_losses,
     rows_triton,
 )
+from megadistill.kernels.head_losses import blocks as layout
+from megadistill.kernels.head_losses.rows_torch import Block
 from megadistill.testing.heads import Case, case, definition, distance, gradients, ours
 
 TERMS = {
@@ -46,7 +48,7 @@ def same(found, exact, tolerance):
 def blocks(request, monkeypatch):
     """How many rows a block has."""
     if request.param is not None:
-        monkeypatch.setattr(dispatch, "block_rows", lambda num_rows, *_: (min(request.param, num_rows),) * 2)
+        monkeypatch.setattr(layout, "block_rows", lambda num_rows, *_: (min(request.param, num_rows),) * 3)
 
 
 @pytest.mark.parametrize("terms", TERMS.values(), ids=TERMS)
@@ -165,7 +167,7 @@ def test_what_the_workspace_held_before_does_not_matter(monkeypatch):
         made = empty(*shape, **options)
         return made.fill_(torch.nan) if made.is_floating_point() else made
 
-    monkeypatch.setattr(dispatch, "block_rows", lambda num_rows, *_: (8, 8))
+    monkeypatch.setattr(layout, "block_rows", lambda num_rows, *_: (8, 8, 8))
     monkeypatch.setattr(torch, "empty", poisoned)
     same(ours(given, terms), exact, 1e-11)
 
@@ -184,7 +186,7 @@ def test_rows_more_than_2_to_the_31_values_apart(rows):
         pytest.skip(f"no room for 8 GiB that are never touched: {error}")
     z.copy_(torch.randn(2, 50, generator=torch.Generator().manual_seed(0)))
     before, labels, losses = z.clone(), torch.tensor([3, 4]), torch.empty(1, 2)
-    run(z, None, None, None, labels, None, torch.ones(1, 2), "hard:0.0", False, losses, z)
+    run(Block(z, torch.ones(1, 2), "hard:0.0", losses, z, labels=labels))
     torch.testing.assert_close(losses[0], torch.nn.functional.cross_entropy(before, labels, reduction="none"))
     exact = before.softmax(-1) - torch.nn.functional.one_hot(labels, 50)
     torch.testing.assert_close(z.clone(), exact)
@@ -196,17 +198,17 @@ def test_rows_more_than_2_to_the_31_values_apart(rows):
 def test_rows_with_room_behind_them_are_read_whole_and_count_the_same(configure, monkeypatch, terms):
     """On a GPU rows lie a multiple of 64 apart and are read to their end; what stands there is anything."""
     configure(rows="triton")
-    plan, empty = dispatch.plan, torch.empty
+    plan, empty = layout.plan, torch.empty
 
-    def padded(*arguments):
-        found = plan(*arguments)
+    def padded(*arguments, **options):
+        found = plan(*arguments, **options)
         return replace(found, leading=-(-found.vocabulary // 64) * 64)
 
     def poisoned(*shape, **options):
         made = empty(*shape, **options)
         return made.fill_(torch.nan) if made.is_floating_point() else made
 
-    monkeypatch.setattr(dispatch, "plan", padded)
+    monkeypatch.setattr(layout, "plan", padded)
     monkeypatch.setattr(torch, "empty", poisoned)
     given = case(9, 5003, len(terms), scale=4.0)
     same(ours(given.to(torch.float32, DEVICE), terms), definition(given, terms), 1e-5)

@@ -11,6 +11,7 @@ import torch
 
 from megadistill.kernels import build
 from megadistill.kernels.head_losses import Hard, Soft, reference_losses, rows_cuda
+from megadistill.kernels.head_losses.rows_torch import Block
 from megadistill.kernels.head_losses.terms import encode
 from megadistill.testing.heads import case, definition, distance, ours
 
@@ -84,8 +85,7 @@ def test_bf16_and_rows_that_start_anywhere(emulated, logits, gradient, vocabular
     z, u, labels, coefficients, losses = block(3, vocabulary, getattr(torch, logits), room)
     whole = torch.full((3, vocabulary + room), 7.0, dtype=getattr(torch, gradient))
     exact = wanted(z, u, labels, coefficients, terms)
-    given = (z, u, None, None, labels, None, coefficients, encode(terms), False, losses)
-    rows_cuda.rows(*given, whole[:, :vocabulary])
+    rows_cuda.rows(Block(z, coefficients, encode(terms), losses, whole[:, :vocabulary], u, labels=labels))
     assert distance(losses, exact[0]) <= 1e-5
     assert distance(whole[:, :vocabulary], exact[1]) <= 3e-3
     assert (whole[:, vocabulary:] == 7).all()
@@ -98,7 +98,7 @@ def test_in_place_with_a_shorter_teacher_and_a_nan(emulated):
     u[:, 300:] = -1e30
     exact = wanted(z, u, labels, coefficients, terms)
     z[2, 650] = torch.nan
-    rows_cuda.rows(z, u, None, None, labels, None, coefficients, encode(terms), False, losses, z)
+    rows_cuda.rows(Block(z, coefficients, encode(terms), losses, z, u, labels=labels))
     sound = [0, 1, 3]
     assert distance(losses[:, sound], exact[0][:, sound]) <= 1e-5
     assert distance(z[sound], exact[1][sound]) <= 1e-5
@@ -109,14 +109,14 @@ def test_in_place_with_a_shorter_teacher_and_a_nan(emulated):
 def test_ignored_rows_have_no_gradient_and_negative_labels_are_no_address(emulated):
     z, u, labels, coefficients, losses = block(3, 100)
     labels[:], coefficients[:] = -100, 0
-    rows_cuda.rows(z, u, None, None, labels, None, coefficients, encode([Soft(2.0), Hard()]), False, losses, z)
+    rows_cuda.rows(Block(z, coefficients, encode([Soft(2.0), Hard()]), losses, z, u, labels=labels))
     assert (z == 0).all()
     assert losses.isfinite().all()
 
 
 def test_equal_models_have_no_loss_and_no_gradient(emulated):
-    z, _, labels, _, losses = block(3, 900)
-    rows_cuda.rows(z, z.clone(), None, None, labels, None, torch.ones(1, 3), encode([Soft(2.0)]), False, losses[:1], z)
+    z, _, _, _, losses = block(3, 900)
+    rows_cuda.rows(Block(z, torch.ones(1, 3), encode([Soft(2.0)]), losses[:1], z, z.clone()))
     assert losses[0].abs().max() < 1e-5
     assert z.abs().max() < 1e-6
 
@@ -187,7 +187,7 @@ def test_the_library_is_built_once_and_says_what_cuda_says(nvcc, monkeypatch, tm
     monkeypatch.setattr(rows_cuda, "library", lambda: (library, ""))
     z, u, labels, coefficients, losses = block(2, 20)
     with pytest.raises(RuntimeError, match="rows='cuda' could not be launched: "):  # these are a CPU's
-        rows_cuda.rows(z, u, None, None, labels, None, coefficients, encode([Hard()]), False, losses[:1], z)
+        rows_cuda.rows(Block(z, coefficients, encode([Hard()]), losses[:1], z, u, labels=labels))
 
 
 def test_a_compiler_that_fails_is_quoted(monkeypatch, tmp_path):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from megadistill.kernels.attention_losses import relation_kl, relation_kl_reference, relation_kl_triton
+from megadistill.kernels import dispatch
+from megadistill.kernels.attention_losses import relation_kl, relation_kl_reference, relation_kl_triton, tiles
 from megadistill.testing.heads import distance
 from megadistill.testing.made import Made
 
@@ -171,6 +172,62 @@ def test_what_has_no_kernel_is_said(configure):
         relation_kl(wide, wide, wide, wide, mask)
     configure(rows="auto")
     assert relation_kl(wide, wide, wide, wide, mask).item() == 0
+
+
+KIB = {"H200": 227, "A100": 163, "consumer": 99, "Turing": 64}
+
+
+@pytest.mark.parametrize(
+    ("widths", "sizes", "rows"),
+    [
+        ((64, 64), (2, 2), {"H200": 64, "A100": 64, "consumer": 64, "Turing": 64}),
+        ((128, 128), (2, 2), {"H200": 64, "A100": 64, "consumer": 32, "Turing": 32}),
+        ((64, 64), (4, 4), {"H200": 32, "A100": 32, "consumer": 32, "Turing": 32}),
+        ((64, 256), (4, 2), {"H200": 32, "A100": 32, "consumer": 32, "Turing": 16}),
+        ((256, 256), (4, 4), {"H200": 32, "A100": 32, "consumer": 16, "Turing": None}),
+    ],
+)
+def test_tiles_are_the_largest_that_a_gpu_has_shared_memory_for(widths, sizes, rows):
+    for name, found in rows.items():
+        room = KIB[name] * 1024
+        assert tiles.rows(widths, sizes, room) == found
+        assert found is None or tiles.shared_bytes(found, widths, sizes) <= room
+        assert found is not None or tiles.shared_bytes(16, widths, sizes) > room
+
+
+@pytest.mark.parametrize(("room", "launched"), [(227, [32] * 3), (99, [16] * 3), (64, [])])
+def test_a_smaller_gpu_takes_fewer_rows_at_a_time_or_says_why_it_takes_none(monkeypatch, configure, room, launched):
+    """And the result is the same."""
+    ours, theirs, mask, segments = inputs(20, 256, 256)
+    monkeypatch.setattr(tiles, "available", lambda _: room * 1024)
+    found, launch = [], relation_kl_triton._launch
+
+    def noted(kernel, sides, *rest, **options):
+        found.append(tiles.chosen(sides))
+        launch(kernel, sides, *rest, **options)
+
+    monkeypatch.setattr(relation_kl_triton, "_launch", noted)
+    if not launched:
+        with pytest.raises(ValueError, match=r"256 and 256 values take 67 KiB .* a block of threads has 64 here"):
+            relation_kl(*ours, *theirs, mask, segments)
+        configure(rows="auto")
+    same(*both(ours, theirs, mask, segments), 1e-5)
+    assert found == launched
+
+
+def test_a_gpu_whose_shared_memory_is_too_small_runs_pytorch_and_says_why(monkeypatch, configure, caplog):
+    configure(rows="auto")
+    monkeypatch.setattr(tiles, "available", lambda _: 64 * 1024)
+    dispatch._say.cache_clear()
+    ours, theirs, *_ = inputs(5, 256, 256)
+    reason = tiles.why_not((*ours, *theirs))
+    with caplog.at_level("INFO", logger="megadistill"):
+        found = dispatch.runs_triton("relation_kl", torch.device("cuda"), torch.float32, reason)
+    assert found == (False, reason)
+    told = (
+        "16 rows of heads of 256 and 256 values take 67 KiB of shared memory, of which a block of threads has 64 here"
+    )
+    assert caplog.messages == [f"relation_kl runs in PyTorch: {told}"]
 
 
 @pytest.mark.parametrize("rows", ["triton", "eager"])

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from megadistill.kernels.attention_losses import tiles
+
 COMPILE = """
 import itertools, sys
 import triton
@@ -73,27 +75,32 @@ for kind, gradient in ((1, True), (2, False), (0, True)):
     compile(_kernel, 2, ours=states, theirs=states, our_strides=("i32",) * 3, their_strides=("i32",) * 3,
             gradients=states, weights=("fp32",) * 3, mask="*u8", upstream="*fp32", losses="*fp32", width="i32",
             LAYERS=3, NORMALIZED=kind > 0, COSINE=kind == 2, GRADIENT=gradient, BLOCK=1024)
-for dtype, width, block in (("*bf16", 128, 64), ("*fp32", 64, 32)):
+for dtype, width, block in eval(sys.argv[2]):
     strides = ("i32", "i32", "i32", 1)
-    shared = dict.fromkeys("quvk", dtype) | {f"{side}_strides": strides for side in "quvk"} | dict(
-        sums="*fp32", mask="*u8", segments="*i64", seen="*u8", seen_strides=("i32", "i32", 1), heads="i32",
-        length="odd i32", width="i32", teacher_width="i32", our_scale="fp32", their_scale="fp32", num_sums="odd i32",
-        SEGMENTS=True, SEEN=True, BLOCK=block, D=width, E=width)
+    segments, seen, seen_strides = (None, None, (0, 0, 0)) if width == 64 else ("*i64", "*u8", ("i32", "i32", 1))
+    shared = dict(sides=(dtype,) * 4, strides=(strides,) * 4, sums="*fp32", mask="*u8", segments=segments, seen=seen,
+                  seen_strides=seen_strides, heads="i32", length="odd i32", width="i32", teacher_width="i32",
+                  our_scale="fp32", their_scale="fp32", num_sums="odd i32", BLOCK=block, D=width, E=width)
     compile(_forward, 4, losses="*fp32", CAUSAL=1, **shared)
     for keys in (False, True):
         compile(_backward, 4, upstream="*fp32", gradient=dtype, scale="fp32", KEYS=keys, CAUSAL=1 + keys, **shared)
 """
-SHARED_MEMORY = 227 * 1024  # of an H100 or H200
 
 
 @pytest.mark.slow
-def test_hidden_losses_and_relations_become_machine_code_that_fits():
+@pytest.mark.parametrize("capability", ["80", "90"])
+def test_hidden_losses_and_relations_become_machine_code_that_fits(capability):
     pytest.importorskip("triton")
-    found = [list(map(int, line.split())) for line in compiled(TUPLES, "90")]
-    assert len(found) == 3 + 2 * 3
-    assert all(size > 1000 and shared <= SHARED_MEMORY for size, shared, _, _ in found)
+    shapes = [("*bf16", 128, 64), ("*bf16", 256, 32), ("*fp32", 64, 32), ("*fp32", 256, 16)]
+    found = [list(map(int, line.split())) for line in compiled(TUPLES, capability, repr(shapes))]
+    assert len(found) == 3 + 3 * 4
+    assert all(size > 1000 for size, _, _, _ in found)
     assert all(wide_loads > 0 for _, _, wide_loads, _ in found[:3])
-    assert all(products > 0 for _, _, _, products in found[3:6])  # bf16, in the matrix units
+    assert all(products > 0 for _, _, _, products in found[3:9])  # bf16, in the matrix units
+    for number, (dtype, width, block) in enumerate(shapes):
+        size = 2 if dtype == "*bf16" else 4
+        counted = tiles.shared_bytes(block, (width, width), (size, size))
+        assert all(shared <= counted for _, shared, _, _ in found[3 + 3 * number :][:3])
 
 
 def compiled(script, *arguments):

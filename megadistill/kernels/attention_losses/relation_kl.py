@@ -14,14 +14,12 @@ import torch
 from torch import Tensor
 
 from megadistill.kernels import dispatch
+from megadistill.kernels.attention_losses import tiles
 from megadistill.kernels.attention_losses.score_mse import check, default_scales
 from megadistill.kernels.forward_gradient import with_gradient
 
 BLOCK_VALUES = 1 << 22
 """Scores of each model that exist at once."""
-
-WIDEST = 256
-"""Values of a head; some rows of both models must fit a Triton program."""
 
 
 def relation_kl(
@@ -63,9 +61,8 @@ def relation_kl(
             dispatch.check_device(name, value, "queries", queries)
     scales = scales or default_scales(queries, teacher_queries)
     dtype = torch.promote_types(queries.dtype, teacher_queries.dtype)
-    widest = max(queries.shape[-1], teacher_queries.shape[-1])
-    too_wide = f"heads of {widest} values are wider than {WIDEST}" if widest > WIDEST else ""
-    if dispatch.runs_triton("relation_kl", queries.device, dtype, too_wide)[0]:
+    no_tiles = tiles.why_not((queries, keys, teacher_queries, teacher_keys))
+    if dispatch.runs_triton("relation_kl", queries.device, dtype, no_tiles)[0]:
         from megadistill.kernels.attention_losses.relation_kl_triton import flash_relation_kl
 
         return flash_relation_kl(queries, keys, teacher_queries, teacher_keys, mask, segments, causal, seen, scales)

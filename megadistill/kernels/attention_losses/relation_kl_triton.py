@@ -5,7 +5,8 @@ exp(teacher's score) times the difference of scores give the KL; the two log-sum
 nothing else. Backward, scores are computed anew from them: dS = softmax(S_s) - softmax(S_t), dQ = dS K, dK = dS^T Q,
 each summed by the one program that writes it, so results do not change from run to run.
 
-Not run on a GPU yet: the tests run it in Triton's interpreter and compile it for sm_90; its speed is not measured.
+Not run on a GPU yet: the tests run it in Triton's interpreter and compile it for sm_80 and sm_90; its speed is not
+measured.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from megadistill.kernels.attention_losses import tiles
 from megadistill.kernels.forward_gradient import refuse_twice
 
 _LOG2_E = math.log2(math.e)
@@ -35,7 +37,7 @@ def flash_relation_kl(
     seen: Tensor | None,
     scales: tuple[float, float],
 ) -> Tensor:
-    """As `relation_kl`, whose checks were passed; heads of at most `relation_kl.WIDEST` values."""
+    """As `relation_kl`, whose checks were passed; where `tiles.why_not` knows no reason."""
     dtype = torch.promote_types(queries.dtype, keys.dtype)
     theirs = torch.promote_types(teacher_queries.dtype, teacher_keys.dtype)
     sides = queries.to(dtype), keys.to(dtype), teacher_queries.detach().to(theirs), teacher_keys.detach().to(theirs)
@@ -56,12 +58,10 @@ class _Pattern:
         b, q, k = (0, 0, 0) if self.seen is None else (self.seen.stride(0), self.seen.stride(2), self.seen.stride(3))
         return {
             "mask": self.mask,
-            "segments": self.mask if self.segments is None else self.segments,
-            "seen": self.mask if self.seen is None else self.seen,
+            "segments": self.segments,
+            "seen": self.seen,
             "seen_strides": (b, k, q) if from_keys else (b, q, k),
             "CAUSAL": (2 if from_keys else 1) if self.causal else 0,
-            "SEGMENTS": self.segments is not None,
-            "SEEN": self.seen is not None,
         }
 
 
@@ -93,7 +93,7 @@ class _Flash(torch.autograd.Function):
 
 def _launch(
     kernel: Any,
-    sides: tuple[Tensor, ...],
+    sides: tiles.Sides,
     sums: Tensor,
     pattern: _Pattern,
     scales: tuple[float, float],
@@ -103,15 +103,13 @@ def _launch(
     """One program for some rows of `sides[0]` and `sides[2]`, which walks over those of `sides[1]` and `sides[3]`."""
     batch, heads, length, width = sides[0].shape
     teacher_width = sides[2].shape[-1]
-    halves = sides[0].element_size() == sides[2].element_size() == 2
-    # what two tiles of scores and four of rows leave registers and shared memory for
-    block = 64 if halves and max(width, teacher_width) <= 128 else 32
+    block = tiles.chosen(sides)
     num_programs = batch * heads * triton.cdiv(length, block)
     if num_programs == 0:
         return
     kernel[(num_programs,)](
-        *sides,
-        *(side.stride() for side in sides),
+        sides=sides,
+        strides=tuple(side.stride() for side in sides),
         sums=sums,
         heads=heads,
         length=length,
@@ -123,8 +121,8 @@ def _launch(
         **pattern.arguments(from_keys),
         **options,
         BLOCK=block,
-        D=max(triton.next_power_of_2(width), 16),
-        E=max(triton.next_power_of_2(teacher_width), 16),
+        D=tiles.padded(width),
+        E=tiles.padded(teacher_width),
         num_warps=4,
         num_stages=2,
     )
@@ -165,8 +163,6 @@ def _visible(  # type: ignore[no-untyped-def]
     there,
     length,
     CAUSAL: tl.constexpr,
-    SEGMENTS: tl.constexpr,
-    SEEN: tl.constexpr,
 ):
     """[rows, others] whether the query of a pair is attended and sees the key."""
     pairs = here[:, None] & there[None, :]
@@ -174,11 +170,11 @@ def _visible(  # type: ignore[no-untyped-def]
         pairs = pairs & (rows[:, None] >= others[None, :])
     if CAUSAL == 2:
         pairs = pairs & (rows[:, None] <= others[None, :])
-    if SEGMENTS:
+    if segments is not None:
         mine = tl.load(segments + batch * length + rows, mask=here, other=0)
         theirs = tl.load(segments + batch * length + others, mask=there, other=0)
         pairs = pairs & (mine[:, None] == theirs[None, :])
-    if SEEN:
+    if seen is not None:
         offsets = batch * seen_strides[0] + rows[:, None] * seen_strides[1] + others[None, :] * seen_strides[2]
         pairs = pairs & (tl.load(seen + offsets, mask=pairs, other=0) != 0)
     return pairs
@@ -186,14 +182,8 @@ def _visible(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _forward(  # type: ignore[no-untyped-def]
-    q,
-    k,
-    u,
-    v,
-    q_strides,
-    k_strides,
-    u_strides,
-    v_strides,
+    sides,
+    strides,
     sums,
     losses,
     mask,
@@ -208,8 +198,6 @@ def _forward(  # type: ignore[no-untyped-def]
     their_scale,
     num_sums,
     CAUSAL: tl.constexpr,
-    SEGMENTS: tl.constexpr,
-    SEEN: tl.constexpr,
     BLOCK: tl.constexpr,
     D: tl.constexpr,
     E: tl.constexpr,
@@ -218,8 +206,8 @@ def _forward(  # type: ignore[no-untyped-def]
     lanes = tl.arange(0, BLOCK)
     rows = first + lanes
     here = _attended(mask, batch, rows, length)
-    q_tile = _rows(q, q_strides, batch, head, rows, here, width, D)
-    u_tile = _rows(u, u_strides, batch, head, rows, here, teacher_width, E)
+    q_tile = _rows(sides[0], strides[0], batch, head, rows, here, width, D)
+    u_tile = _rows(sides[2], strides[2], batch, head, rows, here, teacher_width, E)
     our_max = tl.full((BLOCK,), -float("inf"), tl.float32)
     their_max = tl.full((BLOCK,), -float("inf"), tl.float32)
     our_sum = tl.zeros((BLOCK,), tl.float32)
@@ -231,9 +219,9 @@ def _forward(  # type: ignore[no-untyped-def]
     for start in range(0, end, BLOCK):
         others = (start + lanes).to(tl.int64)
         there = _attended(mask, batch, others, length)
-        pairs = _visible(segments, seen, seen_strides, batch, rows, others, here, there, length, CAUSAL, SEGMENTS, SEEN)
-        k_tile = _rows(k, k_strides, batch, head, others, there, width, D)
-        v_tile = _rows(v, v_strides, batch, head, others, there, teacher_width, E)
+        pairs = _visible(segments, seen, seen_strides, batch, rows, others, here, there, length, CAUSAL)
+        k_tile = _rows(sides[1], strides[1], batch, head, others, there, width, D)
+        v_tile = _rows(sides[3], strides[3], batch, head, others, there, teacher_width, E)
         s = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee") * our_scale
         t = tl.dot(u_tile, tl.trans(v_tile), input_precision="ieee") * their_scale
         new_max = tl.maximum(our_max, tl.max(tl.where(pairs, s, -float("inf")), 1))
@@ -259,14 +247,8 @@ def _forward(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _backward(  # type: ignore[no-untyped-def]
-    q,
-    k,
-    u,
-    v,
-    q_strides,
-    k_strides,
-    u_strides,
-    v_strides,
+    sides,
+    strides,
     sums,
     upstream,
     gradient,
@@ -284,19 +266,17 @@ def _backward(  # type: ignore[no-untyped-def]
     num_sums,
     KEYS: tl.constexpr,
     CAUSAL: tl.constexpr,
-    SEGMENTS: tl.constexpr,
-    SEEN: tl.constexpr,
     BLOCK: tl.constexpr,
     D: tl.constexpr,
     E: tl.constexpr,
 ):
-    """The gradient of q's rows; with KEYS, of keys that came as q, with the queries as k."""
+    """The gradient of the first side's rows: of queries, or with KEYS of keys, with the queries as the second."""
     batch, head, pair, first = _place(length, heads, BLOCK)
     lanes = tl.arange(0, BLOCK)
     rows = first + lanes
     here = _attended(mask, batch, rows, length)
-    q_tile = _rows(q, q_strides, batch, head, rows, here, width, D)
-    u_tile = _rows(u, u_strides, batch, head, rows, here, teacher_width, E)
+    q_tile = _rows(sides[0], strides[0], batch, head, rows, here, width, D)
+    u_tile = _rows(sides[2], strides[2], batch, head, rows, here, teacher_width, E)
     sums += pair * length
     if not KEYS:
         ours = tl.load(sums + rows, mask=here, other=0.0)[:, None]
@@ -311,12 +291,12 @@ def _backward(  # type: ignore[no-untyped-def]
     for start in range(begin, end, BLOCK):
         others = (start + lanes).to(tl.int64)
         there = _attended(mask, batch, others, length)
-        pairs = _visible(segments, seen, seen_strides, batch, rows, others, here, there, length, CAUSAL, SEGMENTS, SEEN)
+        pairs = _visible(segments, seen, seen_strides, batch, rows, others, here, there, length, CAUSAL)
         if KEYS:
             ours = tl.load(sums + others, mask=there, other=0.0)[None, :]
             theirs = tl.load(sums + num_sums + others, mask=there, other=0.0)[None, :]
-        k_tile = _rows(k, k_strides, batch, head, others, there, width, D)
-        v_tile = _rows(v, v_strides, batch, head, others, there, teacher_width, E)
+        k_tile = _rows(sides[1], strides[1], batch, head, others, there, width, D)
+        v_tile = _rows(sides[3], strides[3], batch, head, others, there, teacher_width, E)
         s = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee") * our_scale
         t = tl.dot(u_tile, tl.trans(v_tile), input_precision="ieee") * their_scale
         ds = tl.where(pairs, tl.exp2(s - ours) - tl.exp2(t - theirs), 0.0)

@@ -1,6 +1,6 @@
 """Losses between the vocabulary heads of student and teacher, from hidden states, without the logits of either."""
 
-from megadistill.kernels.head_losses.loop import workspace_bytes
+from megadistill.kernels.head_losses.blocks import workspace_bytes
 from megadistill.kernels.head_losses.op import head_losses, head_row_losses, linear_ce, linear_soft_ce
 from megadistill.kernels.head_losses.reference import reference_losses
 from megadistill.kernels.head_losses.sharded import sharded_head_losses

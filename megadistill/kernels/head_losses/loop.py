@@ -8,15 +8,16 @@ pass. Nothing is recomputed: (6 H + 2 Ht) N V operations in all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from megadistill.kernels import dispatch
-from megadistill.kernels.head_losses import rows_torch
+from megadistill.kernels.head_losses import blocks, rows_torch
+from megadistill.kernels.head_losses.blocks import row_function
+from megadistill.kernels.head_losses.rows_torch import Block, RowFunction
 from megadistill.kernels.head_losses.terms import Projection, Soft, TopK, decode
 
 
@@ -50,19 +51,21 @@ def run(
     top_k: TopK | None,
     needs: Sequence[bool],
     vocabulary: int,
-    rows: Callable[..., None] | None = None,
+    rows: RowFunction | None = None,
 ) -> Result:
     """One pass over the heads.
 
     Args:
         student ... top_k: as for `head_losses`.
         needs: which gradients are asked for, of (hidden, weight, bias).
-        rows: instead of the planned row function.
+        rows: instead of the one that dispatch chooses.
     """
     num_rows, size = student.hidden.shape[0], student.weight.shape[0]
-    plan = dispatch.plan(student.hidden, vocabulary, num_rows, bool(teachers), terms, top_k is not None)
-    if rows is not None:
-        plan = replace(plan, rows=rows, in_place=True)
+    rows = rows or row_function(dispatch.head_rows(student.hidden, terms, top_k is not None), terms)
+    mixed = arithmetic and len(teachers) > 1
+    plan = blocks.plan(
+        rows, student.hidden.dtype, vocabulary, num_rows, student.hidden.is_cuda, teacher=bool(teachers), mixed=mixed
+    )
     dtype, device = wide(student.hidden.dtype), student.hidden.device
     losses = torch.empty(len(decode(terms)), num_rows, dtype=dtype, device=device)
     gradients = _Gradients(student, needs, dtype, size, vocabulary)
@@ -80,18 +83,21 @@ def run(
         for inner in _slices(outer.stop, plan.inner_rows, outer.start):
             z = _logits(ours, inner, block.z)
             u, u_bias = _teacher_logits(theirs, mixing, arithmetic, inner, block, terms)
-            plan.rows(
-                z,
-                u,
-                ours.bias,
-                u_bias,
-                None if labels is None else labels[inner],
-                None if top_k is None else (top_k.ids[inner], top_k.log_probs[inner]),
-                relative[:, inner],
-                terms,
-                top_k is not None and top_k.ghost,
-                losses[:, inner],
-                block.gradient[inner.start - outer.start : inner.stop - outer.start],
+            rows.run(
+                Block(
+                    z,
+                    relative[:, inner],
+                    terms,
+                    losses[:, inner],
+                    block.gradient[inner.start - outer.start : inner.stop - outer.start],
+                    u,
+                    ours.bias,
+                    u_bias,
+                    None if labels is None else labels[inner],
+                    None if top_k is None else (top_k.ids[inner], top_k.log_probs[inner]),
+                    top_k is not None and top_k.ghost,
+                    plan.at_once,
+                )
             )
         gradients.add(outer, ours, block.gradient[: outer.stop - outer.start])
     # a coefficient of 0 says that the row is not meant, whatever its loss came out as
@@ -99,21 +105,10 @@ def run(
     return Result(total, losses, unit, *gradients.finished())
 
 
-def workspace_bytes(
-    hidden: Tensor, weight: Tensor, teacher_hidden: Sequence[Tensor], teacher_weight: Sequence[Tensor], on_gpu: bool
-) -> int:
-    """What a call holds beside its arguments and results, on a machine that need not be this one."""
-    operands, logits, leading = dispatch.block_layout(hidden.dtype, weight.shape[0], on_gpu)
-    inner_bytes, outer_bytes = dispatch.block_bytes(operands, logits, bool(teacher_hidden))
-    inner, outer = dispatch.block_rows(hidden.shape[0], leading, inner_bytes, outer_bytes, on_gpu)
-    copies = sum(t.numel() for t in (hidden, weight, *teacher_hidden, *teacher_weight) if t.dtype != operands)
-    return leading * (inner * inner_bytes + outer * outer_bytes) + copies * operands.itemsize
-
-
 class _Blocks:
     """The workspace: everything of [rows, V] size that a call ever holds."""
 
-    def __init__(self, plan: dispatch.Plan, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, plan: blocks.Plan, dtype: torch.dtype, device: torch.device) -> None:
         def rows(count: int, dtype: torch.dtype) -> Tensor:
             whole = torch.empty(count, plan.leading, dtype=dtype, device=device)
             return whole[:, : plan.vocabulary]
@@ -121,8 +116,7 @@ class _Blocks:
         self.plan = plan
         self.z = rows(plan.inner_rows, plan.logits)
         self.u = rows(plan.inner_rows, plan.logits) if plan.teacher else None
-        shared = plan.outer_rows == plan.inner_rows and plan.logits == plan.operands and plan.in_place
-        self.gradient = self.z if shared else rows(plan.outer_rows, plan.operands)
+        self.gradient = self.z if plan.shared else rows(plan.outer_rows, plan.operands)
 
 
 class _Gradients:
@@ -170,7 +164,7 @@ def _slices(stop: int, size: int, start: int = 0) -> Iterator[slice]:
         yield slice(first, min(first + size, stop))
 
 
-def _operands(given: Projection, plan: dispatch.Plan, dtype: torch.dtype) -> Projection:
+def _operands(given: Projection, plan: blocks.Plan, dtype: torch.dtype) -> Projection:
     """What the products read: rows past the vocabulary left out, in the dtype in which this machine multiplies."""
     bias = given.bias
     if bias is not None:
@@ -232,12 +226,12 @@ def _arithmetic(
         _logits(Projection(teacher.hidden, teacher.weight[: u.shape[1]]), rows, u)
         if teacher.bias is not None:
             u += teacher.bias[: u.shape[1]]
-        total.add_((u / temperature).softmax(-1), alpha=weight)
+        total.add_(u.div_(temperature).softmax(-1), alpha=weight)
     torch.mul(total.log_(), temperature, out=u).clamp_(min=rows_torch.lowest(u.dtype))
     return whole
 
 
-def _padded(bias: Tensor | None, plan: dispatch.Plan) -> Tensor | None:
+def _padded(bias: Tensor | None, plan: blocks.Plan) -> Tensor | None:
     """A bias for the whole vocabulary, 0 where the teacher has no entries."""
     if bias is None or bias.shape[0] == plan.vocabulary:
         return bias

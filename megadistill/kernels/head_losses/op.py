@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megadistill.kernels import dispatch
 from megadistill.kernels.head_losses.loop import run, wide
-from megadistill.kernels.head_losses.terms import Hard, HeadTerm, Projection, Soft, TopK, check, encode
+from megadistill.kernels.head_losses.terms import Hard, HeadTerm, Projection, Soft, TopK, check, check_labels, encode
 
 _ONCE = (
     "the head losses cannot be differentiated twice: their gradient is computed outside autograd; "
@@ -59,16 +58,11 @@ def head_losses(
         ValueError: shapes, dtypes or devices that do not fit, or a workspace that does not hold one row.
         RuntimeError: when differentiated twice.
     """
-    student = _autocast(student)
-    teachers = [_autocast(detached(teacher)) for teacher in teachers]
-    check(student, terms, labels, teachers, top_k, mean)
+    student = autocast(student)
+    teachers = [autocast(detached(teacher)) for teacher in teachers]
+    check(student, terms, labels, teachers, top_k, mean, coefficients)
     size = _vocabulary(student, vocabulary)
-    if coefficients.shape != (len(terms), student.hidden.shape[0]):
-        raise ValueError(f"coefficients must be [{len(terms)}, {student.hidden.shape[0]}], not {[*coefficients.shape]}")
-    if coefficients.device != student.hidden.device and not student.hidden.is_meta:
-        raise ValueError(f"coefficients are on {coefficients.device}, the hidden states on {student.hidden.device}")
-    if dispatch.settings().check_labels and labels is not None:
-        _check_labels(labels, terms, coefficients, size)
+    check_labels(labels, terms, coefficients, size)
     needs = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in student]
     given = _flat(teachers, mixing, mean, top_k)
     total, losses, *_ = _forward(*student, labels, coefficients.detach(), *given, encode(terms), needs, size)
@@ -91,8 +85,8 @@ def head_row_losses(
     The gradient cannot be computed before the weights are known, so the backward pass computes the logits once more:
     prefer `head_losses` where coefficients are known. Arguments and errors as there.
     """
-    student = _autocast(student)
-    teachers = [_autocast(detached(teacher)) for teacher in teachers]
+    student = autocast(student)
+    teachers = [autocast(detached(teacher)) for teacher in teachers]
     check(student, [term], labels, teachers, top_k, mean)
     size = _vocabulary(student, vocabulary)
     return _row_forward(*student, labels, *_flat(teachers, mixing, mean, top_k), encode([term]), size)
@@ -298,8 +292,8 @@ def _flat(
     )
 
 
-def _autocast(given: Projection) -> Projection:
-    """As `nn.Linear` does under autocast: hidden states and weight in its dtype."""
+def autocast(given: Projection) -> Projection:
+    """As `nn.Linear` takes it under autocast: hidden states and weight in its dtype."""
     device = given.hidden.device.type
     if device == "meta" or not torch.is_autocast_enabled(device):
         return given
@@ -322,11 +316,3 @@ def _mixing(mixing: Sequence[float] | None, num_teachers: int) -> list[float]:
     if len(mixing) != num_teachers:
         raise ValueError(f"mixing must have one weight for each of the {num_teachers} teachers, not {len(mixing)}")
     return list(mixing)
-
-
-def _check_labels(labels: Tensor, terms: Sequence[HeadTerm], coefficients: Tensor, size: int) -> None:
-    hard = [coefficients[number] != 0 for number, term in enumerate(terms) if isinstance(term, Hard)]
-    if hard and len(labels):
-        meant = labels[torch.stack(hard).any(0)]
-        if meant.numel() and not (int(meant.min()) >= 0 and int(meant.max()) < size):
-            raise ValueError(f"labels must be in 0 ... {size - 1}, not {int(meant.min())} ... {int(meant.max())}")

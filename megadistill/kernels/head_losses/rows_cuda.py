@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from megadistill.kernels import build
+from megadistill.kernels.head_losses.rows_torch import Block
 from megadistill.kernels.head_losses.terms import Hard, Soft, decode, one_of_each
 
 SOURCES = [Path(__file__).parents[1] / "csrc" / name for name in ("rows.cu", "one_read.h")]
@@ -45,8 +46,8 @@ _TYPES = {
 }
 
 
-class _Block(ctypes.Structure):
-    """As in one_read.h."""
+class _Arguments(ctypes.Structure):
+    """`Block` of one_read.h."""
 
     _fields_ = (
         *[(name, ctypes.c_void_p) for name in ("z", "u", "gradient", "z_bias", "u_bias", "labels")],
@@ -118,47 +119,36 @@ def blocks_per_row(vocabulary: int, both: bool) -> int:
     return CLUSTERS[-1]
 
 
-def rows(
-    z: Tensor,
-    u: Tensor | None,
-    z_bias: Tensor | None,
-    u_bias: Tensor | None,
-    labels: Tensor | None,
-    top_k: None,
-    coefficients: Tensor,
-    terms: str,
-    ghost: bool,
-    losses: Tensor,
-    gradient: Tensor,
-) -> None:
-    """As `rows_torch.rows`; `gradient` may be z itself. Everything but the rows of z, u and gradient lies densely.
+def rows(block: Block) -> None:
+    """In place or not; terms of which `one_of_each` knows the places.
 
     Raises:
         ValueError: the vocabulary is too large.
         RuntimeError: CUDA refuses the launch.
     """
-    places = one_of_each(terms)
+    places = one_of_each(block.terms)
     assert places is not None
-    (hard_at, soft_at), decoded = places, decode(terms)
+    (hard_at, soft_at), decoded = places, decode(block.terms)
+    z, u, gradient, coefficients, losses = block.z, block.u, block.gradient, block.coefficients, block.losses
     hard: Any = None if hard_at is None else decoded[hard_at]
     soft: Any = None if soft_at is None else decoded[soft_at]
     assert hard is None or isinstance(hard, Hard)
     assert soft is None or isinstance(soft, Soft)
     wide = [t for t in (z, u if soft else None, gradient) if t is not None]
-    biases = [t for t in (z_bias, u_bias if soft else None) if t is not None]
+    biases = [t for t in (block.z_bias, block.u_bias if soft else None) if t is not None]
     aligned = all(t.data_ptr() % 16 == 0 for t in (*wide, *biases))
     aligned = aligned and all(t.stride(0) * t.element_size() % 16 == 0 for t in wide)
 
     def at(tensor: Tensor | None) -> int | None:
         return None if tensor is None else tensor.data_ptr()
 
-    block = _Block(
+    arguments = _Arguments(
         z=at(z),
         u=at(u) if soft else None,
         gradient=at(gradient),
-        z_bias=at(z_bias),
-        u_bias=at(u_bias) if soft else None,
-        labels=at(labels) if hard else None,
+        z_bias=at(block.z_bias),
+        u_bias=at(block.u_bias) if soft else None,
+        labels=at(block.labels) if hard else None,
         hard_coefficients=at(coefficients[hard_at]) if hard else None,
         soft_coefficients=at(coefficients[soft_at]) if soft else None,
         hard_losses=at(losses[hard_at]) if hard else None,
@@ -177,7 +167,7 @@ def rows(
     stream = torch.cuda.current_stream(z.device).cuda_stream if z.is_cuda else 0
     with torch.cuda.device(z.device) if z.is_cuda else nullcontext():  # the launch changes the current device
         code = cuda.megadistill_rows_once(
-            ctypes.byref(block), types, share, THREADS, z.get_device(), ctypes.c_void_p(stream)
+            ctypes.byref(arguments), types, share, THREADS, z.get_device(), ctypes.c_void_p(stream)
         )
     if code:
         raise RuntimeError(f"rows='cuda' could not be launched: {cuda.megadistill_cuda_error(code).decode()}")

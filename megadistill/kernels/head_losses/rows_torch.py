@@ -6,6 +6,8 @@ Legend: n rows of the block, V vocabulary, K terms.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,50 +23,70 @@ def lowest(dtype: torch.dtype) -> float:
     return max(LOWEST, torch.finfo(dtype).min)
 
 
-TILE = 1 << 20
-"""Values of one tile of the eager path on a CPU: what it makes of a tile stays in the last-level cache, and is still
-enough for the threads to share."""
+TEMPORARIES = 9
+"""Values in at least fp32 that `rows` holds at once for every value of a tile."""
 
 TopKBlock = tuple[Tensor, Tensor]
 
 
-def rows(
-    z: Tensor,
-    u: Tensor | None,
-    z_bias: Tensor | None,
-    u_bias: Tensor | None,
-    labels: Tensor | None,
-    top_k: TopKBlock | None,
-    coefficients: Tensor,
-    terms: str,
-    ghost: bool,
-    losses: Tensor,
-    gradient: Tensor,
-) -> None:
-    """Fill `losses` and `gradient`, tile by tile.
+class Block(NamedTuple):
+    """Some rows of logits, and where their losses and gradient go: what every row function takes. Values of a row lie
+    side by side, and so does all of a bias, of the labels, and of one term's coefficients and losses."""
 
-    Args:
-        z: [n, V] student logits; `u` the teacher's; their biases [V] are added here.
-        labels: [n] int64; a negative one counts as 0, so its coefficient must be 0.
-        top_k: ids [n, K] and log-probabilities in place of u.
-        coefficients: [K, n] what one unit of each loss weighs in the gradient.
-        ghost: see `TopK`.
-        losses: [K, n], written: plain losses in nats.
-        gradient: [n, V], written: of sum(coefficients * losses) with respect to z. May be z itself.
-    """
-    size = max(TILE // z.shape[1], 1) if z.device.type == "cpu" else z.shape[0]
-    for start in range(0, z.shape[0], size):
-        tile = slice(start, min(start + size, z.shape[0]))
-        losses[:, tile], gradient[tile] = _rows(
-            z[tile],
-            None if u is None else u[tile],
-            z_bias,
-            u_bias,
-            None if labels is None else labels[tile],
-            None if top_k is None else (top_k[0][tile], top_k[1][tile]),
-            coefficients[:, tile],
-            ghost,
-            decode(terms),
+    z: Tensor
+    """[n, V] student logits, to which `z_bias` is yet to be added."""
+    coefficients: Tensor
+    """[K, n] what one unit of each loss weighs in the gradient."""
+    terms: str
+    """K of them, as `encode` writes them."""
+    losses: Tensor
+    """[K, n], written: plain losses in nats."""
+    gradient: Tensor
+    """[n, V], written: of sum(coefficients * losses) with respect to z; z itself only if `RowFunction.in_place`."""
+    u: Tensor | None = None
+    """[n, V] teacher logits, to which `u_bias` is yet to be added."""
+    z_bias: Tensor | None = None
+    """[V]"""
+    u_bias: Tensor | None = None
+    """[V]"""
+    labels: Tensor | None = None
+    """[n] int64; a negative one counts as 0, so its coefficient must be 0."""
+    top_k: TopKBlock | None = None
+    """Ids [n, k] and log-probabilities [n, k] in place of u."""
+    ghost: bool = False
+    """See `TopK`."""
+    at_once: int = 1 << 30
+    """How many rows may have temporary values at the same time."""
+
+
+class RowFunction(NamedTuple):
+    """What turns a block of logits into losses and gradient, and the memory that it asks for beside them."""
+
+    run: Callable[[Block], None]
+    in_place: bool = True
+    """The gradient may take the place of the logits that it comes from."""
+    values: int = 0
+    """In at least fp32, that it holds for every value of the rows that it works on at once."""
+    most: int | None = None
+    """Rows that it works on at once. None: as many as the workspace has room for."""
+    whole: bool = False
+    """It works on all rows of a block at once."""
+
+
+def rows(block: Block) -> None:
+    """Tile by tile, so that on a CPU what it makes of one stays in the cache; in place or not, in any dtype."""
+    for start in range(0, block.z.shape[0], block.at_once):
+        tile = slice(start, start + block.at_once)
+        block.losses[:, tile], block.gradient[tile] = _rows(
+            block.z[tile],
+            None if block.u is None else block.u[tile],
+            block.z_bias,
+            block.u_bias,
+            None if block.labels is None else block.labels[tile],
+            None if block.top_k is None else (block.top_k[0][tile], block.top_k[1][tile]),
+            block.coefficients[:, tile],
+            block.ghost,
+            decode(block.terms),
         )
 
 

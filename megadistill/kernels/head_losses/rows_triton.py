@@ -9,15 +9,14 @@ Not run on a GPU yet: the tests run it in Triton's interpreter and compile it fo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from megadistill.kernels.head_losses.terms import Hard, Soft, decode
+from megadistill.kernels.head_losses.rows_torch import Block
+from megadistill.kernels.head_losses.terms import Hard, Soft, decode, launches
 
 BLOCK = 4096
 """Values that a program holds at once; 32 K of them spill, three times slower (Fast-LLM, pull request 497)."""
@@ -28,41 +27,29 @@ _LOG2_E = tl.constexpr(math.log2(math.e))
 _LN_2 = tl.constexpr(math.log(2))
 
 
-def rows(
-    z: Tensor,
-    u: Tensor | None,
-    z_bias: Tensor | None,
-    u_bias: Tensor | None,
-    labels: Tensor | None,
-    top_k: None,
-    coefficients: Tensor,
-    terms: str,
-    ghost: bool,
-    losses: Tensor,
-    gradient: Tensor,
-) -> None:
-    """As `rows_torch.rows`; `gradient` may be z itself only where `one_launch(terms)` holds. Everything but the rows of
-    z, u and gradient lies densely."""
+def rows(block: Block) -> None:
+    """In place only where there is one launch; without `top_k`."""
+    z, u, losses, coefficients = block.z, block.u, block.losses, block.coefficients
     vocabulary = z.shape[1]
-    block = min(BLOCK, triton.next_power_of_2(vocabulary))
-    width = _width(vocabulary, [t for t in (z, u, gradient, z_bias, u_bias) if t is not None])
-    for number, (hard_at, soft_at) in enumerate(_launches(terms)):
-        hard, soft = _parts(terms, hard_at, soft_at)
+    size = min(BLOCK, triton.next_power_of_2(vocabulary))
+    width = _width(vocabulary, [t for t in (z, u, block.gradient, block.z_bias, block.u_bias) if t is not None])
+    for number, (hard_at, soft_at) in enumerate(launches(block.terms)):
+        hard, soft = _parts(block.terms, hard_at, soft_at)
         t = 1.0 if soft is None else soft.temperature
         _kernel[(z.shape[0],)](
             z,
             u if soft else z,
-            gradient,
-            z if z_bias is None else z_bias,
-            z if u_bias is None else u_bias,
-            labels if hard else z,
+            block.gradient,
+            z if block.z_bias is None else block.z_bias,
+            z if block.u_bias is None else block.u_bias,
+            block.labels if hard else z,
             coefficients[hard_at] if hard else z,
             coefficients[soft_at] if soft else z,
             losses[hard_at] if hard else z,
             losses[soft_at] if soft else z,
             z.stride(0),
             u.stride(0) if u is not None else 0,
-            gradient.stride(0),
+            block.gradient.stride(0),
             vocabulary,
             width,
             1 / t,
@@ -73,11 +60,11 @@ def rows(
             SMOOTH=hard is not None and hard.smoothing > 0,
             SOFT=_KINDS[soft.divergence] if soft else 0,
             T=int(t) if t in (1, 2) else 0,
-            Z_BIAS=z_bias is not None,
-            U_BIAS=u_bias is not None,
+            Z_BIAS=block.z_bias is not None,
+            U_BIAS=block.u_bias is not None,
             ADD=number > 0,
-            BLOCK=block,
-            num_warps=WARPS if block >= 2048 else 4,
+            BLOCK=size,
+            num_warps=WARPS if size >= 2048 else 4,
         )
 
 
@@ -91,26 +78,6 @@ def _width(vocabulary: int, tensors: list[Tensor]) -> int:
         if (step and step < width) or last > tensor.untyped_storage().nbytes() // tensor.element_size():
             return vocabulary
     return width
-
-
-def one_launch(terms: str) -> bool:
-    """Whether a single pass over the logits serves all terms."""
-    return len(_launches(terms)) == 1
-
-
-@lru_cache
-def _launches(terms: str) -> tuple[tuple[int, int], ...]:
-    """Pairs of (number of a Hard term or -1, number of a Soft term or -1)."""
-    decoded = decode(terms)
-    hard = [number for number, term in enumerate(decoded) if isinstance(term, Hard)]
-    soft = [number for number, term in enumerate(decoded) if isinstance(term, Soft)]
-    pairs = max(len(hard), len(soft))
-    return tuple(zip(_filled(hard, pairs), _filled(soft, pairs), strict=True))
-
-
-def _filled(numbers: list[int], size: int) -> Iterator[int]:
-    yield from numbers
-    yield from [-1] * (size - len(numbers))
 
 
 def _parts(terms: str, hard_at: int, soft_at: int) -> tuple[Hard | None, Soft | None]:

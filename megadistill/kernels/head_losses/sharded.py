@@ -14,9 +14,12 @@ from torch import Tensor
 
 from megadistill.kernels.forward_gradient import with_gradient
 from megadistill.kernels.head_losses.loop import run
-from megadistill.kernels.head_losses.op import detached
-from megadistill.kernels.head_losses.rows_torch import LOWEST
-from megadistill.kernels.head_losses.terms import Hard, HeadTerm, Projection, Soft, check, decode, encode
+from megadistill.kernels.head_losses.op import autocast, detached
+from megadistill.kernels.head_losses.rows_torch import LOWEST, Block, RowFunction
+from megadistill.kernels.head_losses.terms import Hard, HeadTerm, Projection, Soft, check, check_labels, decode, encode
+
+TEMPORARIES = 9
+"""Values in at least fp32 that `_rows` holds at once for every value of a block."""
 
 
 def sharded_head_losses(
@@ -48,9 +51,12 @@ def sharded_head_losses(
         losses: [K, N] in nats, detached.
 
     Raises:
-        ValueError: arguments that do not fit.
+        ValueError: arguments that do not fit, or a workspace that does not hold one row.
+        RuntimeError: when differentiated twice.
     """
-    check(student, terms, labels, [] if teacher is None else [teacher], None, "geometric")
+    student = autocast(student)
+    teachers = [] if teacher is None else [autocast(detached(teacher))]
+    check(student, terms, labels, teachers, None, "geometric", coefficients)
     if any(isinstance(term, Soft) and term.divergence != "forward_kl" for term in terms):
         raise ValueError("a sharded vocabulary knows forward_kl only: the other divergences need a second exchange")
     size, num_ranks = student.weight.shape[0], dist.get_world_size(group)
@@ -59,11 +65,12 @@ def sharded_head_losses(
     vocabulary = size * num_ranks if vocabulary is None else vocabulary
     if not 0 < vocabulary <= size * num_ranks:
         raise ValueError(f"vocabulary must be in 1 ... {size * num_ranks}, {num_ranks} ranks' rows, not {vocabulary}")
-    if coefficients.shape != (len(terms), student.hidden.shape[0]):
-        raise ValueError(f"coefficients must be [{len(terms)}, {student.hidden.shape[0]}], not {[*coefficients.shape]}")
-    teachers = [] if teacher is None else [detached(teacher)]
+    check_labels(labels, terms, coefficients, vocabulary)
     first = dist.get_rank(group) * size
-    rows = partial(_rows, first=first, real=min(max(vocabulary - first, 0), size), vocabulary=vocabulary, group=group)
+    own = min(max(vocabulary - first, 0), size)
+    rows = RowFunction(
+        partial(_rows, first=first, real=own, vocabulary=vocabulary, group=group), values=TEMPORARIES, whole=True
+    )
     kept: list[Tensor] = []
 
     def compute(needed: Sequence[bool]) -> tuple[Tensor, Sequence[Tensor | None]]:
@@ -81,30 +88,14 @@ def sharded_head_losses(
     return total, kept[0]
 
 
-def _rows(
-    z: Tensor,
-    u: Tensor | None,
-    z_bias: Tensor | None,
-    u_bias: Tensor | None,
-    labels: Tensor | None,
-    top_k: None,
-    coefficients: Tensor,
-    terms: str,
-    ghost: bool,
-    losses: Tensor,
-    gradient: Tensor,
-    *,
-    first: int,
-    real: int,
-    vocabulary: int,
-    group: dist.ProcessGroup | None,
-) -> None:
-    """As `rows_torch.rows`, of columns `first` ... `first + real` of `vocabulary`; what is behind them is no column."""
-    logits = [_masked(z, z_bias, real)] + ([] if u is None else [_masked(u, u_bias, real)])
+def _rows(block: Block, *, first: int, real: int, vocabulary: int, group: dist.ProcessGroup | None) -> None:
+    """Of columns `first` ... `first + real` of `vocabulary`; what is behind them is no column. In place or not."""
+    z, labels, losses, coefficients = block.z, block.labels, block.losses, block.coefficients
+    logits = [_masked(z, block.z_bias, real)] + ([] if block.u is None else [_masked(block.u, block.u_bias, real)])
     tops = [x.amax(-1) for x in logits]
     below = [x - top.unsqueeze(1) for x, top in zip(logits, tops, strict=True)]
     numbers = list(tops)
-    for term in decode(terms):
+    for term in decode(block.terms):
         if isinstance(term, Soft):
             q, p = ((x / term.temperature).exp() for x in below)
             numbers += [q.sum(-1), p.sum(-1), (p * (below[1] - below[0])).sum(-1) / term.temperature]
@@ -120,7 +111,7 @@ def _rows(
     shifts = [all_numbers[:, k] - top for k, top in enumerate(highest)]  # [R, n], of every rank's largest logit
     own = [top - whole for top, whole in zip(tops, highest, strict=True)]
     place, total = len(tops), torch.zeros_like(logits[0])
-    for number, term in enumerate(decode(terms)):
+    for number, term in enumerate(decode(block.terms)):
         first_sum, second, third = all_numbers[:, place : place + 3].unbind(1)
         place += 3
         weight = coefficients[number]
@@ -142,7 +133,7 @@ def _rows(
             total -= (weight * term.smoothing / vocabulary).unsqueeze(1)
             total.scatter_add_(1, at.clamp(0, z.shape[1] - 1), torch.where(here, -rest * weight.unsqueeze(1), 0.0))
     total[:, real:] = 0
-    gradient.copy_(total)
+    block.gradient.copy_(total)
 
 
 def _masked(logits: Tensor, bias: Tensor | None, real: int) -> Tensor:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import zip_longest
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -106,6 +107,7 @@ def check(
     teachers: Sequence[Projection],
     top_k: TopK | None,
     mean: str,
+    coefficients: Tensor | None = None,
 ) -> None:
     """Raises:
     ValueError: naming the argument that does not fit, and what would.
@@ -114,6 +116,10 @@ def check(
         raise ValueError("terms is empty: give at least one Hard or Soft")
     _check_projection("student", student)
     rows = student.hidden.shape[0]
+    if coefficients is not None:
+        if coefficients.shape != (len(terms), rows):
+            raise ValueError(f"coefficients must be [{len(terms)}, {rows}], not {[*coefficients.shape]}")
+        dispatch.check_device("coefficients", coefficients, "the hidden states", student.hidden)
     soft = [term for term in terms if isinstance(term, Soft)]
     if len(soft) < len(terms):
         if labels is None:
@@ -143,6 +149,20 @@ def check(
             raise ValueError("top_k knows the kept entries only: divergence must be forward_kl")
 
 
+def check_labels(labels: Tensor | None, terms: Sequence[HeadTerm], coefficients: Tensor, vocabulary: int) -> None:
+    """Where the settings ask for it, which makes the host wait for the device.
+
+    Raises:
+        ValueError: the label of a row that a Hard term weighs is none of the vocabulary.
+    """
+    hard = [coefficients[number] != 0 for number, term in enumerate(terms) if isinstance(term, Hard)]
+    if not dispatch.settings().check_labels or labels is None or not hard:
+        return
+    meant = labels[torch.stack(hard).any(0)]
+    if meant.numel() and not (int(meant.min()) >= 0 and int(meant.max()) < vocabulary):
+        raise ValueError(f"labels must be in 0 ... {vocabulary - 1}, not {int(meant.min())} ... {int(meant.max())}")
+
+
 def one_of_each(word: str) -> tuple[int | None, int | None] | None:
     """Where the hard and the forward_kl term stand among the terms of a word, if there is at most one of each and no
     other: what compiled rows can do."""
@@ -152,6 +172,16 @@ def one_of_each(word: str) -> tuple[int | None, int | None] | None:
     if others or max(len(hard), len(soft)) > 1:
         return None
     return (hard[0] if hard else None), (soft[0] if soft else None)
+
+
+@lru_cache
+def launches(word: str) -> tuple[tuple[int, int], ...]:
+    """Pairs of (number of a Hard term or -1, number of a Soft term or -1): each is served by one pass of a kernel that
+    knows one of both."""
+    decoded = decode(word)
+    hard = [number for number, term in enumerate(decoded) if isinstance(term, Hard)]
+    soft = [number for number, term in enumerate(decoded) if isinstance(term, Soft)]
+    return tuple(zip_longest(hard, soft, fillvalue=-1))
 
 
 def _check_projection(name: str, given: Projection) -> None:
