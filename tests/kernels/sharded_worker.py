@@ -10,7 +10,13 @@ from megadistill.kernels.head_losses import Hard, Projection, Soft, blocks, shar
 from megadistill.testing.heads import case, gradients
 
 TERMS = [Soft(2.0), Hard(0.1), Soft(1.0)]
-CASES = {"all real": (102, None), "the last one is padding": (101, 101), "half a rank is padding": (80, 80)}
+CASES = {
+    "all real": (102, None),
+    "the last one is padding": (101, 101),
+    "half a rank is padding": (80, 80),
+    "a rank is padding": (51, 51),
+    "a rank and a half are padding": (26, 26),
+}
 SIZE, ROWS, BLOCK = 51, 17, 7
 
 
