@@ -39,6 +39,22 @@ class _Pass:
 
 
 _PASS: ContextVar[_Pass | None] = ContextVar("attention", default=None)
+_MASKS: ContextVar[list[Any] | None] = ContextVar("masks", default=None)
+
+
+@contextmanager
+def noticing_direction() -> Iterator[list[bool]]:
+    """Passes inside that attend through `attending` add to what is yielded, for each mask that their model makes,
+    whether a position sees the next one by it."""
+    masks: list[Any] = []
+    found: list[bool] = []
+    token = _MASKS.set(masks)
+    try:
+        yield found
+    finally:
+        _MASKS.reset(token)
+    none, first, second = torch.tensor(0), torch.tensor(0), torch.tensor(1)
+    found += [bool(mask(none, none, first, second)) for mask in masks]
 
 
 @contextmanager
@@ -111,6 +127,8 @@ def _register() -> None:
 
     def mask(*args: Any, mask_function: Any = causal_mask_function, **given: Any) -> Any:
         one = _PASS.get()
+        if (masks := _MASKS.get()) is not None:
+            masks.append(mask_function)
         if one is not None and one.documents is not None:
             one.masked = True
             mask_function = and_masks(mask_function, packed_sequence_mask_function(one.documents))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from megadistill.core.errors import UserError
 from megadistill.core.types import IGNORE, AnswerKind, Attention, Batch, Dims, Head, HeadFunction, Signals
-from megadistill.models.attention import attending, positions
+from megadistill.models.attention import attending, noticing_direction, positions
 from megadistill.models.heads import answers, as_entries, is_causal, output_layer, output_layers, read_at, transform
 from megadistill.models.interventions import replacing
 
@@ -172,6 +172,21 @@ class LanguageModel(nn.Module):
         before, after = (self._last(one)[:, :early] for one in (ids, changed))
         self.train(training)
         return not torch.equal(before, after)
+
+    @torch.no_grad()
+    def try_empty(self, attention: frozenset[int]) -> bool | None:
+        """Without weights, on torch's meta device: whether a position sees those after it, by the masks that the model
+        makes; None where it does not tell.
+
+        Args:
+            attention: layers whose attention will be asked for.
+
+        Raises:
+            UserError: it cannot be had, or not be confined to documents (`attends`).
+        """
+        with noticing_direction() as ahead, suppress(NotImplementedError, RuntimeError):  # some look at numbers
+            self.signals(_trial(torch.zeros(1, 8, dtype=torch.long)).to(torch.device("meta")), frozenset(), attention)
+        return any(ahead) if ahead else None
 
     @torch.no_grad()
     def check_head(self, length: int = 8) -> None:

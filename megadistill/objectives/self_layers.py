@@ -38,7 +38,7 @@ class SelfLayers(Objective):
         outside = [layer for layer in self.layers if not 1 <= layer < student.layers]
         if outside:
             raise UserError(
-                f"objectives: {self.label}.layers: {outside} of a student of {student.layers} layers",
+                f"layers: {outside} of a student of {student.layers} layers",
                 "the last layer teaches those before it",
                 f"name layers from 1 to {student.layers - 1}",
             )

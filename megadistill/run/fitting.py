@@ -3,102 +3,118 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from megadistill.core import log
 from megadistill.core.errors import UserError
-from megadistill.core.files import shipped
-from megadistill.core.types import Dims
+from megadistill.core.types import Dims, Needs, union_of_needs
 from megadistill.data.tokenization import Tokenizer, load_tokenizer
-from megadistill.models.heads import output_layers
-from megadistill.models.loading import load_empty
+from megadistill.models.heads import TaskHead, output_layers
+from megadistill.models.images import ImageModel, refuse_misfits
 from megadistill.models.signals import LanguageModel
-from megadistill.objectives.base import needs_of
+from megadistill.objectives.base import build_loss, needs_of
 from megadistill.run.config import RunConfig
+from megadistill.run.cross import oddities
+from megadistill.run.empty import empty
+from megadistill.run.inputs import away, collected, is_here, look
 from megadistill.run.trained import located, tokenizer_of
-from megadistill.tasks.base import TokenTask
 
 
 def misfits(config: RunConfig) -> tuple[list[UserError], list[str]]:
-    """What `build` would refuse, as far as config.json and tokenizer files that are here already tell. Reads no weights
-    and asks no network.
+    """What `build` would refuse, as far as config.json, tokenizer files and a task's data that are here already tell.
+    Reads no weights and asks no network.
 
     Returns:
-        the problems, and remarks: what could not be compared, and what an objective's author wants to be known.
+        the problems, and remarks: what could not be compared, and what is hardly meant or should be known.
     """
-    remarks = [f"objectives: {o.label}: {said}" for o in config.objectives if (said := o.remark())]
+    remarks = list(oddities(config))
     paths = located(config.teacher).paths() if config.teacher is not None else []
-    absent = [path for path in paths if not _is_here(path)]
-    remarks += [f"not compared with the teacher {path}: it is not here yet" for path in absent]
+    started = located(config.student).paths()
+    absent = [path for path in (*paths, *started) if not is_here(path)]
+    remarks += [f"not compared with the teacher {away(path)}" for path in paths if path in absent]
+    remarks += [f"not compared with the student's start {away(path)}" for path in started if path in absent]
     tokenizer = None
-    if config.words is not None and _is_here(config.words.tokenizer):
+    if config.words is not None and is_here(config.words.tokenizer):
         tokenizer = load_tokenizer(config.words.tokenizer)
     elif config.words is not None:
-        remarks.append(f"not compared with the tokenizer {config.words.tokenizer}: it is not here yet")
+        remarks.append(f"not compared with the tokenizer {away(config.words.tokenizer)}")
     problems: list[UserError] = []
-    with _collected(problems):
+    with collected(problems):
         refuse_uninstalled(config)
-    if (augment := config.task.augment if isinstance(config.task, TokenTask) else None) is not None:
-        away = [f"task.augment.{name} {path}" for name, path in augment.sources().items() if not _is_here(str(path))]
-        remarks += [f"not looked at: {what} is not here yet" for what in away]
-        with _collected(problems):
-            augment.check()
-    with _collected(problems):
-        for path in paths:
-            if tokenizer is not None and path not in absent:
-                refuse_other_tokenizer(config, tokenizer, path)
-    if not absent and config.task is None:  # a task's models are made from the task's data
-        with _collected(problems):
-            problems += _sizes(config, tokenizer, [load_empty(path) for path in paths], remarks)
+    wrong, head = look(config, remarks)
+    problems += wrong
+    for who, path in (*(("teacher", path) for path in paths), *(("student", path) for path in started)):
+        if tokenizer is not None and path not in absent:
+            with collected(problems):
+                refuse_other_tokenizer(config, tokenizer, path, who)
+    if not absent and (config.task is None or head is not None):
+        with collected(problems):
+            problems += _sizes(config, tokenizer, head, remarks)
     return problems, remarks
 
 
 def _sizes(
-    config: RunConfig, tokenizer: Tokenizer | None, teachers: Sequence[LanguageModel], remarks: list[str]
+    config: RunConfig, tokenizer: Tokenizer | None, head: TaskHead | None, remarks: list[str]
 ) -> Iterator[UserError]:
-    first = teachers[0] if teachers else None
     special = tokenizer.special.as_dict() if tokenizer is not None else {}
-    vocabulary = tokenizer.vocabulary_size if tokenizer is not None else first.dims.vocabulary if first else 30_522
-    causal = config.text.targets.kind == "clm"
-    student = located(config.student).empty(first, vocabulary, causal, special)
+    vocabulary = tokenizer.vocabulary_size if tokenizer is not None else None
+    models = empty(config, vocabulary, special, torch.device("cpu"), head)
+    student, teachers = models.student, models.teachers
     if student is None:
         return
-    for model in (student, *teachers):
-        model.attends = config.attention
-    # a teacher without a model of its own comes from the student
-    theirs = None if config.teacher is None else (first or student).dims
     found: list[UserError] = []
-    with _collected(found):
-        refuse_unfit(config, student, teachers, theirs, vocabulary)
+    if head is not None:
+        distils = any(objective.needs().teacher for objective in config.objectives)
+        with collected(found):
+            check_answers(head, student, teachers if distils else ())
+        if isinstance(student, ImageModel):
+            with collected(found):
+                refuse_misfits(student, [model for model in teachers if isinstance(model, ImageModel)], head.names)
+    with collected(found):
+        refuse_unfit(config, student, teachers, models.dims, vocabulary)
     yield from found
     remarks += padding_of(teachers, student)
-    for objective in config.objectives:
+    needed: list[tuple[str, Needs]] = []
+    for number, objective in enumerate(config.objectives):
         try:
             with torch.device("meta"):
-                needs = needs_of(objective, objective.build(student.dims, theirs))
+                needs = needs_of(objective, build_loss(objective, number, student.dims, models.dims))
         except UserError as error:
             yield error
             continue
+        at = f"objectives.{number} ({objective.label})"
+        needed.append((at, needs))
         if config.teacher is not None and needs.teacher and (why := config.teacher.cannot(needs)):
-            yield UserError(f"objectives: {objective.label}: teacher: {config.teacher.kind} cannot serve it", why)
+            yield UserError(f"{at}: teacher ({config.teacher.kind}) cannot serve it", why)
+    yield from _attention(config, student, teachers, needed)
 
 
-def _is_here(path: str) -> bool:
-    """Whether a model or tokenizer can be looked at without network."""
-    return Path(shipped(path)).expanduser().exists()
-
-
-@contextmanager
-def _collected(problems: list[UserError]) -> Iterator[None]:
-    try:
-        yield
-    except UserError as error:
-        problems.append(error)
+def _attention(
+    config: RunConfig, student: LanguageModel, teachers: Sequence[LanguageModel], needed: Sequence[tuple[str, Needs]]
+) -> Iterator[UserError]:
+    """What a pass without weights tells of how the models attend."""
+    whole = union_of_needs([needs for _, needs in needed])
+    distils = whole.teacher
+    sides = [("student", student, whole.student_attention)]
+    sides += [("teacher", model, whole.teacher_attention) for model in teachers if distils]
+    for who, model, layers in sides:
+        if isinstance(model, ImageModel):
+            continue
+        try:
+            ahead = model.try_empty(layers)
+        except UserError as error:
+            asking = [at for at, needs in needed if getattr(needs, f"{who}_attention")]
+            at = asking + ["data.attention"] * (model.attends == "document")
+            yield UserError(f"{', '.join(at)}: the {who}'s {error.what}", error.why, error.fix)
+            continue
+        if config.task is None and ahead is not None:
+            found: list[UserError] = []
+            with collected(found):
+                refuse_direction(config, who, model, ahead)
+            yield from found
 
 
 def refuse_uninstalled(config: RunConfig) -> None:
@@ -121,42 +137,45 @@ def refuse_uninstalled(config: RunConfig) -> None:
 
 
 def refuse_unfit(
-    config: RunConfig, student: LanguageModel, teachers: Sequence[LanguageModel], theirs: Dims | None, vocabulary: int
+    config: RunConfig,
+    student: LanguageModel,
+    teachers: Sequence[LanguageModel],
+    theirs: Dims | None,
+    vocabulary: int | None,
 ) -> None:
     """Compare the sizes of the models with each other and with the data.
 
     Args:
         teachers: the models of the teacher, if there are any.
         theirs: what they are together; None without a teacher.
-        vocabulary: how many entries the tokenizer has.
+        vocabulary: how many entries the tokenizer has; None: not known.
 
     Raises:
         UserError: names everything that does not fit.
     """
-    ours = student.dims
-    problems = [
-        _too_small("student", student.num_tokens, vocabulary),
-        _too_short("student", student, config.sequence_length),
-    ]
+    ours, section = student.dims, "data" if config.task is None else "task"
+    models = [("student", student), *(("teacher", model) for model in teachers)]
+    sizes = [(who, model.num_tokens) for who, model in models]
+    if theirs is not None and not teachers and config.task is None:
+        sizes.append(("teacher", theirs.vocabulary))
+    problems = [_too_small(section, who, size, vocabulary) for who, size in sizes if vocabulary is not None]
+    problems += [_too_short(section, who, model, config.sequence_length) for who, model in models]
     if theirs is not None:
-        sizes = [model.num_tokens for model in teachers] or [theirs.vocabulary]
-        problems += [_too_small("teacher", size, vocabulary) for size in sizes if config.task is None or teachers]
-        problems += [_too_short("teacher", model, config.sequence_length) for model in teachers]
-        compares = [o.label for o in config.objectives if o.needs().teacher]
+        compares = [f"objectives.{n} ({o.label})" for n, o in enumerate(config.objectives) if o.needs().teacher]
         if compares and teachers and theirs.vocabulary < ours.vocabulary:
             problems.append(
-                f"the teacher's vocabulary has {theirs.vocabulary:,} entries, the student's {ours.vocabulary:,}: "
-                f"{', '.join(compares)} cannot compare them entry by entry"
+                f"{', '.join(compares)}: the teacher's vocabulary has {theirs.vocabulary:,} entries, the student's "
+                f"{ours.vocabulary:,}: they cannot be compared entry by entry"
             )
-    headed = [o.label for o in config.objectives if o.head is not None]
+    headed = [f"objectives.{n}.head ({o.label})" for n, o in enumerate(config.objectives) if o.head is not None]
     if headed and len(output_layers(student.hf)) == 1:
-        problems.append(f"{', '.join(headed)} names a head, and the student ({type(student.hf).__name__}) has only one")
+        problems.append(f"{', '.join(headed)}: the student ({type(student.hf).__name__}) has only one head")
     found = [p for p in problems if p]
     if found:
         raise UserError(
             "the models and the data do not fit together",
             "\n  ".join(found),
-            "use the teacher's tokenizer (data.tokenizer) and its sizes for the student",
+            f"use the teacher's tokenizer ({section}.tokenizer) and its sizes for the student",
         )
 
 
@@ -215,17 +234,71 @@ def _difference(ours: Tokenizer, theirs: Tokenizer) -> str:
     return ""
 
 
-def _too_small(who: str, size: int, vocabulary: int) -> str:
+def _too_small(section: str, who: str, size: int, vocabulary: int) -> str:
     if size >= vocabulary:
         return ""
-    return f"the tokenizer has {vocabulary:,} entries, and the {who}'s vocabulary only {size:,}"
+    return f"{section}.tokenizer has {vocabulary:,} entries, and the {who}'s vocabulary only {size:,}"
 
 
-def _too_short(who: str, model: LanguageModel, length: int) -> str:
+def _too_short(section: str, who: str, model: LanguageModel, length: int) -> str:
     limit: Any = getattr(model.hf.config, "max_position_embeddings", None)
     table: Any = getattr(getattr(model.hf.base_model, "embeddings", None), "position_embeddings", None)
     if limit is not None and getattr(table, "padding_idx", None) is not None:
         limit -= table.padding_idx + 1  # RoBERTa counts positions from its padding id
     if limit is None or length <= limit:
         return ""
-    return f"data.sequence_length is {length}, and the {who} knows only {limit} positions"
+    return f"{section}.sequence_length is {length}, and the {who} knows only {limit} positions"
+
+
+def check_answers(head: TaskHead, student: LanguageModel, teachers: Sequence[LanguageModel]) -> None:
+    """A model that was trained on something else would answer with noise.
+
+    Raises:
+        UserError: a model whose head is not the task's.
+    """
+    for who, model in (("student", student), *(("teacher", teacher) for teacher in teachers)):
+        kind = model.answers
+        if kind == head.kind == "choice":  # who scores one text scores as many as there are
+            model.hf.config.num_labels = head.outputs
+        outputs = model.dims.vocabulary
+        if kind != head.kind or outputs != head.outputs:
+            raise UserError(
+                f"the {who} ({type(model.hf).__name__}) has no head for this task",
+                f"it answers with {_ANSWERS[kind].format(outputs)}, and the task asks for "
+                f"{_ANSWERS[head.kind].format(head.outputs)}",
+                "fine-tune it on the task first: a run with `task`, this model in student.init, and no teacher",
+            )
+
+
+_ANSWERS = {
+    "tokens": "{:,} tokens",
+    "label": "{} classes",
+    "value": "a number",
+    "span": "a span of the text",
+    "image": "{} classes of images",
+    "choice": "one of {} texts",
+}
+
+
+def refuse_direction(config: RunConfig, who: str, model: LanguageModel, ahead: bool) -> None:
+    """A model that reads ahead finds the next token in its input; one that does not cannot use what follows a mask.
+
+    Args:
+        ahead: whether it does.
+
+    Raises:
+        UserError: it must not, or should.
+    """
+    name, targets = type(model.hf).__name__, config.text.targets.kind
+    if targets == "clm" and ahead:
+        raise UserError(
+            f"data.targets is clm, and the {who} ({name}) sees the tokens that it has to predict",
+            "its states at a token change with the tokens after it",
+            f"use a causal {who}, such as gpt2 (or is_decoder: true in its config), or data.targets: {{kind: mlm}}",
+        )
+    if targets == "mlm" and not ahead:
+        raise UserError(
+            f"data.targets is mlm, and the {who} ({name}) sees only the tokens before a masked one",
+            "its states at a token do not change with the tokens after it",
+            f"use a bidirectional {who}, such as bert, or data.targets: {{kind: clm}}",
+        )

@@ -16,6 +16,7 @@ from megadistill.core.errors import UserError
 from megadistill.core.types import AnswerKind
 from megadistill.data.tokenization import Tokenizer, load_tokenizer
 from megadistill.models.heads import TaskHead
+from megadistill.tasks import tables
 from megadistill.tasks.base import TokenTask
 from megadistill.tasks.encoding import Encoded, frame, join, some
 from megadistill.tasks.rows import TaskRows
@@ -84,6 +85,12 @@ class SquadTask(TokenTask):
     @property
     def head(self) -> TaskHead:
         return TaskHead("span", 2)
+
+    def files(self) -> dict[str, list[str]]:
+        return {"train": [str(self.train)], "dev": [str(self.dev)]}
+
+    def look(self, part: str) -> None:
+        read(self.train if part == "train" else self.dev, self.version)
 
     def open(self, part: str) -> SquadPart:
         questions = read(self.train if part == "train" else self.dev, self.version)
@@ -156,7 +163,8 @@ def read(path: Path, version: str) -> list[Question]:
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"cannot read {path}", str(error), "give SQuAD's train or dev JSON") from None
+        near = tables.there_is(path)
+        raise UserError(f"cannot read {path}", str(error), f"{near}give SQuAD's train or dev JSON") from None
     except ValueError as error:  # JSONDecodeError names line and column
         raise UserError(f"{path} is not JSON", str(error), "get it again") from None
     questions = list(_questions(path, tree, version))

@@ -61,6 +61,12 @@ class TextTask(TokenTask):
     def head(self) -> TaskHead:
         return TaskHead("value", 1) if self.regression else TaskHead("label", len(self._names), self._names)
 
+    def files(self) -> dict[str, list[str]]:
+        return {"train": self.train, "dev": self.dev}
+
+    def known_head(self, here: bool) -> TaskHead | None:
+        return self.head if here or self.regression or self.labels else None
+
     def open(self, part: str) -> Labelled:
         return open_labelled(self, part, self.metrics or (["pearson", "spearman"] if self.regression else ["accuracy"]))
 

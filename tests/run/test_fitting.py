@@ -34,8 +34,14 @@ def test_what_fits_is_not_complained_of(bert):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["objectives=[{kind: hidden_mse, layers: {3: 1}}]"], "hidden_mse.layers: there is no student layer 3"),
-        (["objectives=[{kind: hidden_mse, layers: {1: 3}}]"], "hidden_mse.layers: there is no teacher layer 3"),
+        (
+            ["objectives=[{kind: hidden_mse, layers: {3: 1}}]"],
+            "objectives.0.layers (hidden_mse): there is no student layer 3",
+        ),
+        (
+            ["objectives=[{kind: hidden_mse, layers: {1: 3}}]"],
+            "objectives.0.layers (hidden_mse): there is no teacher layer 3",
+        ),
         (["objectives=[{kind: hidden_mse, layer_weights: [1, 2]}]"], "2 weights for 1 pairs"),
         (["student.init.layers=[2]"], r"student.init.layers names layer(s) [2], and the teacher has 0 to 1"),
         (["student.init.layers=[0, 1]"], "student.init.layers has 2 entries for 1 student layers"),
@@ -51,12 +57,15 @@ def test_what_fits_is_not_complained_of(bert):
                 RANDOM,
                 "objectives=[{kind: attention_mse}]",
             ],
-            "attention_mse: the teacher has 2 attention heads a layer, the student 4",
+            "objectives.0 (attention_mse): the teacher has 2 attention heads a layer, the student 4",
         ),
-        (["objectives=[{kind: attention_mse, form: gram}]", "data.attention=document"], "attention_mse.form: gram"),
+        (
+            ["objectives=[{kind: attention_mse, form: gram}]", "data.attention=document"],
+            "objectives.0.form (attention_mse): gram",
+        ),
         (["data.sequence_length=64"], "the student knows only 32 positions"),
         (["student.config={num_hidden_layers: 1, vocab_size: 100}", RANDOM], "the student's vocabulary only 100"),
-        (["student.config={num_hidden_layers: 1, vocab_size: 400}", RANDOM], "cannot compare them entry by entry"),
+        (["student.config={num_hidden_layers: 1, vocab_size: 400}", RANDOM], "they cannot be compared entry by entry"),
         (["student.config={num_hidden_layers: 1, hidden_sise: 8}"], "bert has no field hidden_sise"),
         (["student.freeze=['*wte*']"], "no parameter is named like '*wte*'"),
     ],
@@ -128,10 +137,10 @@ def test_what_variants_are_made_from_is_looked_at_where_it_is_here(tmp_path):
     recipe = next(preset.path for preset in presets() if preset.name == "tasks/tinybert4_sst2_stage1")
     problems, remarks = told(recipe)
     assert problems == []
-    assert "not looked at: task.augment.vectors data/glove.6B.300d.txt is not here yet" in remarks
+    assert "not looked at: task.augment.vectors data/glove.6B.300d.txt: it is not here yet" in remarks
     recipe = next(preset.path for preset in presets() if preset.name == "tasks/tang_bilstm_sst2")
     problems, remarks = told(recipe)
     assert problems == []
-    assert any("averaged_perceptron_tagger_eng is not here yet" in remark for remark in remarks)
+    assert any("averaged_perceptron_tagger_eng: it is not here yet" in remark for remark in remarks)
     problems, _ = told(recipe, f"task.augment.tagger={tmp_path}")
     assert [problem.splitlines()[0] for problem in problems] == [f"task.augment.tagger: {tmp_path} holds no tagger"]
