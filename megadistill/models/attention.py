@@ -83,11 +83,18 @@ def attending(
         hf.config._attn_implementation = before
         _PASS.reset(token)
     if wanted - one.found.keys() or (documents is not None and not one.masked):
-        raise UserError(
-            f"{type(hf).__name__} does not use transformers' attention interface",
-            f"it made {one.num_calls} attention call(s) and {'a' if one.masked else 'no'} mask through it",
-            "leave out objectives on attention and use data.attention: row, or take another architecture",
-        )
+        raise hidden(hf, f"it made {one.num_calls} attention call(s) and {'a' if one.masked else 'no'} mask through it")
+
+
+def hidden(hf: Any, why: str) -> UserError:
+    """What is said of a model whose attention cannot be had."""
+    return UserError(
+        f"{type(hf).__name__} does not use transformers' attention interface",
+        why,
+        "use hidden_mse (states, which every model shows, through a learnt projection where widths differ) instead of "
+        "objectives on attention, and data.attention: row (documents of a row then see one another); or an "
+        "architecture like bert, roberta, modernbert, gpt2 or llama",
+    )
 
 
 def positions(documents: Tensor) -> Tensor:
@@ -114,6 +121,12 @@ def _register() -> None:
         module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **given: Any
     ) -> Any:
         one = _PASS.get()
+        if given.get("softcap") is not None:
+            raise UserError(
+                f"{type(module).__name__} caps its attention scores",
+                "no fused attention does",
+                "set attn_logit_softcapping: null in its config (a trained one needs it), or take another architecture",
+            )
         if one is not None:
             one.num_calls += 1
             if one.num_calls in one.wanted:

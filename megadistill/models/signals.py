@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from megadistill.core.errors import UserError
 from megadistill.core.types import IGNORE, AnswerKind, Attention, Batch, Dims, Head, HeadFunction, Signals
-from megadistill.models.attention import attending, noticing_direction, positions
+from megadistill.models.attention import attending, hidden, noticing_direction, positions
 from megadistill.models.heads import answers, as_entries, is_causal, output_layer, output_layers, read_at, transform
 from megadistill.models.interventions import replacing
 
@@ -184,8 +184,15 @@ class LanguageModel(nn.Module):
         Raises:
             UserError: it cannot be had, or not be confined to documents (`attends`).
         """
-        with noticing_direction() as ahead, suppress(NotImplementedError, RuntimeError):  # some look at numbers
-            self.signals(_trial(torch.zeros(1, 8, dtype=torch.long)).to(torch.device("meta")), frozenset(), attention)
+        trial = _trial(torch.zeros(1, 8, dtype=torch.long)).to(torch.device("meta"))
+        with noticing_direction() as ahead:
+            try:
+                self.signals(trial, frozenset(), attention)
+            except UserError:
+                raise
+            except Exception as error:  # it looks at numbers, and there are none; what its class says is left
+                if (attention or self.attends == "document") and not self.hf._supports_attention_backend:
+                    raise hidden(self.hf, "its class says so") from error
         return any(ahead) if ahead else None
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ import torch
 
 from megadistill.core import log, seeds
 from megadistill.core.dist import World
+from megadistill.core.errors import refuse
 from megadistill.core.together import together
 from megadistill.core.types import Batch
 from megadistill.data.config import DataConfig
@@ -31,8 +32,8 @@ from megadistill.run.fitting import (
     padding_of,
     refuse_direction,
     refuse_other_tokenizer,
-    refuse_unfit,
     refuse_uninstalled,
+    unfit,
 )
 from megadistill.run.trained import located
 from megadistill.tasks.augment.kept import make
@@ -97,7 +98,8 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
         check_answers(head, student, models if distils else ())
         if isinstance(student, ImageModel):
             show_images(head, student, [model for model in models if isinstance(model, ImageModel)])
-    refuse_unfit(config, student, models, teacher.dims if teacher is not None else None, vocabulary)
+    theirs = teacher.dims if teacher is not None else None
+    refuse(list(unfit(config, student, models, theirs, vocabulary)), "the models and the data do not fit together")
     for remark in padding_of(models, student):
         log.get().info(remark)
     for who, part in (("teacher", config.teacher), ("student", config.student)):
@@ -122,9 +124,8 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
             report = likeness(student, models[0], trial)
     if config.engine.activation_checkpointing:
         student.hf.gradient_checkpointing_enable({"use_reentrant": False})
-    teacher_dims = teacher.dims if teacher is not None else None
     with seeded(seeds.derive(config.seed, "objectives")):
-        losses = [build_loss(one, n, student.dims, teacher_dims) for n, one in enumerate(config.objectives)]
+        losses = [build_loss(one, n, student.dims, theirs) for n, one in enumerate(config.objectives)]
     for loss in losses:  # one may hold a second model that learns
         for module in loss.modules() if isinstance(loss, torch.nn.Module) else ():
             if isinstance(module, LanguageModel):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
+from megadistill.core.errors import UserError
 from megadistill.core.types import Dims
 from megadistill.models.heads import TaskHead
 from megadistill.models.signals import LanguageModel
@@ -34,6 +36,16 @@ class Empty:
         return None if self.teacher is None else self.teacher.dims
 
 
+@contextmanager
+def _of(section: str) -> Iterator[None]:
+    """What is said inside names its section."""
+    try:
+        yield
+    except UserError as error:
+        what = error.what if error.what.startswith(section) else f"{section}: {error.what}"
+        raise UserError(what, error.why, error.fix) from error
+
+
 def empty(
     config: RunConfig,
     vocabulary: int | None,
@@ -53,14 +65,16 @@ def empty(
         UserError: what `build` would.
     """
     who = None if config.teacher is None else located(config.teacher)
-    teacher = None if who is None else who.empty(device)
-    origin = teacher.models[0] if teacher is not None and teacher.models else None
-    if origin is None and who is not None and config.student.starts_from_teacher:
-        origin = who.origin(empty=True)
+    with _of("teacher"):
+        teacher = None if who is None else who.empty(device)
+        origin = teacher.models[0] if teacher is not None and teacher.models else None
+        if origin is None and who is not None and config.student.starts_from_teacher:
+            origin = who.origin(empty=True)
     if vocabulary is None:
         vocabulary = 30_522 if origin is None else origin.num_tokens
     causal = config.task is None and config.text.targets.kind == "clm"
-    student = located(config.student).empty(origin, vocabulary, causal, special, head)
+    with _of("student"):
+        student = located(config.student).empty(origin, vocabulary, causal, special, head)
     if teacher is not None and student is not None:
         teacher.attach(student)
     made = Empty(student, teacher)

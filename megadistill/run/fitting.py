@@ -30,30 +30,34 @@ def misfits(config: RunConfig) -> tuple[list[UserError], list[str]]:
     Returns:
         the problems, and remarks: what could not be compared, and what is hardly meant or should be known.
     """
-    remarks = list(oddities(config))
-    paths = located(config.teacher).paths() if config.teacher is not None else []
-    started = located(config.student).paths()
-    absent = [path for path in (*paths, *started) if not is_here(path)]
-    remarks += [f"not compared with the teacher {away(path)}" for path in paths if path in absent]
-    remarks += [f"not compared with the student's start {away(path)}" for path in started if path in absent]
-    tokenizer = None
-    if config.words is not None and is_here(config.words.tokenizer):
-        tokenizer = load_tokenizer(config.words.tokenizer)
-    elif config.words is not None:
-        remarks.append(f"not compared with the tokenizer {away(config.words.tokenizer)}")
-    problems: list[UserError] = []
+    remarks, problems = list(oddities(config)), list[UserError]()
     with collected(problems):
         refuse_uninstalled(config)
-    wrong, head = look(config, remarks)
-    problems += wrong
-    for who, path in (*(("teacher", path) for path in paths), *(("student", path) for path in started)):
-        if tokenizer is not None and path not in absent:
-            with collected(problems):
-                refuse_other_tokenizer(config, tokenizer, path, who)
-    if not absent and (config.task is None or head is not None):
+    found, head = look(config, remarks)
+    problems += found
+    tokenizer, known = None, True
+    if config.words is not None and is_here(config.words.tokenizer):
+        known = False
+        with collected(problems):
+            tokenizer, known = load_tokenizer(config.words.tokenizer), True
+    elif config.words is not None:
+        remarks.append(f"not compared with the tokenizer {away(config.words.tokenizer)}")
+    for who, part in (("teacher", config.teacher), ("student", config.student)):
+        paths = None
+        with collected(problems):
+            paths = located(part).paths() if part is not None else []
+        known = known and paths is not None
+        for path in paths or ():
+            if not is_here(path):
+                remarks.append(f"not compared with the {who} {away(path)}")
+                known = False
+            elif tokenizer is not None:
+                with collected(problems):
+                    refuse_other_tokenizer(config, tokenizer, path, who)
+    if known and (config.task is None or head is not None):
         with collected(problems):
             problems += _sizes(config, tokenizer, head, remarks)
-    return problems, remarks
+    return list({str(problem): problem for problem in problems}.values()), remarks
 
 
 def _sizes(
@@ -64,18 +68,18 @@ def _sizes(
     models = empty(config, vocabulary, special, torch.device("cpu"), head)
     student, teachers = models.student, models.teachers
     if student is None:
+        remarks.append(f"the sizes of student ({config.student.kind}) are not known before it is built")
         return
-    found: list[UserError] = []
     if head is not None:
+        found: list[UserError] = []
         distils = any(objective.needs().teacher for objective in config.objectives)
         with collected(found):
             check_answers(head, student, teachers if distils else ())
         if isinstance(student, ImageModel):
             with collected(found):
                 refuse_misfits(student, [model for model in teachers if isinstance(model, ImageModel)], head.names)
-    with collected(found):
-        refuse_unfit(config, student, teachers, models.dims, vocabulary)
-    yield from found
+        yield from found
+    yield from unfit(config, student, teachers, models.dims, vocabulary)
     remarks += padding_of(teachers, student)
     needed: list[tuple[str, Needs]] = []
     for number, objective in enumerate(config.objectives):
@@ -101,14 +105,12 @@ def _attention(
     sides = [("student", student, whole.student_attention)]
     sides += [("teacher", model, whole.teacher_attention) for model in teachers if distils]
     for who, model, layers in sides:
-        if isinstance(model, ImageModel):
-            continue
         try:
             ahead = model.try_empty(layers)
         except UserError as error:
             asking = [at for at, needs in needed if getattr(needs, f"{who}_attention")]
-            at = asking + ["data.attention"] * (model.attends == "document")
-            yield UserError(f"{', '.join(at)}: the {who}'s {error.what}", error.why, error.fix)
+            at = ", ".join(asking + ["data.attention"] * (model.attends == "document"))
+            yield UserError(f"{at}: the {who}'s {error.what}" if at else f"{who}: {error.what}", error.why, error.fix)
             continue
         if config.task is None and ahead is not None:
             found: list[UserError] = []
@@ -136,46 +138,55 @@ def refuse_uninstalled(config: RunConfig) -> None:
             raise UserError(f"checkpoint.copy_to: {url} cannot be written to", str(error), fix) from None
 
 
-def refuse_unfit(
+def unfit(
     config: RunConfig,
     student: LanguageModel,
     teachers: Sequence[LanguageModel],
     theirs: Dims | None,
     vocabulary: int | None,
-) -> None:
+) -> Iterator[UserError]:
     """Compare the sizes of the models with each other and with the data.
 
     Args:
         teachers: the models of the teacher, if there are any.
         theirs: what they are together; None without a teacher.
         vocabulary: how many entries the tokenizer has; None: not known.
-
-    Raises:
-        UserError: names everything that does not fit.
     """
     ours, section = student.dims, "data" if config.task is None else "task"
     models = [("student", student), *(("teacher", model) for model in teachers)]
     sizes = [(who, model.num_tokens) for who, model in models]
     if theirs is not None and not teachers and config.task is None:
         sizes.append(("teacher", theirs.vocabulary))
-    problems = [_too_small(section, who, size, vocabulary) for who, size in sizes if vocabulary is not None]
-    problems += [_too_short(section, who, model, config.sequence_length) for who, model in models]
-    if theirs is not None:
-        compares = [f"objectives.{n} ({o.label})" for n, o in enumerate(config.objectives) if o.needs().teacher]
-        if compares and teachers and theirs.vocabulary < ours.vocabulary:
-            problems.append(
-                f"{', '.join(compares)}: the teacher's vocabulary has {theirs.vocabulary:,} entries, the student's "
-                f"{ours.vocabulary:,}: they cannot be compared entry by entry"
+    for who, size in sizes:
+        if vocabulary is not None and size < vocabulary:
+            yield UserError(
+                f"{section}.tokenizer: it has {vocabulary:,} entries, and the {who}'s vocabulary only {size:,}",
+                "",
+                "take the teacher's tokenizer, and a student whose vocab_size is the tokenizer's",
             )
+    for who, model in models:
+        limit = _positions(model)
+        if limit is not None and limit < (length := config.sequence_length):
+            yield UserError(
+                f"{section}.sequence_length: it is {length}, and the {who} knows only {limit} positions",
+                "",
+                f"set it to {limit} at most, or take a {who} with more positions",
+            )
+    compares = [f"objectives.{n} ({o.label})" for n, o in enumerate(config.objectives) if o.needs().teacher]
+    known = theirs is not None and compares and teachers and config.task is None
+    if theirs is not None and known and theirs.vocabulary < ours.vocabulary:
+        yield UserError(
+            f"{', '.join(compares)}: the teacher's vocabulary has {theirs.vocabulary:,} entries, the student's "
+            f"{ours.vocabulary:,}",
+            "they cannot be compared entry by entry",
+            "leave vocab_size out of student.config, or set it to the tokenizer's",
+        )
     headed = [f"objectives.{n}.head ({o.label})" for n, o in enumerate(config.objectives) if o.head is not None]
     if headed and len(output_layers(student.hf)) == 1:
-        problems.append(f"{', '.join(headed)}: the student ({type(student.hf).__name__}) has only one head")
-    found = [p for p in problems if p]
-    if found:
-        raise UserError(
-            "the models and the data do not fit together",
-            "\n  ".join(found),
-            f"use the teacher's tokenizer ({section}.tokenizer) and its sizes for the student",
+        yield UserError(
+            f"{', '.join(headed)}: the student ({type(student.hf).__name__}) has only one head",
+            "",
+            "leave `head` out, or use student.architecture: deit for images, which has two",
         )
 
 
@@ -234,20 +245,13 @@ def _difference(ours: Tokenizer, theirs: Tokenizer) -> str:
     return ""
 
 
-def _too_small(section: str, who: str, size: int, vocabulary: int) -> str:
-    if size >= vocabulary:
-        return ""
-    return f"{section}.tokenizer has {vocabulary:,} entries, and the {who}'s vocabulary only {size:,}"
-
-
-def _too_short(section: str, who: str, model: LanguageModel, length: int) -> str:
+def _positions(model: LanguageModel) -> int | None:
+    """How long a row it can read; None: no limit is known."""
     limit: Any = getattr(model.hf.config, "max_position_embeddings", None)
     table: Any = getattr(getattr(model.hf.base_model, "embeddings", None), "position_embeddings", None)
     if limit is not None and getattr(table, "padding_idx", None) is not None:
         limit -= table.padding_idx + 1  # RoBERTa counts positions from its padding id
-    if limit is None or length <= limit:
-        return ""
-    return f"{section}.sequence_length is {length}, and the {who} knows only {limit} positions"
+    return limit if isinstance(limit, int) else None
 
 
 def check_answers(head: TaskHead, student: LanguageModel, teachers: Sequence[LanguageModel]) -> None:
@@ -263,7 +267,7 @@ def check_answers(head: TaskHead, student: LanguageModel, teachers: Sequence[Lan
         outputs = model.dims.vocabulary
         if kind != head.kind or outputs != head.outputs:
             raise UserError(
-                f"the {who} ({type(model.hf).__name__}) has no head for this task",
+                f"{who}: {type(model.hf).__name__} has no head for this task",
                 f"it answers with {_ANSWERS[kind].format(outputs)}, and the task asks for "
                 f"{_ANSWERS[head.kind].format(head.outputs)}",
                 "fine-tune it on the task first: a run with `task`, this model in student.init, and no teacher",
@@ -292,13 +296,13 @@ def refuse_direction(config: RunConfig, who: str, model: LanguageModel, ahead: b
     name, targets = type(model.hf).__name__, config.text.targets.kind
     if targets == "clm" and ahead:
         raise UserError(
-            f"data.targets is clm, and the {who} ({name}) sees the tokens that it has to predict",
+            f"data.targets: clm, and the {who} ({name}) sees the tokens that it has to predict",
             "its states at a token change with the tokens after it",
             f"use a causal {who}, such as gpt2 (or is_decoder: true in its config), or data.targets: {{kind: mlm}}",
         )
     if targets == "mlm" and not ahead:
         raise UserError(
-            f"data.targets is mlm, and the {who} ({name}) sees only the tokens before a masked one",
+            f"data.targets: mlm, and the {who} ({name}) sees only the tokens before a masked one",
             "its states at a token do not change with the tokens after it",
             f"use a bidirectional {who}, such as bert, or data.targets: {{kind: clm}}",
         )

@@ -12,6 +12,7 @@ from megadistill.data.config import DataConfig
 from megadistill.models.heads import TaskHead
 from megadistill.run.config import RunConfig
 from megadistill.tasks.base import Task, TokenTask
+from megadistill.tasks.tables import there_is
 
 _WILD = frozenset("*?[")
 
@@ -47,6 +48,13 @@ def look(config: RunConfig, remarks: list[str]) -> tuple[list[UserError], TaskHe
     problems: list[UserError] = []
     if config.data is not None:
         _text(config.data, problems, remarks)
+    for name, paths in config.student.files().items():
+        for path in paths:
+            if _should_be_here(path) and not is_here(path):
+                fix = there_is(path) + "check the path; it is relative to where you are"
+                problems.append(UserError(f"student.{name}: no file {path}", "", fix))
+            elif not is_here(path):
+                remarks.append(f"not looked at: student.{name} {away(path)}")
     return problems, None if config.task is None else _task(config.task, problems, remarks)
 
 

@@ -136,7 +136,8 @@ class GlueTask(TokenTask):
         raise UserError(
             f"task.folder: {self.folder} has no {part} set of {self.name}",
             f"looked for {SETS[self.name].folder}/{original} and {self.name}/{hub}-*.parquet",
-            tables.there_is(self.folder) + "give the folder that GLUE's download script fills, or a copy of the hub's "
+            (tables.there_is(self.folder) or tables.there_is(self.folder / SETS[self.name].folder / original))
+            + "give the folder that GLUE's download script fills, or a copy of the hub's "
             "nyu-mll/glue",
         )
 

@@ -61,7 +61,15 @@ class ImageTask(Task):
         return {"train": self.train, "dev": self.dev}
 
     def look(self, part: str) -> None:
-        tables.find(self.train if part == "train" else self.dev, f"task.{part}")
+        files = tables.find(self.train if part == "train" else self.dev, f"task.{part}")
+        names = set(self.labels or ())
+        strange = [name for name in image_files.classes_of(files[0]) if names and name not in names]
+        if strange and not all(name.isdigit() for name in strange):
+            raise UserError(
+                f"task.labels: {files[0]} has a class {strange[0]!r} that is not among them",
+                f"nor are {len(strange) - 1} more" if len(strange) > 1 else "",
+                "list all classes, or leave task.labels out",
+            )
 
     def known_head(self, here: bool) -> TaskHead | None:
         names = self.labels

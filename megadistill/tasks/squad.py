@@ -90,10 +90,17 @@ class SquadTask(TokenTask):
         return {"train": [str(self.train)], "dev": [str(self.dev)]}
 
     def look(self, part: str) -> None:
-        read(self.train if part == "train" else self.dev, self.version)
+        self._questions(part)
+
+    def _questions(self, part: str) -> list[Question]:
+        path = self.train if part == "train" else self.dev
+        if not path.is_file():
+            fix = tables.there_is(path) + "check the path; it is relative to where you are"
+            raise UserError(f"task.{part}: no file {path}", "", fix)
+        return read(path, self.version)
 
     def open(self, part: str) -> SquadPart:
-        questions = read(self.train if part == "train" else self.dev, self.version)
+        questions = self._questions(part)
         if part == "train":
             chosen = some(list(range(len(questions))), self.max_train_examples)
             questions = [questions[number] for number in chosen]
@@ -163,8 +170,7 @@ def read(path: Path, version: str) -> list[Question]:
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        near = tables.there_is(path)
-        raise UserError(f"cannot read {path}", str(error), f"{near}give SQuAD's train or dev JSON") from None
+        raise UserError(f"cannot read {path}", str(error), "give SQuAD's train or dev JSON") from None
     except ValueError as error:  # JSONDecodeError names line and column
         raise UserError(f"{path} is not JSON", str(error), "get it again") from None
     questions = list(_questions(path, tree, version))

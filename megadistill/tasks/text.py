@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from difflib import get_close_matches
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -77,7 +79,21 @@ class TextTask(TokenTask):
 
     def _lines(self, part: str) -> Iterator[Line]:
         for file in tables.find(self.train if part == "train" else self.dev, f"task.{part}"):
-            yield from tables.read(file)
+            for number, line in enumerate(tables.read(file)):
+                if not number:
+                    self._refuse_other_columns(file, line)
+                yield line
+
+    def _refuse_other_columns(self, file: Path, line: Line) -> None:
+        for field in ("text", "pair", "label"):
+            column = getattr(self, field)
+            if column is not None and column not in line.cells:
+                near = get_close_matches(column, [str(cell) for cell in line.cells], n=1)
+                raise UserError(
+                    f"task.{field}: {file} has no column {column!r}",
+                    f"it has {', '.join(map(str, line.cells)) or 'none'}",
+                    f"did you mean {near[0]!r}?" if near else f"name the right one in task.{field}",
+                )
 
     def _example(self, line: Line) -> Example:
         second = None if self.pair is None else line.text(self.pair)

@@ -66,7 +66,7 @@ def test_a_teacher_of_another_vocabulary(config, tmp_path):
 def test_rows_longer_than_the_models_positions(config, tmp_path):
     data = load(config, ["data.sequence_length=64", f"data.dir={tmp_path}"])
     prepare(data.data, lambda line: None)
-    with pytest.raises(UserError, match="sequence_length is 64, and the student knows only 32"):
+    with pytest.raises(UserError, match=r"data\.sequence_length: it is 64, and the student knows only 32"):
         built(config, "data.sequence_length=64", f"data.dir={tmp_path}")
 
 

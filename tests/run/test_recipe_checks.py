@@ -1,11 +1,13 @@
 """Mistakes that cross the sections of a recipe are told when its file is read."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from megadistill.core.errors import UserError
 from megadistill.run.config import load
+from megadistill.run.cross import oddities
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -63,3 +65,36 @@ def test_every_size_of_the_batch_divides_over_the_ranks():
 def test_a_ramp_moves_linearly_between_its_steps():
     soft = load(CONFIGS / "co_distillation.yaml").objectives[1]
     assert [soft.weight_at(step) for step in (1, 1000, 1500, 2000, 9999)] == [0, 0, 0.5, 1, 1]
+
+
+def test_clashes_of_several_sections_are_told_at_once():
+    with pytest.raises(UserError) as caught:
+        load(
+            CONFIGS / "causal_distilbert.yaml",
+            [
+                "engine.activation_checkpointing=true",
+                "batch.micro_size=1",
+                "objectives.1.kind=value_mse",
+                "teacher=null",
+            ],
+        )
+    lines = str(caught.value).splitlines()
+    assert len(lines) > 4
+    assert all(re.match(r"  objectives(\.\d)?", line) for line in lines[1:]), lines
+
+
+@pytest.mark.parametrize(
+    ("assignments", "remark"),
+    [
+        (
+            ["objectives.0.ramp={from_step: 30, to_step: 40}"],
+            "objectives.0 (soft_ce): its weight is 0 at each of the 20",
+        ),
+        (["batch.schedule=[{from_step: 21, global_size: 32}]"], "batch.schedule.0.from_step: 21 never comes"),
+        (["schedule.total_steps=5"], "schedule.total_steps: the learning rate is 0 in the last 15 steps"),
+        (["checkpoint.keep_best=true", "evaluate.every_steps=null"], "checkpoint.keep_best: only the last step"),
+    ],
+)
+def test_what_is_hardly_meant_is_said(assignments, remark):
+    config = load(CONFIGS / "quickstart.yaml", ["train.steps=20", *assignments])
+    assert any(said.startswith(remark) for said in oddities(config)), list(oddities(config))

@@ -22,6 +22,10 @@ class Student(Strict):
         """Folders, runs or hub names that it starts from, whose tokenizers must be the data's."""
         return []
 
+    def files(self) -> dict[str, list[str]]:
+        """Field -> the files that are read besides `paths`."""
+        return {}
+
     def cannot(self, needs: Needs) -> str:
         """Why an objective that has such needs cannot teach it, and what can; empty where it can."""
         return ""

@@ -51,6 +51,9 @@ class BiLSTMStudent(Student):
             raise ValueError("vectors: give the file with embeddings: vectors, and only with it")
         return self
 
+    def files(self) -> dict[str, list[str]]:
+        return {} if self.vectors is None else {"vectors": [str(self.vectors)]}
+
     def cannot(self, needs: Needs) -> str:
         if needs.student_hidden | needs.teacher_hidden | needs.student_attention | needs.teacher_attention:
             return "it has no layers like its teacher's; use logits_mse or soft_ce with scope: targets"

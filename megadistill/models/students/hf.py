@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from fnmatch import fnmatch
 from typing import Any, Literal
 
@@ -136,8 +137,8 @@ class HFStudent(Student):
         if type(config) not in auto._model_mapping:
             what = f"model for a task's {head.kind}" if head else f"{'causal' if causal else 'masked'} language model"
             raise UserError(
-                f"{config.model_type} has no {what}",
-                fix="choose another student.architecture or data.targets",
+                f"student.architecture: {config.model_type} has no {what}",
+                fix="choose another one, or " + ("another task" if head else "other data.targets"),
             )
         try:
             with seeded(seed):
@@ -218,10 +219,11 @@ class HFStudent(Student):
         unknown = [key for key in self.config if not hasattr(known, key)]
         if unknown:
             names = sorted(name for name in known.to_dict() if not name.startswith("_"))
+            near = [name for key in unknown for name in get_close_matches(key, names, n=1)]
             raise UserError(
                 f"student.config: {architecture} has no field {', '.join(unknown)}",
-                f"it has {', '.join(names)}",
-                "mend the name",
+                "" if near else f"it has {', '.join(names)}",
+                f"did you mean {', '.join(near)}?" if near else "mend the name",
             )
 
 
