@@ -10,7 +10,7 @@ import difflib
 import importlib
 import pkgutil
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -221,6 +221,7 @@ def placed(message: str, path: str, section: type[BaseModel] | None, label: str 
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> UserError:
     """All problems of a config, each with its path and, for a wrong name, the nearest right one."""
     told: dict[str, list[str]] = {}
+    given: dict[str, str] = {}
     for problem in error.errors():
         place = _place(problem["loc"], model)
         if problem["type"] in ("value_error", "assertion_error"):  # a validator of ours
@@ -229,14 +230,17 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> UserE
                 told[placed(line, place.path, place.section, place.kind)] = []
         else:  # what may be several things is told once for each of them
             known = [] if place.above is None else list(place.above.model_fields)
-            told.setdefault(placed("", place.path, None, place.kind), []).append(_message(problem, known))
-    lines = [name + " or ".join(_best(dict.fromkeys(messages))) for name, messages in told.items()]
+            name = placed("", place.path, None, place.kind)
+            told.setdefault(name, []).append(_message(problem, known))
+            if problem["type"] not in _ABOUT_KEYS:
+                given[name] = f" (got {problem['input']!r})"
+    lines = [name + " or ".join(_best(texts)) + given.get(name, "") for name, texts in told.items()]
     return UserError(f"{where}: {len(lines)} problem(s)", "\n  ".join(lines))
 
 
 def _message(problem: ErrorDetails, known: Sequence[str]) -> str:
     """What pydantic found wrong with one value; `known` are the keys that its section has."""
-    context, given = problem.get("ctx", {}), f" (got {problem['input']!r})"
+    context = problem.get("ctx", {})
     match problem["type"]:
         case "extra_forbidden":
             return f"unknown key; {_suggest(str(problem['loc'][-1]), known)}"
@@ -249,14 +253,17 @@ def _message(problem: ErrorDetails, known: Sequence[str]) -> str:
             return "missing"
         case "literal_error" if isinstance(problem["input"], str):
             suggestion = _suggest(problem["input"], re.findall(r"'([^']+)'", str(context.get("expected"))))
-            return f"{problem['msg']}{given}" + (f"; {suggestion}" if suggestion.endswith("?") else "")
-    return f"{problem['msg']}{given}"
+            return problem["msg"] + (f"; {suggestion}" if suggestion.endswith("?") else "")
+    return problem["msg"]
 
 
-def _best(messages: Iterable[str]) -> list[str]:
+_ABOUT_KEYS = ("extra_forbidden", "missing", "union_tag_invalid", "union_tag_not_found")
+
+
+def _best(messages: Sequence[str]) -> list[str]:
     """A near miss of one thing that a value may be is hardly meant as another."""
     near = [message for message in messages if "did you mean" in message]
-    return near or list(messages)
+    return near or list(dict.fromkeys(messages))
 
 
 def _suggest(name: str, known: Sequence[str]) -> str:

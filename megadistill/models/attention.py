@@ -83,17 +83,24 @@ def attending(
         hf.config._attn_implementation = before
         _PASS.reset(token)
     if wanted - one.found.keys() or (documents is not None and not one.masked):
-        raise hidden(hf, f"it made {one.num_calls} attention call(s) and {'a' if one.masked else 'no'} mask through it")
+        why = f"it made {one.num_calls} attention call(s) and {'a' if one.masked else 'no'} mask through it"
+        raise hidden(hf, why, bool(wanted - one.found.keys()), documents is not None and not one.masked)
 
 
-def hidden(hf: Any, why: str) -> UserError:
-    """What is said of a model whose attention cannot be had."""
+def hidden(hf: Any, why: str, layers: bool, documents: bool) -> UserError:
+    """What is said of a model whose attention cannot be had.
+
+    Args:
+        layers: objectives ask for it.
+        documents: it shall be confined to them.
+    """
+    states = "use hidden_mse instead (states, which every model shows; a learnt projection where widths differ)"
+    rows = "set data.attention: row (documents of a row then see one another)"
+    fix = " and ".join([states] * layers + [rows] * documents)
     return UserError(
         f"{type(hf).__name__} does not use transformers' attention interface",
         why,
-        "use hidden_mse (states, which every model shows, through a learnt projection where widths differ) instead of "
-        "objectives on attention, and data.attention: row (documents of a row then see one another); or an "
-        "architecture like bert, roberta, modernbert, gpt2 or llama",
+        f"{fix}, or take an architecture such as bert, roberta, modernbert, gpt2 or llama",
     )
 
 

@@ -191,8 +191,9 @@ class LanguageModel(nn.Module):
             except UserError:
                 raise
             except Exception as error:  # it looks at numbers, and there are none; what its class says is left
-                if (attention or self.attends == "document") and not self.hf._supports_attention_backend:
-                    raise hidden(self.hf, "its class says so") from error
+                documents = self.attends == "document"
+                if (attention or documents) and not self.hf._supports_attention_backend:
+                    raise hidden(self.hf, "its class says so", bool(attention), documents) from error
         return any(ahead) if ahead else None
 
     @torch.no_grad()

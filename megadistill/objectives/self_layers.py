@@ -40,7 +40,7 @@ class SelfLayers(Objective):
             raise UserError(
                 f"layers: {outside} of a student of {student.layers} layers",
                 "the last layer teaches those before it",
-                f"name layers from 1 to {student.layers - 1}",
+                f"name layers from 1 to {student.layers - 1}" if student.layers > 1 else "take a deeper student",
             )
         return _SelfLayersLoss(self)
 

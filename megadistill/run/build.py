@@ -32,8 +32,8 @@ from megadistill.run.fitting import (
     padding_of,
     refuse_direction,
     refuse_other_tokenizer,
-    refuse_uninstalled,
     unfit,
+    uninstalled,
 )
 from megadistill.run.trained import located
 from megadistill.tasks.augment.kept import make
@@ -67,7 +67,7 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
     Raises:
         UserError: whatever of it does not fit together.
     """
-    refuse_uninstalled(config)
+    refuse(list(uninstalled(config)), "this machine lacks something")
     accumulation = config.batch.accumulation(world.size)
     batch = config.batch
     augment(config, (world.rank, world.size), device)

@@ -11,6 +11,7 @@ import torch
 from megadistill.core import log
 from megadistill.core.errors import UserError
 from megadistill.core.types import Dims, Needs, union_of_needs
+from megadistill.data.masking import Vocabulary
 from megadistill.data.tokenization import Tokenizer, load_tokenizer
 from megadistill.models.heads import TaskHead, output_layers
 from megadistill.models.images import ImageModel, refuse_misfits
@@ -30,18 +31,22 @@ def misfits(config: RunConfig) -> tuple[list[UserError], list[str]]:
     Returns:
         the problems, and remarks: what could not be compared, and what is hardly meant or should be known.
     """
-    remarks, problems = list(oddities(config)), list[UserError]()
-    with collected(problems):
-        refuse_uninstalled(config)
+    remarks, problems = list(oddities(config)), list(uninstalled(config))
     found, head = look(config, remarks)
     problems += found
     tokenizer, known = None, True
     if config.words is not None and is_here(config.words.tokenizer):
         known = False
-        with collected(problems):
+        section = "data" if config.task is None else "task"
+        with collected(problems, f"{section}.tokenizer"):
             tokenizer, known = load_tokenizer(config.words.tokenizer), True
     elif config.words is not None:
         remarks.append(f"not compared with the tokenizer {away(config.words.tokenizer)}")
+    if tokenizer is not None and config.data is not None:
+        special = tokenizer.special
+        words = Vocabulary(tokenizer.vocabulary_size, special.mask, special.ids(), None, tokenizer.opens_word)
+        with collected(problems):
+            config.data.targets.check(words)
     for who, part in (("teacher", config.teacher), ("student", config.student)):
         paths = None
         with collected(problems):
@@ -101,9 +106,10 @@ def _attention(
 ) -> Iterator[UserError]:
     """What a pass without weights tells of how the models attend."""
     whole = union_of_needs([needs for _, needs in needed])
-    distils = whole.teacher
     sides = [("student", student, whole.student_attention)]
-    sides += [("teacher", model, whole.teacher_attention) for model in teachers if distils]
+    if whole.teacher:  # of several, the first gives states and attention
+        asked = (whole.teacher_attention, *(frozenset() for _ in teachers[1:]))
+        sides += [("teacher", model, layers) for model, layers in zip(teachers, asked, strict=False)]
     for who, model, layers in sides:
         try:
             ahead = model.try_empty(layers)
@@ -119,15 +125,12 @@ def _attention(
             yield from found
 
 
-def refuse_uninstalled(config: RunConfig) -> None:
-    """What only training needs: a run's config must be readable where it is not.
-
-    Raises:
-        UserError: a service to log to, or the storage to copy to, is not known to this machine.
-    """
+def uninstalled(config: RunConfig) -> Iterator[UserError]:
+    """What only training needs, and this machine does not know: services to log to, the storage to copy to. A run's
+    config must be readable without."""
     for name in config.log.services:
         if find_spec(name) is None:
-            raise UserError(f"log.services: {name} is not installed", "", f"pip install megadistill[{name}]")
+            yield UserError(f"log.services: {name} is not installed", "", f"pip install megadistill[{name}]")
     if (url := config.checkpoint.copy_to) is not None:
         import fsspec  # type: ignore[import-untyped]
 
@@ -135,7 +138,7 @@ def refuse_uninstalled(config: RunConfig) -> None:
             fsspec.get_filesystem_class(fsspec.utils.get_protocol(url))
         except (ImportError, ValueError) as error:
             fix = "install what it names, or give another url"
-            raise UserError(f"checkpoint.copy_to: {url} cannot be written to", str(error), fix) from None
+            yield UserError(f"checkpoint.copy_to: {url} cannot be written to", str(error), fix)
 
 
 def unfit(

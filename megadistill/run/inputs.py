@@ -18,12 +18,12 @@ _WILD = frozenset("*?[")
 
 
 @contextmanager
-def collected(problems: list[UserError]) -> Iterator[None]:
-    """What is raised inside joins the others."""
+def collected(problems: list[UserError], field: str = "") -> Iterator[None]:
+    """What is raised inside joins the others, with the field that it is about where it does not say so itself."""
     try:
         yield
     except UserError as error:
-        problems.append(error)
+        problems.append(UserError(f"{field}: {error.what}", error.why, error.fix) if field else error)
 
 
 def is_here(path: str) -> bool:
@@ -66,7 +66,7 @@ def _text(data: DataConfig, problems: list[UserError], remarks: list[str]) -> No
         if absent := [file for file in files if not _should_be_here(file)]:
             remarks.append(f"not looked at: data.corpora.{number}.files {', '.join(absent)}: not on this machine")
             continue
-        with collected(problems):
+        with collected(problems, f"data.corpora.{number}.files"):
             corpus.sources()
 
 

@@ -138,7 +138,8 @@ class TokenTask(Task):
         return self
 
     def look(self, part: str) -> None:
-        self.examples(part)
+        if self.asks in ("label", "value"):
+            self.examples(part)
 
     def examples(self, part: str) -> list[Example]:
         """All examples of a part, in the file's order, where a row has a class or a number."""

@@ -167,9 +167,10 @@ def test_attention_that_a_model_does_not_show_is_told_with_what_does(bert, archi
     (problem,) = told(bert, student, ON_ATTENTION)[0]
     assert problem.startswith("objectives.0 (attention_mse): the student's ")
     assert "does not use transformers' attention interface" in problem
-    assert "fix: use hidden_mse (states, which every model shows" in problem
+    assert "fix: use hidden_mse instead (states, which every model shows" in problem
     (problem,) = told(bert, student, "objectives=[{kind: hard_ce}]", "data.attention=document")[0]
     assert problem.startswith("data.attention: the student's ")
+    assert "fix: set data.attention: row (documents of a row then see one another)" in problem
 
 
 def test_scores_that_a_model_caps_are_told(gpt2):
@@ -182,7 +183,7 @@ def test_scores_that_a_model_caps_are_told(gpt2):
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "modernbert"])
 def test_the_gram_form_is_told_where_not_all_positions_see_one_another(bert, gpt2, architecture):
     path = bert if architecture == "modernbert" else gpt2
-    sizes = "n_embd: 16, n_head: 2, n_layer: 1" if architecture == "gpt2" else TINY
+    sizes = "n_embd: 16, n_head: 2, n_layer: 1" if architecture == "gpt2" else TINY.replace("layers: 1", "layers: 2")
     student = f"student={{kind: hf, architecture: {architecture}, config: {{{sizes}}}}}"
     (problem,) = told(path, student, "objectives=[{kind: attention_mse, form: gram, layers: {1: 2}}]")[0]
     assert problem.startswith("objectives.0.form (attention_mse): gram sums over all pairs of positions")
@@ -207,7 +208,7 @@ def test_corpora_that_are_not_there_are_told_and_those_of_other_machines_remarke
     new = f"data.dir={tmp_path}"
     corpus = f"data.corpora=[{{kind: text, files: [{bert.parent}/crpus.txt]}}]"
     (problem,) = told(bert, new, corpus)[0]
-    assert "crpus.txt" in problem
+    assert problem.startswith("data.corpora.0.files: corpus text: no file matches")
     assert "corpus.txt" in problem
     problems, remarks = told(bert, new, "data.corpora=[{kind: text, files: [/nowhere/x/*.txt]}]")
     assert problems == []
@@ -221,3 +222,12 @@ def test_members_of_other_vocabularies_are_told(bert, tmp_path):
     members = [{"kind": "online", "path": str(path)} for path in (bert.parent / "teacher", tmp_path / "large")]
     problems, _ = told(bert, f"teacher={json.dumps({'kind': 'ensemble', 'members': members})}")
     assert [problem.splitlines()[0] for problem in problems] == ["teacher.members: vocabularies of 300, 9,000 entries"]
+
+
+def test_a_tokenizer_that_is_none_or_lacks_what_targets_need_is_told_before_prepare(bert, tmp_path):
+    (problem,) = told(bert, f"data.tokenizer={tmp_path}")[0]
+    assert problem.startswith(f"data.tokenizer: no tokenizer in {tmp_path}")
+    tokenizer = json.loads((bert.parent / "tokenizer" / "tokenizer.json").read_text().replace("[MASK]", "[MUSK]"))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (problem,) = told(bert, f"data.tokenizer={tmp_path}")[0]
+    assert problem.startswith("data.targets: mlm needs a tokenizer with a mask token")
