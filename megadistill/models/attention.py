@@ -9,6 +9,7 @@ grouped heads included, and no [heads, L, L] score is stored for who only wants 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -73,6 +74,8 @@ def attending(
     Raises:
         UserError: the model does not look its attention up where others do.
     """
+    if not has_interface(hf):
+        raise hidden(hf, f"{type(hf).__module__} knows none", bool(wanted), documents is not None)
     _register()
     one = _Pass(documents, wanted, padded)
     before, token = hf.config._attn_implementation, _PASS.set(one)
@@ -82,9 +85,16 @@ def attending(
     finally:
         hf.config._attn_implementation = before
         _PASS.reset(token)
-    if wanted - one.found.keys() or (documents is not None and not one.masked):
+    unconfined = documents is not None and not (one.masked and one.num_calls)
+    if wanted - one.found.keys() or unconfined:
         why = f"it made {one.num_calls} attention call(s) and {'a' if one.masked else 'no'} mask through it"
-        raise hidden(hf, why, bool(wanted - one.found.keys()), documents is not None and not one.masked)
+        raise hidden(hf, why, bool(wanted - one.found.keys()), unconfined)
+
+
+def has_interface(hf: Any) -> bool:
+    """Whether a model's file looks attention up. One that does not may still make its mask in the common way, which
+    here is one of booleans, and add it to its scores: nothing would be masked."""
+    return hasattr(sys.modules[type(hf).__module__], "ALL_ATTENTION_FUNCTIONS")
 
 
 def hidden(hf: Any, why: str, layers: bool, documents: bool) -> UserError:

@@ -1,11 +1,15 @@
 """Attention confined to documents, and what is captured of it, in every family."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForMaskedLM
 
 from megadistill.core.errors import UserError
 from megadistill.core.types import IGNORE, Batch
 from megadistill.models.attention import positions
+from megadistill.models.signals import LanguageModel
 from megadistill.testing import tiny
 
 EMPTY = frozenset()
@@ -131,7 +135,23 @@ def test_a_model_with_an_attention_of_its_own_is_refused_with_what_to_do(monkeyp
     monkeypatch.setattr(type(model.hf.base_model.h[0].attn), "forward", lambda self, x, **given: (x, None))
     with pytest.raises(UserError, match="does not use transformers' attention interface") as caught:
         model.signals(batch, EMPTY, frozenset({1}))
-    assert "leave out objectives on attention" in caught.value.fix
+    assert "use hidden_mse instead" in caught.value.fix
+
+
+@pytest.mark.parametrize("name", ["mpnet", "megatron-bert"])
+def test_who_only_makes_masks_as_others_do_is_refused_documents_and_masks_padding(name):
+    """The mask would be added to its scores, as 0 and 1."""
+    sizes = {"vocab_size": tiny.VOCABULARY, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    sizes |= {"intermediate_size": 32, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model = LanguageModel(AutoModelForMaskedLM.from_config(AutoConfig.for_model(name, **sizes))).eval()
+    model.hf.config._attn_implementation = "sdpa"  # as other such models have it
+    batch = tiny.batch(4, seed=1)
+    changed = replace(batch, ids=torch.where(batch.mask, batch.ids, 7))
+    torch.testing.assert_close(hidden(model, changed)[-1][batch.mask], hidden(model, batch)[-1][batch.mask])
+    model.attends = "document"
+    with pytest.raises(UserError, match="does not use transformers' attention interface") as caught:
+        hidden(model, batch)
+    assert caught.value.fix.startswith("set data.attention: row")
 
 
 @pytest.mark.parametrize("name", tiny.FAMILIES)

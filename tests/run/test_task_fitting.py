@@ -162,7 +162,11 @@ def test_data_and_sizes_are_told_at_once_and_each_thing_once(folder):
         "objectives.2.layers (pkd)",
         "objectives.3.layers (attention_mse)",
     ]
-    assert len(told(folder, "text", "task.label=lable")) == 1
+    names = [name for problem in told(folder, "text", "task.label=lable") if (name := problem.splitlines()[0])]
+    assert [name.rpartition("/")[2] for name in names] == [
+        "train.tsv has no column 'lable'",
+        "dev.tsv has no column 'lable'",
+    ]
 
 
 def test_what_is_on_another_machine_is_remarked_upon(folder):
