@@ -44,6 +44,7 @@ class LanguageModel(nn.Module):
     def __init__(self, hf: Any) -> None:
         super().__init__()
         self.hf = hf
+        self.looks_attention_up = has_interface(hf)
         # the class is swapped in place: names, tying and weights stay, so the checkpoint is still a plain HF one
         for layer in output_layers(hf):
             layer.__class__ = VocabularyHead
@@ -147,7 +148,7 @@ class LanguageModel(nn.Module):
         return head
 
     def _attending(self, batch: Batch, layers: frozenset[int]) -> Any:
-        plain = self.hf.config._attn_implementation != "sdpa" or not has_interface(self.hf)
+        plain = self.hf.config._attn_implementation != "sdpa" or not self.looks_attention_up
         if self.attends == "row" and not layers and plain:
             nothing: dict[int, Attention] = {}
             return nullcontext(nothing)
