@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from megadistill.core.errors import Exit, UserError
+from megadistill.core.errors import Exit, UserError, refuse
 
 app = typer.Typer(
     help="Distil transformers while pretraining them, from a laptop check to a Slurm cluster.",
@@ -85,8 +85,7 @@ def validate(
     problems, remarks = misfits(config)
     for remark in remarks:
         typer.echo(f"note: {remark}", err=True)
-    if problems:
-        raise UserError(f"{file}: {len(problems)} problem(s)", "\n".join(map(str, problems)).replace("\n", "\n  "))
+    refuse(problems, str(file))
     typer.echo(annotated(dump(config), origins) if show else f"{file}: valid", nl=not show)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megadistill.core.files import read_lines, write_json
+from megadistill.report.arms import paired
 
 
 def summarise(folder: Path, seconds: float) -> dict[str, Any]:
@@ -46,12 +47,10 @@ def summarise(folder: Path, seconds: float) -> dict[str, Any]:
 def gain(distilled: Path, plain: Path) -> dict[str, float]:
     """Paired over held-out rows: how many nats per target the distilled student is better, and its standard error."""
     ours, theirs = (json.loads((run / "evaluation" / "heldout_rows.json").read_text()) for run in (distilled, plain))
-    assert ours["targets"] == theirs["targets"], "both runs must be scored on the same rows and masks"
-    rows = zip(ours["nll"], theirs["nll"], ours["targets"], strict=True)
-    differences = [(b - a) / n for a, b, n in rows if n]
-    error = statistics.stdev(differences) / len(differences) ** 0.5
-    mean = statistics.fmean(differences)
-    return {"nats": mean, "standard_error": error, "standard_errors": mean / error, "rows": len(differences)}
+    found = paired(ours, theirs)
+    assert found is not None, "both runs must be scored on the same rows and masks"
+    mean, error = found
+    return {"nats": mean, "standard_error": error, "standard_errors": mean / error, "rows": len(ours["targets"])}
 
 
 def repeated_steps(run: Path) -> tuple[list[list[Any]], list[list[Any]]]:

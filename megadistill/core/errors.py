@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 
 
@@ -39,6 +40,15 @@ class UserError(Exception):
         if self.fix:
             lines.append(f"  fix: {self.fix}")
         return "\n".join(lines)
+
+
+def refuse(problems: Sequence[UserError], what: str) -> None:
+    """Raises:
+    UserError: there are any; all of them as one, each once, under `what`, which their number follows.
+    """
+    told = list(dict.fromkeys(map(str, problems)))
+    if told:
+        raise UserError(f"{what}: {len(told)} problem(s)", "\n".join(told).replace("\n", "\n  "))
 
 
 class StaleAttempt(UserError):

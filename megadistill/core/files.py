@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import os
@@ -91,3 +92,12 @@ def shipped(spec: str) -> str:
     if here.parts[:2] == ("megadistill", "assets") and not here.exists():
         return str(Path(__file__).resolve().parents[2] / here)
     return spec
+
+
+def nearest(path: str) -> str:
+    """What is there by a name much like the last one of a path that is not; empty where nothing is."""
+    missing = Path(path).expanduser()
+    if missing.exists() or not missing.parent.is_dir():
+        return ""
+    near = difflib.get_close_matches(missing.name, [entry.name for entry in missing.parent.iterdir()], n=1)
+    return str(missing.parent / near[0]) if near else ""

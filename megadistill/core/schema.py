@@ -9,7 +9,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -195,30 +197,73 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 # ---------------------------------------------------------------------------------------------- explaining
 
 
+class Problems(ValueError):
+    """What a validator raises that has found several things wrong with a section: one line for each."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        super().__init__("; ".join(lines))
+        self.lines = list(lines)
+
+
+def placed(message: str, path: str, section: type[BaseModel] | None, label: str = "") -> str:
+    """What a section says of itself, or of one of its fields (`field: ...`), with the path that this has in the config.
+
+    Args:
+        label: which section it is, for people.
+    """
+    field, colon, rest = message.partition(": ")
+    if colon and section is not None and field.split(".")[0] in section.model_fields:
+        path, message = f"{path}.{field}" if path else field, rest
+    name = " ".join(filter(None, (path, label and f"({label})")))
+    return f"{name}: {message}" if name else message
+
+
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> UserError:
     """All problems of a config, each with its path and, for a wrong name, the nearest right one."""
-    lines = [_explain_one(problem, model) for problem in error.errors()]
-    return UserError(f"{where}: {len(lines)} problem(s)", "\n  ".join(dict.fromkeys(lines)))
+    told: dict[str, list[str]] = {}
+    given: dict[str, str] = {}
+    for problem in error.errors():
+        place = _place(problem["loc"], model)
+        if problem["type"] in ("value_error", "assertion_error"):  # a validator of ours
+            raised = problem["ctx"]["error"]
+            for line in raised.lines if isinstance(raised, Problems) else [str(raised)]:
+                told[placed(line, place.path, place.section, place.kind)] = []
+        else:  # what may be several things is told once for each of them
+            known = [] if place.above is None else list(place.above.model_fields)
+            name = placed("", place.path, None, place.kind)
+            told.setdefault(name, []).append(_message(problem, known))
+            if problem["type"] not in _ABOUT_KEYS:
+                given[name] = f" (got {problem['input']!r})"
+    lines = [name + " or ".join(_best(texts)) + given.get(name, "") for name, texts in told.items()]
+    return UserError(f"{where}: {len(lines)} problem(s)", "\n  ".join(lines))
 
 
-def _explain_one(problem: ErrorDetails, model: type[BaseModel]) -> str:
-    location = problem["loc"]
-    path = ".".join(str(part) for part in location) or "(whole config)"
-    name = str(location[-1]) if location else ""
-    if problem["type"] == "extra_forbidden":
-        known = _fields_at(model, location[:-1])
-        return f"{path}: unknown key; {_suggest(name, known)}"
-    if problem["type"] == "union_tag_invalid":
-        context = problem.get("ctx", {})
-        expected = [tag.strip(" '") for tag in str(context.get("expected_tags", "")).split(",")]
-        return f"{path}: unknown kind {context.get('tag')!r}; {_suggest(str(context.get('tag')), expected)}"
-    if problem["type"] == "union_tag_not_found":
-        return f"{path}: needs a `kind`"
-    if problem["type"] == "missing":
-        return f"{path}: missing"
-    message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    given = "" if problem["type"] in ("value_error", "assertion_error") else f" (got {problem['input']!r})"
-    return f"{path}: {message}{given}"
+def _message(problem: ErrorDetails, known: Sequence[str]) -> str:
+    """What pydantic found wrong with one value; `known` are the keys that its section has."""
+    context = problem.get("ctx", {})
+    match problem["type"]:
+        case "extra_forbidden":
+            return f"unknown key; {_suggest(str(problem['loc'][-1]), known)}"
+        case "union_tag_invalid":
+            expected = [tag.strip(" '") for tag in str(context.get("expected_tags", "")).split(",")]
+            return f"unknown kind {context.get('tag')!r}; {_suggest(str(context.get('tag')), expected)}"
+        case "union_tag_not_found":
+            return "needs a `kind`"
+        case "missing":
+            return "missing"
+        case "literal_error" if isinstance(problem["input"], str):
+            suggestion = _suggest(problem["input"], re.findall(r"'([^']+)'", str(context.get("expected"))))
+            return problem["msg"] + (f"; {suggestion}" if suggestion.endswith("?") else "")
+    return problem["msg"]
+
+
+_ABOUT_KEYS = ("extra_forbidden", "missing", "union_tag_invalid", "union_tag_not_found")
+
+
+def _best(messages: Sequence[str]) -> list[str]:
+    """A near miss of one thing that a value may be is hardly meant as another."""
+    near = [message for message in messages if "did you mean" in message]
+    return near or list(dict.fromkeys(messages))
 
 
 def _suggest(name: str, known: Sequence[str]) -> str:
@@ -226,34 +271,63 @@ def _suggest(name: str, known: Sequence[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
 
 
-def _fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
-    """The field names of the section that an error's location leads to."""
+@dataclass(frozen=True)
+class _Place:
+    """Where in a config a problem is."""
+
+    path: str
+    """As an override names it: without the kinds and branches that pydantic counts in."""
+    kind: str
+    """Of the section around it, where it has one."""
+    section: type[BaseModel] | None
+    """The section that it is; None where it is a value."""
+    above: type[BaseModel] | None
+    """The section that the last part of the path belongs to."""
+
+
+def _place(location: Sequence[int | str], model: type[BaseModel]) -> _Place:
     current: Any = model
+    path: list[str] = []
+    kind, above = "", None
     for part in location:
+        section = None if isinstance(current, dict) else _section(current)
+        choices = current if isinstance(current, dict) else _kind_choices(current)
         if isinstance(part, int):
-            continue
-        section = _section(current)
-        if section is not None and part in section.model_fields:
+            path.append(str(part))
+        elif section is not None and part in section.model_fields:
             field = section.model_fields[part]
             union = any(isinstance(item, _KindUnion) for item in field.metadata)
             current = kinds(field.annotation) if union and isinstance(field.annotation, type) else field.annotation
-        else:
-            choices = current if isinstance(current, dict) else _kind_choices(current)
-            current = choices.get(str(part), current)
-    section = _section(current)
-    return list(section.model_fields) if section is not None else []
+            path.append(part)
+            above = section
+        elif part in choices:
+            current, kind = choices[part], part
+        elif section is not None or not _BRANCH.search(part):
+            path.append(part)
+            above = section
+    return _Place(".".join(path), kind, None if isinstance(current, dict) else _section(current), above)
+
+
+_BRANCH = re.compile(r"\[|^(constrained-)?(int|str|float|bool)$")
+"""How pydantic names what a value of several types was tried as."""
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
-    """The one config section inside an annotation such as `X | None` or `list[X]`."""
+    """The first config section inside an annotation such as `X | None` or `list[X]`."""
+    return next(_sections(annotation), None)
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
+        yield annotation
     for part in get_args(annotation):
-        if (found := _section(part)) is not None:
-            return found
-    return None
+        yield from _sections(part)
 
 
 def _kind_choices(annotation: Any) -> dict[str, type[Strict]]:
-    section = _section(annotation)
-    return kinds(section) if section is not None and issubclass(section, Strict) else {}
+    found: dict[str, type[Strict]] = {}
+    for section in _sections(annotation):
+        if issubclass(section, Strict):
+            own = section.model_fields.get("kind")
+            found |= {kind: section for kind in get_args(own.annotation if own else None)} | kinds(section)
+    return found

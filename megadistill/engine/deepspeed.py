@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from megadistill.core import dist
 from megadistill.core.errors import Diverged, UserError
-from megadistill.core.schema import Strict
+from megadistill.core.schema import Problems, Strict
 from megadistill.engine import elastic
 from megadistill.engine.optimizer import OptimizerConfig, build_optimizer
 
@@ -80,17 +80,20 @@ class EngineConfig(Strict):
 
     @model_validator(mode="after")
     def _offload_fits_stage(self) -> EngineConfig:
+        lines = []
         if self.offload_optimizer != "none" and self.zero_stage == 0:
-            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
+            lines.append("offload_optimizer: it needs zero_stage 1, 2 or 3")
         if self.offload_parameters != "none" and self.zero_stage != 3:
-            raise ValueError("offload_parameters needs zero_stage 3")
+            lines.append("offload_parameters: it needs zero_stage 3")
         if self.compile and self.zero_stage == 3:
-            raise ValueError("compile: at zero_stage 3 weights come and go within a layer; use zero_stage 0, 1 or 2")
+            lines.append("compile: at zero_stage 3 weights come and go within a layer; use zero_stage 0, 1 or 2")
         if self.zero_stage == 0 and self.gradient_accumulation_dtype != self.precision:
-            raise ValueError(
-                f"zero_stage 0 sums gradients in the precision of the parameters: set gradient_accumulation_dtype to "
-                f"{self.precision}, or zero_stage to 1"
+            lines.append(
+                f"gradient_accumulation_dtype: zero_stage 0 sums gradients in the precision of the parameters; set it "
+                f"to {self.precision}, or zero_stage to 1"
             )
+        if lines:
+            raise Problems(lines)
         return self
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from megadistill.core.schema import Strict
 
@@ -23,6 +23,17 @@ class ScheduleConfig(Strict):
     """The decay ends at this share of the peak."""
     total_steps: int | None = Field(None, gt=0)
     """Where the decay ends; `train.steps` when not given. Later ones stay at the floor (see `train.more_steps`)."""
+
+    @model_validator(mode="after")
+    def _there_is_time_to_decay(self) -> ScheduleConfig:
+        decay = {"constant": 0.0, "wsd": self.decay_fraction}.get(self.kind)
+        left = 1 - self.warmup_fraction
+        if (left < decay - 1e-9) if decay is not None else not left:
+            raise ValueError(
+                f"warmup_fraction: {self.warmup_fraction:g} leaves {left:g} of the steps, and {self.kind} decays in "
+                + ("the rest; make it smaller" if decay is None else f"decay_fraction {decay:g}; make one smaller")
+            )
+        return self
 
 
 def factor(config: ScheduleConfig, step: int, total_steps: int) -> float:

@@ -11,6 +11,7 @@ Where nothing is to be noted the name is another one, whose attention is torch's
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -42,6 +43,22 @@ class _Pass:
 
 
 _PASS: ContextVar[_Pass | None] = ContextVar("attention", default=None)
+_MASKS: ContextVar[list[Any] | None] = ContextVar("masks", default=None)
+
+
+@contextmanager
+def noticing_direction() -> Iterator[list[bool]]:
+    """Passes inside that attend through `attending` add to what is yielded, for each mask that their model makes,
+    whether a position sees the next one by it."""
+    masks: list[Any] = []
+    found: list[bool] = []
+    token = _MASKS.set(masks)
+    try:
+        yield found
+    finally:
+        _MASKS.reset(token)
+    none, first, second = torch.tensor(0), torch.tensor(0), torch.tensor(1)
+    found += [bool(mask(none, none, first, second)) for mask in masks]
 
 
 @contextmanager
@@ -60,6 +77,8 @@ def attending(
     Raises:
         UserError: the model does not look its attention up where others do.
     """
+    if not has_interface(hf):
+        raise hidden(hf, f"{type(hf).__module__} knows none", bool(wanted), documents is not None)
     _register()
     one = _Pass(documents, wanted, padded)
     before, token = hf.config._attn_implementation, _PASS.set(one)
@@ -69,12 +88,33 @@ def attending(
     finally:
         hf.config._attn_implementation = before
         _PASS.reset(token)
-    if wanted - one.found.keys() or (documents is not None and not one.masked):
-        raise UserError(
-            f"{type(hf).__name__} does not use transformers' attention interface",
-            f"it made {'a' if one.masked else 'no'} mask and, if asked, {one.num_calls} attention call(s) through it",
-            "leave out objectives on attention and use data.attention: row, or take another architecture",
-        )
+    unconfined = documents is not None and not one.masked
+    if wanted - one.found.keys() or unconfined:
+        why = f"it made {'a' if one.masked else 'no'} mask and, if asked, {one.num_calls} attention call(s) through it"
+        raise hidden(hf, why, bool(wanted - one.found.keys()), unconfined)
+
+
+def has_interface(hf: Any) -> bool:
+    """Whether a model's file looks attention up. One that does not may still make its mask in the common way, which
+    here is one of booleans, and add it to its scores: nothing would be masked."""
+    return hasattr(sys.modules[type(hf).__module__], "ALL_ATTENTION_FUNCTIONS")
+
+
+def hidden(hf: Any, why: str, layers: bool, documents: bool) -> UserError:
+    """What is said of a model whose attention cannot be had.
+
+    Args:
+        layers: objectives ask for it.
+        documents: it shall be confined to them.
+    """
+    states = "use hidden_mse instead (states, which every model shows; a learnt projection where widths differ)"
+    rows = "set data.attention: row (documents of a row then see one another)"
+    fix = " and ".join([states] * layers + [rows] * documents)
+    return UserError(
+        f"{type(hf).__name__} does not use transformers' attention interface",
+        why,
+        f"{fix}, or take an architecture such as bert, roberta, modernbert, gpt2 or llama",
+    )
 
 
 def positions(documents: Tensor) -> Tensor:
@@ -97,7 +137,16 @@ def _register() -> None:
     )
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    def attend(
+    def attend(*args: Any, **given: Any) -> Any:
+        if given.get("softcap") is not None:
+            raise UserError(
+                f"{type(args[0]).__name__} caps its attention scores",
+                "no fused attention does",
+                "set attn_logit_softcapping: null in its config (a trained one needs it), or take another architecture",
+            )
+        return sdpa_attention_forward(*args, **given)
+
+    def attend_and_note(
         module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **given: Any
     ) -> Any:
         one = _PASS.get()
@@ -110,10 +159,12 @@ def _register() -> None:
             scale = given.get("scaling")
             scale = query.shape[-1] ** -0.5 if scale is None else scale
             one.found[one.num_calls] = Attention(query, key, value, scale, visible)
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **given)
+        return attend(module, query, key, value, attention_mask, **given)
 
     def mask(*args: Any, mask_function: Any = causal_mask_function, **given: Any) -> Any:
         one = _PASS.get()
+        if (masks := _MASKS.get()) is not None:
+            masks.append(mask_function)
         if one is not None and one.documents is not None:
             one.masked = True
             mask_function = and_masks(mask_function, packed_sequence_mask_function(one.documents))
@@ -123,7 +174,7 @@ def _register() -> None:
             given["attention_mask"] = None
         return sdpa_mask(*args, mask_function=mask_function, **given)
 
-    for name, function in zip(NAMES, (sdpa_attention_forward, attend), strict=True):
+    for name, function in zip(NAMES, (attend, attend_and_note), strict=True):
         ALL_ATTENTION_FUNCTIONS.register(name, function)
         ALL_MASK_ATTENTION_FUNCTIONS.register(name, mask)
 

@@ -210,21 +210,30 @@ class ImageModel(LanguageModel):
                 hook.remove()
         return [given[number] for number in range(len(layers))], answer.logits
 
-    @torch.no_grad()
-    def check_head(self, length: int = 8) -> None:
-        """Try out, on an image of noise, that the model takes images of its processor's size, and that its heads give
-        the logits that the whole model gives.
+    def try_empty(self, attention: frozenset[int]) -> bool | None:
+        """Without weights, on torch's meta device: whether it takes images of its processor's size.
 
         Raises:
-            UserError: one of it is not so.
+            UserError: it does not.
         """
+        try:
+            if self.view is not None:
+                self._try()
+        except UserError as error:
+            if "meta" not in error.why:  # else it looks at numbers, and there are none
+                raise
+        return None
+
+    @torch.no_grad()
+    def _try(self) -> tuple[list[Tensor], Tensor]:
+        """Of an image of noise what each output layer is given [1, H], and the model's own logits [1, V]."""
         assert self.view is not None
         name, size = type(self.hf).__name__, self.view.size
         noise = torch.randint(256, (1, 3, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
         training = self.training
         self.eval()
         try:
-            states, theirs = self._read(noise.to(next(self.hf.parameters()).device))
+            return self._read(noise.to(next(self.hf.parameters()).device))
         except (ValueError, RuntimeError, KeyError) as error:
             raise UserError(
                 f"{name} cannot read images of {size} x {size} pixels",
@@ -233,6 +242,17 @@ class ImageModel(LanguageModel):
             ) from error
         finally:
             self.train(training)
+
+    @torch.no_grad()
+    def check_head(self, length: int = 8) -> None:
+        """Try out, on an image of noise, that the model takes images of its processor's size, and that its heads give
+        the logits that the whole model gives.
+
+        Raises:
+            UserError: one of it is not so.
+        """
+        name = type(self.hf).__name__
+        states, theirs = self._try()
         logits = [layer(read) for layer, read in zip(output_layers(self.hf), states, strict=True)]
         ours = torch.stack(logits).mean(0)
         if not torch.allclose(ours.float(), theirs.float(), rtol=1e-2, atol=1e-2 * float(theirs.abs().max())):

@@ -165,16 +165,23 @@ def _load(auto: Any, path: str, **options: Any) -> tuple[Any, dict[str, Any]]:
     return hf, loading
 
 
-def load_empty(path: str, revision: str | None = None) -> LanguageModel:
+def load_empty(path: str, revision: str | None = None, head: TaskHead | None = None) -> LanguageModel:
     """The model of a local folder, or of a hub name, with its sizes and no weights (on torch's meta device).
 
+    Args:
+        head: a task's, over the same body; None: the model's own.
+
     Raises:
-        UserError: there is no such folder, or its config describes no language model.
+        UserError: there is no such folder, or its config describes no such model.
     """
-    config = load_config(path, revision)
+    config, auto, processor = load_config(path, revision), None, None
+    if head is not None:
+        config, auto, processor = config_with(config, head.config_fields()), task_class(head), head.processor
+        if head.kind == "image":
+            refuse_other_view(path, load_processor(_found(path)), processor)
     try:
         with torch.device("meta"):
-            return wrapped(_auto_class(config).from_config(config))
+            return wrapped((auto or _auto_class(config)).from_config(config), processor)
     except UserError:
         raise
     except Exception as error:  # each architecture checks its fields in its own way

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from megadistill.core.errors import UserError
 from megadistill.core.types import IGNORE, AnswerKind, Attention, Batch, Dims, Head, HeadFunction, Signals
-from megadistill.models.attention import attending, positions
+from megadistill.models.attention import attending, has_interface, noticing_direction, positions
 from megadistill.models.heads import answers, as_entries, is_causal, output_layer, output_layers, read_at, transform
 from megadistill.models.interventions import replacing
 
@@ -44,6 +44,7 @@ class LanguageModel(nn.Module):
     def __init__(self, hf: Any) -> None:
         super().__init__()
         self.hf = hf
+        self.looks_attention_up = has_interface(hf)
         # the class is swapped in place: names, tying and weights stay, so the checkpoint is still a plain HF one
         for layer in output_layers(hf):
             layer.__class__ = VocabularyHead
@@ -147,7 +148,8 @@ class LanguageModel(nn.Module):
         return head
 
     def _attending(self, batch: Batch, layers: frozenset[int]) -> Any:
-        if self.attends == "row" and not layers and self.hf.config._attn_implementation != "sdpa":
+        plain = self.hf.config._attn_implementation != "sdpa" or not self.looks_attention_up
+        if self.attends == "row" and not layers and plain:
             nothing: dict[int, Attention] = {}
             return nullcontext(nothing)
         padded = len(batch.attended) < batch.mask.numel()
@@ -172,6 +174,27 @@ class LanguageModel(nn.Module):
         before, after = (self._last(one)[:, :early] for one in (ids, changed))
         self.train(training)
         return not torch.equal(before, after)
+
+    @torch.no_grad()
+    def try_empty(self, attention: frozenset[int]) -> bool | None:
+        """Without weights, on torch's meta device: whether a position sees those after it, by the masks that the model
+        makes; None where it does not tell.
+
+        Args:
+            attention: layers whose attention will be asked for.
+
+        Raises:
+            UserError: it cannot be had, or not be confined to documents (`attends`).
+        """
+        trial = _trial(torch.zeros(1, 8, dtype=torch.long)).to(torch.device("meta"))
+        with noticing_direction() as ahead:
+            try:
+                self.signals(trial, frozenset(), attention)
+            except UserError:
+                raise
+            except Exception:  # it looks at numbers, of which there are none here
+                return None
+        return any(ahead) if ahead else None
 
     @torch.no_grad()
     def check_head(self, length: int = 8) -> None:

@@ -44,23 +44,22 @@ class AttentionMSE(Objective):
 
     def build(self, student: Dims, teacher: Dims | None) -> _AttentionMSELoss:
         assert teacher is not None
-        where = f"objectives: {self.label}"
         if student.heads != teacher.heads:
             raise UserError(
-                f"{where}: the teacher has {teacher.heads} attention heads a layer, the student {student.heads}",
+                f"the teacher has {teacher.heads} attention heads a layer, the student {student.heads}",
                 "head i of the student learns the scores of head i of the teacher",
                 "give the student as many heads, or use attention_relation, which regroups them",
             )
         if self.form == "gram" and not (student.full_attention and teacher.full_attention):
             raise UserError(
-                f"{where}.form: gram sums over all pairs of positions, and a model here does not see all of them",
+                "form: gram sums over all pairs of positions, and a model here does not see all of them",
                 "it is causal, has sliding windows, or attends within documents",
                 "use form: pairs (it costs heads x L x L scores of a few rows at a time)",
             )
-        pairs = layer_map(self.layers, student, teacher, f"{where}.layers")
+        pairs = layer_map(self.layers, student, teacher)
         if 0 in pairs or 0 in pairs.values():
-            raise UserError(f"{where}.layers: the embeddings (0) attend to nothing", f"{pairs}", "name layers from 1")
-        return _AttentionMSELoss(self, pairs, weights_of(pairs, self.layer_weights, f"{where}.layer_weights"))
+            raise UserError("layers: the embeddings (0) attend to nothing", f"{pairs}", "name layers from 1")
+        return _AttentionMSELoss(self, pairs, weights_of(pairs, self.layer_weights))
 
 
 class _AttentionMSELoss:

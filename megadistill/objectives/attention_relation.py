@@ -48,32 +48,31 @@ class AttentionRelation(Objective):
 
     def build(self, student: Dims, teacher: Dims | None) -> _RelationLoss:
         assert teacher is not None
-        where = f"objectives: {self.label}"
         for name, layer, dims in (
             ("student_layer", self.student_layer, student),
             ("teacher_layer", self.teacher_layer, teacher),
         ):
             if not (1 <= layer <= dims.layers or -dims.layers <= layer <= -1):
                 raise UserError(
-                    f"{where}.{name}: there is no layer {layer}", f"there are 1 to {dims.layers}", "name one of them"
+                    f"{name}: there is no layer {layer}", f"there are 1 to {dims.layers}", "name one of them"
                 )
         if self.heads is None and student.heads != teacher.heads:
             raise UserError(
-                f"{where}: the teacher has {teacher.heads} attention heads a layer, the student {student.heads}",
+                f"the teacher has {teacher.heads} attention heads a layer, the student {student.heads}",
                 "without `heads`, head i of the student learns from head i of the teacher",
                 "set `heads` (MiniLMv2) to a number that divides both models' widths",
             )
         for dims in (student, teacher):
             if self.heads is not None and dims.hidden % self.heads:
                 raise UserError(
-                    f"{where}.heads: {self.heads} does not divide a model's width of {dims.hidden}",
+                    f"heads: {self.heads} does not divide a model's width of {dims.hidden}",
                     "relation heads are cut from the width",
                     "take a divisor of both widths",
                 )
         weights = self.relation_weights or [1.0] * len(self.relations)
         if len(weights) != len(self.relations):
             raise UserError(
-                f"{where}.relation_weights: {len(weights)} for {len(self.relations)} relations",
+                f"relation_weights: {len(weights)} for {len(self.relations)} relations",
                 f"{self.relations}",
                 "give one weight per relation",
             )

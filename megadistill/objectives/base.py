@@ -8,7 +8,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from megadistill.core.schema import Strict
+from megadistill.core.errors import UserError
+from megadistill.core.schema import Strict, placed
 from megadistill.core.types import AnswerKind, Batch, Dims, HeadName, Needs, Signals, Term
 
 
@@ -75,8 +76,25 @@ class Objective(Strict):
         return ""
 
     def build(self, student: Dims, teacher: Dims | None) -> Loss:
-        """The loss itself; `teacher` is None when the run has no teacher."""
+        """The loss itself; `teacher` is None when the run has no teacher.
+
+        Raises:
+            UserError: the models cannot have it. `field: what is wrong` is told as `objectives.2.field: ...`.
+        """
         raise NotImplementedError
+
+
+def build_loss(objective: Objective, number: int, student: Dims, teacher: Dims | None) -> Loss:
+    """The loss of the config's `objectives.<number>`.
+
+    Raises:
+        UserError: the models cannot have it; what it says of a field is said with the field's path.
+    """
+    try:
+        return objective.build(student, teacher)
+    except UserError as error:
+        at = (f"objectives.{number}", type(objective), objective.label)
+        raise UserError(placed(error.what, *at), error.why, error.fix) from error
 
 
 def needs_of(objective: Objective, loss: Loss) -> Needs:

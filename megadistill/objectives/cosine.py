@@ -31,16 +31,15 @@ class Cosine(Objective):
 
     def build(self, student: Dims, teacher: Dims | None) -> _CosineLoss:
         assert teacher is not None
-        where = f"objectives: {self.label}"
         if teacher.hidden != student.hidden:
             raise UserError(
-                f"{where}: the teacher has {teacher.hidden}, the student {student.hidden} values a state",
+                f"the teacher has {teacher.hidden}, the student {student.hidden} values a state",
                 "a cosine is between states of one width",
                 "give the student the teacher's width, or use hidden_mse, which learns a projection",
             )
         # the last is asked for as -1: then no other hidden state is kept
-        pairs = {LAST: LAST} if self.layers == "last" else layer_map(self.layers, student, teacher, f"{where}.layers")
-        return _CosineLoss(pairs, weights_of(pairs, self.layer_weights, f"{where}.layer_weights"))
+        pairs = {LAST: LAST} if self.layers == "last" else layer_map(self.layers, student, teacher)
+        return _CosineLoss(pairs, weights_of(pairs, self.layer_weights))
 
 
 class _CosineLoss:

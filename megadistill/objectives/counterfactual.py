@@ -53,20 +53,18 @@ class Counterfactual(Objective):
 
     def build(self, student: Dims, teacher: Dims | None) -> _CounterfactualLoss:
         assert teacher is not None
-        where = f"objectives: {self.label}"
         pairs = {student.layers // 2: teacher.layers // 2} if self.layers == "middle" else self.layers
-        pairs = layer_map(pairs, student, teacher, f"{where}.layers")
+        pairs = layer_map(pairs, student, teacher)
         if min(pairs) < 1 or max(pairs) >= student.layers or max(pairs.values()) >= teacher.layers:
             raise UserError(
-                f"{where}.layers: {pairs} of {student.layers} student and {teacher.layers} teacher layers",
+                f"layers: {pairs} of {student.layers} student and {teacher.layers} teacher layers",
                 "between the embeddings and the last layer something must still be computed with what was exchanged",
                 "name layers from 1 to the last but one",
             )
         if self.cosine and student.hidden != teacher.hidden:
             raise UserError(
-                f"{where}.cosine compares states of one width; the teacher has {teacher.hidden}, "
-                f"the student {student.hidden}",
-                "",
+                f"cosine: the teacher has {teacher.hidden}, the student {student.hidden} values a state",
+                "a cosine is between states of one width",
                 "give the student the teacher's width, or set cosine: 0",
             )
         return _CounterfactualLoss(self, pairs)

@@ -26,5 +26,4 @@ class EmbeddingMSE(Objective):
 
     def build(self, student: Dims, teacher: Dims | None) -> FitLoss:
         assert teacher is not None
-        where = f"objectives: {self.label}"
-        return FitLoss({0: 0}, [1.0], student.hidden, teacher.hidden, self.projection, self.positions, where)
+        return FitLoss({0: 0}, [1.0], student.hidden, teacher.hidden, self.projection, self.positions)

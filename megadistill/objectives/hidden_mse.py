@@ -40,10 +40,9 @@ class HiddenMSE(Objective):
 
     def build(self, student: Dims, teacher: Dims | None) -> FitLoss:
         assert teacher is not None
-        where = f"objectives: {self.label}"
-        pairs = layer_map(self.layers, student, teacher, f"{where}.layers")
-        weights = weights_of(pairs, self.layer_weights, f"{where}.layer_weights")
-        return FitLoss(pairs, weights, student.hidden, teacher.hidden, self.projection, self.positions, where)
+        pairs = layer_map(self.layers, student, teacher)
+        weights = weights_of(pairs, self.layer_weights)
+        return FitLoss(pairs, weights, student.hidden, teacher.hidden, self.projection, self.positions)
 
 
 class FitLoss(nn.Module):
@@ -57,13 +56,11 @@ class FitLoss(nn.Module):
         teacher_width: int,
         projection: Projection,
         positions: Positions,
-        where: str,
     ) -> None:
         super().__init__()
         if projection == "none" and width != teacher_width:
             raise UserError(
-                f"{where}.projection: none, and the teacher's states have {teacher_width} values, "
-                f"the student's {width}",
+                f"projection: none, and the teacher's states have {teacher_width} values, the student's {width}",
                 "states of different widths have no difference",
                 "use projection: shared, or a student of the teacher's width",
             )

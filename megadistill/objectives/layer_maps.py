@@ -29,24 +29,23 @@ def _some(weights: list[float]) -> list[float]:
 Weights = Annotated[list[NonNegativeFloat], Field(min_length=1), AfterValidator(_some)]
 
 
-def layer_map(layers: Layers, student: Dims, teacher: Dims, where: str) -> dict[int, int]:
+def layer_map(layers: Layers, student: Dims, teacher: Dims) -> dict[int, int]:
     """{student layer: teacher layer}, by ascending student layer.
 
     Args:
-        layers: a name, or the map itself.
-        where: the field, for messages.
+        layers: a name, or the map itself: an objective's field of that name.
 
     Raises:
         UserError: a layer that a model does not have, or a name that means nothing at these depths.
     """
     ours, theirs = student.layers, teacher.layers
     if isinstance(layers, dict):
-        return _checked(layers, ours, theirs, where)
+        return _checked(layers, ours, theirs)
     if layers == "last":
         return {ours: theirs}
     if theirs < ours:
         raise UserError(
-            f"{where}: {layers}, and the teacher has {theirs} layers for the student's {ours}",
+            f"layers: the teacher has {theirs} layers for the student's {ours}",
             "every student layer needs a teacher layer of its own",
             f"name the pairs, as in {{{ours}: {theirs}}}",
         )
@@ -57,14 +56,14 @@ def layer_map(layers: Layers, student: Dims, teacher: Dims, where: str) -> dict[
     if theirs % ours:
         pairs = ", ".join(f"{layer}: {round(layer * theirs / ours)}" for layer in range(1, ours + 1))
         raise UserError(
-            f"{where}: uniform, and the teacher's {theirs} layers do not divide by the student's {ours}",
-            "uniform takes every (teacher layers / student layers)-th layer",
+            f"layers: the teacher's {theirs} layers do not divide by the student's {ours}",
+            "every (teacher layers / student layers)-th layer is to be taken",
             f"name the pairs, as in {{{pairs}}}",
         )
     return {layer: layer * theirs // ours for layer in range(1, ours + 1)}
 
 
-def weights_of(pairs: dict[int, int], given: Sequence[float] | None, where: str) -> list[float]:
+def weights_of(pairs: dict[int, int], given: Sequence[float] | None) -> list[float]:
     """One weight per pair, in the map's order; 1 where none is given.
 
     Raises:
@@ -74,19 +73,19 @@ def weights_of(pairs: dict[int, int], given: Sequence[float] | None, where: str)
         return [1.0] * len(pairs)
     if len(given) != len(pairs):
         raise UserError(
-            f"{where}: {len(given)} weights for {len(pairs)} pairs of layers",
+            f"layer_weights: {len(given)} weights for {len(pairs)} pairs of layers",
             f"the pairs are {pairs}",
             "give one weight per pair, in that order",
         )
     return list(given)
 
 
-def _checked(layers: dict[int, int], ours: int, theirs: int, where: str) -> dict[int, int]:
+def _checked(layers: dict[int, int], ours: int, theirs: int) -> dict[int, int]:
     wrong = [f"student layer {layer}" for layer in layers if not 0 <= layer <= ours]
     wrong += [f"teacher layer {layer}" for layer in layers.values() if not 0 <= layer <= theirs]
     if wrong or not layers:
         raise UserError(
-            f"{where}: there is no {', no '.join(wrong)}" if wrong else f"{where}: no layers",
+            f"layers: there is no {', no '.join(wrong)}" if wrong else "layers: it names none",
             f"the student has 0 (embeddings) to {ours}, the teacher 0 to {theirs}",
             "name layers that exist",
         )

@@ -42,11 +42,14 @@ class Mutual(Objective):
 
     def build(self, student: Dims, teacher: Dims | None) -> _MutualLoss:
         seed = seeds.derive(torch.initial_seed(), self.label)  # the caller has seeded all objectives from the run's
-        member = self.member.build(None, student.vocabulary, student.causal, seed)
+        try:
+            member = self.member.build(None, student.vocabulary, student.causal, seed)
+        except UserError as error:  # which speaks of the run's student
+            what = error.what.removeprefix("student.")
+            raise UserError(what if what == error.what else f"member.{what}", error.why, error.fix) from error
         if member.dims.vocabulary != student.vocabulary:
             raise UserError(
-                f"objectives: {self.label}.member has a vocabulary of {member.dims.vocabulary:,} entries, the student "
-                f"{student.vocabulary:,}",
+                f"member: it has a vocabulary of {member.dims.vocabulary:,} entries, not {student.vocabulary:,}",
                 "their distributions are compared entry by entry",
                 "leave vocab_size out of its config, or take a folder of the same tokenizer",
             )

@@ -36,26 +36,25 @@ class PKD(Objective):
 
     def build(self, student: Dims, teacher: Dims | None) -> _PKDLoss:
         assert teacher is not None
-        where = f"objectives: {self.label}"
         if student.hidden != teacher.hidden:
             raise UserError(
-                f"{where}: the teacher's states have {teacher.hidden} values, the student's {student.hidden}",
+                f"the teacher's states have {teacher.hidden} values, the student's {student.hidden}",
                 "patient distillation compares states of one width",
                 "give the student the teacher's width, or use hidden_mse, which learns a projection",
             )
         if isinstance(self.layers, dict):
-            pairs = layer_map(self.layers, student, teacher, f"{where}.layers")
+            pairs = layer_map(self.layers, student, teacher)
         else:
             name: Literal["uniform", "top"] = "uniform" if self.layers == "skip" else "top"
-            pairs = layer_map(name, student, teacher, f"{where}.layers")
+            pairs = layer_map(name, student, teacher)
             pairs.pop(student.layers)
         if not pairs:
             raise UserError(
-                f"{where}.layers: {self.layers} leaves nothing of a student of one layer",
+                f"layers: {self.layers} leaves nothing of a student of one layer",
                 "the last layer is left to the predictions",
                 "name the pair, as in {1: 6}, or take a deeper student",
             )
-        return _PKDLoss(self, pairs, weights_of(pairs, self.layer_weights, f"{where}.layer_weights"), student.hidden)
+        return _PKDLoss(self, pairs, weights_of(pairs, self.layer_weights), student.hidden)
 
 
 class _PKDLoss:

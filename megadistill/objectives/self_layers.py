@@ -38,9 +38,9 @@ class SelfLayers(Objective):
         outside = [layer for layer in self.layers if not 1 <= layer < student.layers]
         if outside:
             raise UserError(
-                f"objectives: {self.label}.layers: {outside} of a student of {student.layers} layers",
+                f"layers: {outside} of a student of {student.layers} layers",
                 "the last layer teaches those before it",
-                f"name layers from 1 to {student.layers - 1}",
+                f"name layers from 1 to {student.layers - 1}" if student.layers > 1 else "take a deeper student",
             )
         return _SelfLayersLoss(self)
 

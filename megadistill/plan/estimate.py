@@ -11,13 +11,14 @@ from megadistill.core.errors import UserError
 from megadistill.core.schema import override
 from megadistill.data.tokenization import load_tokenizer
 from megadistill.engine.optimizer import build_optimizer
+from megadistill.objectives.base import build_loss
 from megadistill.objectives.step import DistillStep
 from megadistill.plan.footprint import Footprint, footprint, typical_batch
 from megadistill.plan.machine import Machine
 from megadistill.plan.work import Projection, Work, checkpoint_bytes, interval, project, work
 from megadistill.plan.zero import DTYPES, Sharded
 from megadistill.run.config import RunConfig, check, dump
-from megadistill.run.trained import located, teacher_of
+from megadistill.run.empty import empty
 
 PROJECTED = (8, 64, 512)
 
@@ -127,26 +128,13 @@ def measure(config: RunConfig, ranks: int) -> tuple[Parameters, Footprint]:
         raise UserError(
             "plan is for pretraining", "the models of a task's run are made from its data", "give a config with `data`"
         )
-    gpu = torch.device("cuda")
     vocabulary = load_tokenizer(config.text.tokenizer)
-    who = teacher_of(config)
-    teacher = None if who is None else who.empty(gpu)
-    models = teacher.models if teacher is not None else ()
-    causal = config.text.targets.kind == "clm"
-    origin = models[0] if models else None
-    if origin is None and who is not None and config.student.starts_from_teacher:
-        origin = who.origin(empty=True)
-    student = located(config.student).empty(origin, vocabulary.vocabulary_size, causal, vocabulary.special.as_dict())
+    models = empty(config, vocabulary.vocabulary_size, vocabulary.special.as_dict(), torch.device("cuda"))
+    student = models.student
     if student is None:
         raise UserError(f"plan cannot tell the sizes of student: {config.student.kind}", "", "use student: hf")
-    if teacher is not None:
-        teacher.attach(student)
-        models = teacher.models
-    for model in (student, *models):
-        model.attends = config.attention
     with torch.device("meta"):
-        dims = teacher.dims if teacher is not None else None
-        losses = [objective.build(student.dims, dims) for objective in config.objectives]
+        losses = [build_loss(one, n, student.dims, models.dims) for n, one in enumerate(config.objectives)]
         step = DistillStep(student, config.objectives, losses).to(DTYPES[config.engine.precision]).train()
     if config.engine.activation_checkpointing:
         student.hf.gradient_checkpointing_enable({"use_reentrant": False})
@@ -154,11 +142,11 @@ def measure(config: RunConfig, ranks: int) -> tuple[Parameters, Footprint]:
     sizes = Parameters(
         sum(p.numel() for p in student.parameters()),
         sum(p.numel() for group in groups for p in group),
-        sum(p.numel() for model in models for p in model.parameters()),
+        sum(p.numel() for model in models.teachers for p in model.parameters()),
     )
     found = footprint(
         step,
-        teacher if any(o.needs().teacher for o in config.objectives) else None,
+        models.teacher if any(o.needs().teacher for o in config.objectives) else None,
         typical_batch(config, vocabulary.vocabulary_size),
         lambda: Sharded(config.engine, groups, ranks, on_gpu=True),
         config.batch.accumulation(ranks),

@@ -93,20 +93,27 @@ def _gap(base: Arm, arm: Arm) -> str:
     pairs = [(seed, seed) for seed in seeds] or [(next(iter(base.runs)), next(iter(arm.runs)))]
     gaps = [arm.scores[theirs]["loss"] - base.scores[ours]["loss"] for ours, theirs in pairs]
     ours, theirs = pairs[0]
-    error = statistics.stdev(gaps) if len(gaps) > 1 else _row_error(base.runs[ours], arm.runs[theirs])
+    rows = [run.evaluation.get("heldout_rows", {}) for run in (base.runs[ours], arm.runs[theirs])]
+    by_row = paired(*rows) if len(gaps) == 1 else None
+    error = statistics.stdev(gaps) if len(gaps) > 1 else by_row and by_row[1]
     return f"{statistics.fmean(gaps):+.4f}".replace("-", "−") + (f" ± {error:.4f}" if error is not None else "")
 
 
-def _row_error(a: RunFacts, b: RunFacts) -> float | None:
-    """The standard error of the difference of two models' losses over the same rows, of a ratio of sums."""
-    ours, theirs = (run.evaluation.get("heldout_rows", {}) for run in (a, b))
+def paired(ours: Row, theirs: Row) -> tuple[float, float] | None:
+    """By how much the second model's held-out loss is above the first's, and the standard error of that ratio of sums
+    over rows (Cochran 1977, 2.11), in nats a target; None where they were not scored on the same rows.
+
+    Args:
+        ours: `targets` and `nll` of each row, as `evaluate` writes them.
+        theirs: the second model's.
+    """
     targets = ours.get("targets")
     if not targets or targets != theirs.get("targets") or len(targets) < 2:
         return None
     gaps = [y - x for x, y in zip(ours["nll"], theirs["nll"], strict=True)]
     mean = sum(gaps) / sum(targets)
     squares = sum((gap - mean * count) ** 2 for gap, count in zip(gaps, targets, strict=True))
-    return math.sqrt(squares * len(targets) / (len(targets) - 1)) / sum(targets)
+    return mean, math.sqrt(squares * len(targets) / (len(targets) - 1)) / sum(targets)
 
 
 def _told(base: Arm, arm: Arm) -> str:

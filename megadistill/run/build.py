@@ -12,7 +12,7 @@ import torch
 
 from megadistill.core import log, seeds
 from megadistill.core.dist import World
-from megadistill.core.errors import UserError
+from megadistill.core.errors import refuse
 from megadistill.core.together import together
 from megadistill.core.types import Batch
 from megadistill.data.config import DataConfig
@@ -25,9 +25,16 @@ from megadistill.models.initialize import seeded
 from megadistill.models.likeness import likeness
 from megadistill.models.loading import load_config
 from megadistill.models.signals import LanguageModel
-from megadistill.objectives.base import Loss
+from megadistill.objectives.base import Loss, build_loss
 from megadistill.run.config import RunConfig
-from megadistill.run.fitting import padding_of, refuse_other_tokenizer, refuse_unfit, refuse_uninstalled
+from megadistill.run.fitting import (
+    check_answers,
+    padding_of,
+    refuse_direction,
+    refuse_other_tokenizer,
+    unfit,
+    uninstalled,
+)
 from megadistill.run.trained import located, teacher_of
 from megadistill.tasks.augment.kept import make
 from megadistill.tasks.base import TokenTask
@@ -60,7 +67,7 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
     Raises:
         UserError: whatever of it does not fit together.
     """
-    refuse_uninstalled(config)
+    refuse(list(uninstalled(config)), "this machine lacks something")
     accumulation = config.batch.accumulation(world.size)
     batch = config.batch
     augment(config, (world.rank, world.size), device)
@@ -91,7 +98,8 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
         check_answers(head, student, models if distils else ())
         if isinstance(student, ImageModel):
             show_images(head, student, [model for model in models if isinstance(model, ImageModel)])
-    refuse_unfit(config, student, models, teacher.dims if teacher is not None else None, vocabulary)
+    theirs = teacher.dims if teacher is not None else None
+    refuse(list(unfit(config, student, models, theirs, vocabulary)), "the models and the data do not fit together")
     for remark in padding_of(models, student):
         log.get().info(remark)
     for who, part in (("teacher", config.teacher_meant), ("student", config.student)):
@@ -101,9 +109,8 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
     for model in (student, *models):
         model.check_head(min(8, config.sequence_length))
     if config.task is None:
-        _check_direction(config, "student", student)
-        for model in models if distils else ():
-            _check_direction(config, "teacher", model)
+        for who, model in (("student", student), *(("teacher", model) for model in models if distils)):
+            refuse_direction(config, who, model, model.sees_ahead(min(8, config.sequence_length)))
     report: dict[str, Any] | None = None
     if teacher is not None and distils:
         where = next(models[0].parameters()).device if models else device
@@ -115,17 +122,10 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
             guard(config.teacher.guard, teacher, student, trial, entries, stream.part.counts)
         if models and config.task is None:
             report = likeness(student, models[0], trial)
-    if config.engine.activation_checkpointing and any(o.needs().again for o in config.objectives):
-        raise UserError(
-            "an objective that exchanges hidden states cannot go with engine.activation_checkpointing",
-            "what is recomputed in the backward pass would not be what was exchanged",
-            "set engine.activation_checkpointing: false (it costs the activations' memory), or leave the objective out",
-        )
     if config.engine.activation_checkpointing:
         student.hf.gradient_checkpointing_enable({"use_reentrant": False})
-    teacher_dims = teacher.dims if teacher is not None else None
     with seeded(seeds.derive(config.seed, "objectives")):
-        losses = [objective.build(student.dims, teacher_dims) for objective in config.objectives]
+        losses = [build_loss(one, n, student.dims, theirs) for n, one in enumerate(config.objectives)]
     for loss in losses:  # one may hold a second model that learns
         for module in loss.modules() if isinstance(loss, torch.nn.Module) else ():
             if isinstance(module, LanguageModel):
@@ -173,26 +173,6 @@ def held_out(config: RunConfig) -> HeldOut:
     return HeldOut(config.text if config.task is None else config.task.open(config.task.dev_parts[0]).rows)
 
 
-def check_answers(head: TaskHead, student: LanguageModel, teachers: Sequence[LanguageModel]) -> None:
-    """A model that was trained on something else would answer with noise.
-
-    Raises:
-        UserError: a model whose head is not the task's.
-    """
-    for who, model in (("student", student), *(("teacher", teacher) for teacher in teachers)):
-        kind = model.answers
-        if kind == head.kind == "choice":  # who scores one text scores as many as there are
-            model.hf.config.num_labels = head.outputs
-        outputs = model.dims.vocabulary
-        if kind != head.kind or outputs != head.outputs:
-            raise UserError(
-                f"the {who} ({type(model.hf).__name__}) has no head for this task",
-                f"it answers with {_ANSWERS[kind].format(outputs)}, and the task asks for "
-                f"{_ANSWERS[head.kind].format(head.outputs)}",
-                "fine-tune it on the task first: a run with `task`, this model in student.init, and no teacher",
-            )
-
-
 def show_images(head: TaskHead, student: ImageModel, teachers: Sequence[ImageModel]) -> None:
     """Let a teacher without a processor of its own see what the student sees; one that has its own sees the same crops
     in its own size and colours.
@@ -210,16 +190,6 @@ def show_images(head: TaskHead, student: ImageModel, teachers: Sequence[ImageMod
     refuse_misfits(student, teachers, head.names)
 
 
-_ANSWERS = {
-    "tokens": "{:,} tokens",
-    "label": "{} classes",
-    "value": "a number",
-    "span": "a span of the text",
-    "image": "{} classes of images",
-    "choice": "one of {} texts",
-}
-
-
 def _teacher(config: RunConfig, device: torch.device) -> tuple[Source | None, LanguageModel | None]:
     """The teacher; and, where it has no model in the process, one for the student to start from, if it needs one."""
     teacher = teacher_of(config)
@@ -228,21 +198,3 @@ def _teacher(config: RunConfig, device: torch.device) -> tuple[Source | None, La
     if config.data is not None:
         teacher.check(config.data)
     return teacher.build(device), teacher.origin() if config.student.starts_from_teacher else None
-
-
-def _check_direction(config: RunConfig, who: str, model: LanguageModel) -> None:
-    """A model that reads ahead finds the next token in its input; one that does not cannot use what follows a mask."""
-    name, targets = type(model.hf).__name__, config.text.targets.kind
-    ahead = model.sees_ahead(min(8, config.sequence_length))
-    if targets == "clm" and ahead:
-        raise UserError(
-            f"data.targets is clm, and the {who} ({name}) sees the tokens that it has to predict",
-            "its states at a token change with the tokens after it",
-            f"use a causal {who}, such as gpt2 (or is_decoder: true in its config), or data.targets: {{kind: mlm}}",
-        )
-    if targets == "mlm" and not ahead:
-        raise UserError(
-            f"data.targets is mlm, and the {who} ({name}) sees only the tokens before a masked one",
-            "its states at a token do not change with the tokens after it",
-            f"use a bidirectional {who}, such as bert, or data.targets: {{kind: clm}}",
-        )

@@ -1,9 +1,8 @@
-"""Everything a run is made of, in one typed tree, and the checks that cross its sections."""
+"""Everything a run is made of, in one typed tree, and how it is read."""
 
 from __future__ import annotations
 
 import importlib
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +15,7 @@ import megadistill.objectives
 import megadistill.tasks
 import megadistill.teachers
 from megadistill.core.errors import UserError
-from megadistill.core.schema import OneOf, Strict, Tree, discover, explain, kinds, override, read_yaml
-from megadistill.core.types import AnswerKind, union_of_needs
+from megadistill.core.schema import OneOf, Problems, Strict, Tree, discover, explain, kinds, override, read_yaml
 
 for _package in (
     megadistill.data.corpora,
@@ -34,6 +32,7 @@ from megadistill.engine.optimizer import OptimizerConfig  # noqa: E402
 from megadistill.engine.schedule import ScheduleConfig, factor  # noqa: E402
 from megadistill.models.students.base import Student  # noqa: E402
 from megadistill.objectives.base import Objective  # noqa: E402
+from megadistill.run.cross import clashes  # noqa: E402
 from megadistill.run.sections import (  # noqa: E402
     BatchConfig,
     CheckpointConfig,
@@ -146,7 +145,7 @@ class RunConfig(Strict):
         sizes = [rows for rows in self.batch.micro_sizes(ranks) if rows > 1 or not exchanging]
         if not sizes:
             raise UserError(
-                f"objectives: {', '.join(exchanging)} exchanges states between rows of a micro-batch",
+                f"batch.global_size: {', '.join(exchanging)} exchanges states between rows of a micro-batch",
                 f"batch.global_size={self.batch.global_size} is one row for each of {ranks} ranks",
                 "raise batch.global_size, or use fewer ranks",
             )
@@ -175,128 +174,10 @@ class RunConfig(Strict):
         return [objective.weight_at(step) for objective in self.objectives]
 
     @model_validator(mode="after")
-    def _text_or_task(self) -> RunConfig:
-        if (self.data is None) == (self.task is None):
-            raise ValueError(
-                "data: give `data` to pretrain or `task` to learn a task" + ("" if self.data is None else ", not both")
-            )
+    def _sections_go_together(self) -> RunConfig:
+        if lines := list(clashes(self)):
+            raise Problems(lines)
         return self
-
-    @model_validator(mode="after")
-    def _objectives_suit_the_task(self) -> RunConfig:
-        asked: AnswerKind = "tokens" if self.task is None else self.task.asks
-        strange = [o.label for o in self.objectives if asked not in o.suits]
-        if strange:
-            raise ValueError(f"objectives: {', '.join(strange)} cannot learn {_ASKED[asked]}; use {_LEARNS[asked]}")
-        if self.teacher is not None and asked not in self.teacher.suits:
-            raise ValueError(f"teacher: {self.teacher.kind} does not teach {_ASKED[asked]}; use online or ensemble")
-        everywhere = [o.label for o in self.objectives if getattr(o, "scope", None) == "tokens"]
-        if self.task is not None and everywhere:
-            raise ValueError(
-                f"objectives: {', '.join(everywhere)} asks at every token, and a task is answered once a row; "
-                "set scope: targets"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _somebody_answers_variants(self) -> RunConfig:
-        augment = self.task.augment if isinstance(self.task, TokenTask) else None
-        if augment is not None and augment.answers == "teacher" and not any(o.needs().teacher for o in self.objectives):
-            raise ValueError(
-                "task.augment: variants have no labels, and no objective learns from a teacher; give one that does "
-                "(soft_ce, logits_mse, ...), or set task.augment.answers: original"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _weights_come_to_something(self) -> RunConfig:
-        ends = (1, self.steps, *(step for o in self.objectives if o.ramp for step in (o.ramp.to_step,)))
-        if not any(sum(self.weights_at(step)) for step in ends):
-            raise ValueError("objectives: all weights are 0, so nothing would be learnt")
-        return self
-
-    @model_validator(mode="after")
-    def _teacher_can_give_what_is_asked(self) -> RunConfig:
-        if self.teacher is not None:
-            if self.data is not None and (why := self.teacher.cannot_read(self.data)):
-                raise ValueError(f"teacher: {self.teacher.kind}: {why}")
-            asked = {f"objectives: {o.label}": o.needs() for o in self.objectives if o.needs().teacher}
-            asked["objectives"] = union_of_needs(list(asked.values()))
-            for where, needs in asked.items():
-                if why := self.teacher.cannot(needs):
-                    raise ValueError(f"{where} and teacher: {self.teacher.kind} do not go together: {why}")
-        return self
-
-    @model_validator(mode="after")
-    def _a_teacher_apart_is_asked(self) -> RunConfig:
-        if not self.teacher_ranks:
-            return self
-        if self.task is not None:
-            raise ValueError("teacher.placement: own_ranks is for pretraining; a task's teacher has no such")
-        if not any(objective.needs().teacher for objective in self.objectives):
-            raise ValueError("teacher.placement: own_ranks, and no objective asks the teacher; use replicated")
-        return self
-
-    @model_validator(mode="after")
-    def _exchanged_rows_are_two(self) -> RunConfig:
-        exchanging = [o.label for o in self.objectives if o.needs().again]
-        if exchanging and self.batch.micro_size == 1:
-            raise ValueError(
-                f"objectives: {', '.join(exchanging)} exchanges states between rows of a micro-batch, and "
-                "batch.micro_size is 1; set it to 2 at least"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _peers_are_listened_to_when_there(self) -> RunConfig:
-        absent = getattr(self.teacher, "absent_until", 0)
-        early = [o.label for o in self.objectives if absent and o.needs().teacher and o.weight_at(absent)]
-        if early:
-            raise ValueError(
-                f"objectives: {', '.join(early)} would learn from a teacher that is not there until step {absent}; "
-                f"give ramp: {{from_step: {absent}, to_step: {absent + 1}}}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _gradients_can_be_shared_out(self) -> RunConfig:
-        if self.log.gradient_shares_every_steps and self.engine.zero_stage == 3:
-            raise ValueError(
-                "log.gradient_shares_every_steps: at engine.zero_stage 3 no rank holds the weights; use stage 0, 1 or 2"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _objectives_are_named_apart(self) -> RunConfig:
-        twice = [label for label, n in Counter(o.label for o in self.objectives).items() if n > 1]
-        if twice:
-            raise ValueError(f"objectives: {twice[0]!r} appears twice; give each a `name`")
-        return self
-
-    @model_validator(mode="after")
-    def _teacher_is_there_when_needed(self) -> RunConfig:
-        needing = [o.label for o in self.objectives if o.needs().teacher]
-        if needing and self.teacher is None:
-            raise ValueError(f"objectives: {', '.join(needing)} need a teacher, and `teacher` is empty")
-        return self
-
-
-_ASKED: dict[AnswerKind, str] = {
-    "tokens": "to predict tokens, which is what `data` asks for",
-    "label": "a task's classes",
-    "value": "a task's numbers",
-    "span": "a task's spans",
-    "image": "a task's images",
-    "choice": "a task's choices",
-}
-_LEARNS: dict[AnswerKind, str] = {
-    "tokens": "hard_ce, soft_ce, ...",
-    "label": "hard_ce, soft_ce and logits_mse with scope: targets, pkd, hidden_mse, ...",
-    "value": "value_mse, logits_mse with scope: targets, pkd, hidden_mse, ...",
-    "span": "span_ce, span_soft_ce, hidden_mse, ...",
-    "image": "hard_ce; soft_ce, teacher_label and logits_mse with scope: targets; kd_compat",
-    "choice": "hard_ce, soft_ce and logits_mse with scope: targets, pkd, hidden_mse, ...",
-}
 
 
 def load(path: Path, assignments: Sequence[str] = (), origins: dict[str, str] | None = None) -> RunConfig:

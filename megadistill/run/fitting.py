@@ -3,113 +3,135 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from megadistill.core import log
 from megadistill.core.errors import UserError
-from megadistill.core.files import shipped
-from megadistill.core.types import Dims
+from megadistill.core.types import Dims, Needs, union_of_needs
+from megadistill.data.masking import Vocabulary
 from megadistill.data.tokenization import Tokenizer, load_tokenizer
-from megadistill.models.heads import output_layers
-from megadistill.models.loading import load_empty
+from megadistill.models.heads import TaskHead, output_layers
+from megadistill.models.images import ImageModel, refuse_misfits
 from megadistill.models.signals import LanguageModel
-from megadistill.objectives.base import needs_of
+from megadistill.objectives.base import build_loss, needs_of
 from megadistill.run.config import RunConfig
+from megadistill.run.cross import oddities
+from megadistill.run.empty import empty
+from megadistill.run.inputs import away, collected, is_here, look
 from megadistill.run.trained import located, teacher_of, tokenizer_of
-from megadistill.tasks.base import TokenTask
 
 
 def misfits(config: RunConfig) -> tuple[list[UserError], list[str]]:
-    """What `build` would refuse, as far as config.json and tokenizer files that are here already tell. Reads no weights
-    and asks no network.
+    """What `build` would refuse, as far as config.json, tokenizer files and a task's data that are here already tell.
+    Reads no weights and asks no network.
 
     Returns:
-        the problems, and remarks: what could not be compared, and what an objective's author wants to be known.
+        the problems, and remarks: what could not be compared, and what is hardly meant or should be known.
     """
-    remarks = [f"objectives: {o.label}: {said}" for o in config.objectives if (said := o.remark())]
-    paths = teacher.paths() if (teacher := teacher_of(config)) is not None else []
-    absent = [path for path in paths if not _is_here(path)]
-    remarks += [f"not compared with the teacher {path}: it is not here yet" for path in absent]
-    tokenizer = None
-    if config.words is not None and _is_here(config.words.tokenizer):
-        tokenizer = load_tokenizer(config.words.tokenizer)
+    remarks, problems = list(oddities(config)), list(uninstalled(config))
+    found, head = look(config, remarks)
+    problems += found
+    tokenizer, known = None, True
+    if config.words is not None and is_here(config.words.tokenizer):
+        known = False
+        section = "data" if config.task is None else "task"
+        with collected(problems, f"{section}.tokenizer"):
+            tokenizer, known = load_tokenizer(config.words.tokenizer), True
     elif config.words is not None:
-        remarks.append(f"not compared with the tokenizer {config.words.tokenizer}: it is not here yet")
-    problems: list[UserError] = []
-    with _collected(problems):
-        refuse_uninstalled(config)
-    if (augment := config.task.augment if isinstance(config.task, TokenTask) else None) is not None:
-        away = [f"task.augment.{name} {path}" for name, path in augment.sources().items() if not _is_here(str(path))]
-        remarks += [f"not looked at: {what} is not here yet" for what in away]
-        with _collected(problems):
-            augment.check()
-    with _collected(problems):
-        for path in paths:
-            if tokenizer is not None and path not in absent:
-                refuse_other_tokenizer(config, tokenizer, path)
-    if not absent and config.task is None:  # a task's models are made from the task's data
-        with _collected(problems):
-            problems += _sizes(config, tokenizer, [load_empty(path) for path in paths], remarks)
-    return problems, remarks
+        remarks.append(f"not compared with the tokenizer {away(config.words.tokenizer)}")
+    if tokenizer is not None and config.data is not None:
+        special = tokenizer.special
+        words = Vocabulary(tokenizer.vocabulary_size, special.mask, special.ids(), None, tokenizer.opens_word)
+        with collected(problems):
+            config.data.targets.check(words)
+    for who, found_part in (("teacher", partial(teacher_of, config)), ("student", partial(located, config.student))):
+        paths = None
+        with collected(problems):
+            paths = part.paths() if (part := found_part()) is not None else []
+        known = known and paths is not None
+        for path in paths or ():
+            if not is_here(path):
+                remarks.append(f"not compared with the {who} {away(path)}")
+                known = False
+            elif tokenizer is not None:
+                with collected(problems):
+                    refuse_other_tokenizer(config, tokenizer, path, who)
+    if known and (config.task is None or head is not None):
+        with collected(problems):
+            problems += _sizes(config, tokenizer, head, remarks)
+    return list({str(problem): problem for problem in problems}.values()), remarks
 
 
 def _sizes(
-    config: RunConfig, tokenizer: Tokenizer | None, teachers: Sequence[LanguageModel], remarks: list[str]
+    config: RunConfig, tokenizer: Tokenizer | None, head: TaskHead | None, remarks: list[str]
 ) -> Iterator[UserError]:
-    first = teachers[0] if teachers else None
     special = tokenizer.special.as_dict() if tokenizer is not None else {}
-    vocabulary = tokenizer.vocabulary_size if tokenizer is not None else first.dims.vocabulary if first else 30_522
-    causal = config.text.targets.kind == "clm"
-    student = located(config.student).empty(first, vocabulary, causal, special)
+    vocabulary = tokenizer.vocabulary_size if tokenizer is not None else None
+    models = empty(config, vocabulary, special, torch.device("cpu"), head)
+    student, teachers = models.student, models.teachers
     if student is None:
+        remarks.append(f"the sizes of student ({config.student.kind}) are not known before it is built")
         return
-    for model in (student, *teachers):
-        model.attends = config.attention
-    # a teacher without a model of its own comes from the student
-    theirs = None if config.teacher is None else (first or student).dims
-    found: list[UserError] = []
-    with _collected(found):
-        refuse_unfit(config, student, teachers, theirs, vocabulary)
-    yield from found
+    if head is not None:
+        found: list[UserError] = []
+        distils = any(objective.needs().teacher for objective in config.objectives)
+        with collected(found):
+            check_answers(head, student, teachers if distils else ())
+        if isinstance(student, ImageModel):
+            with collected(found):
+                refuse_misfits(student, [model for model in teachers if isinstance(model, ImageModel)], head.names)
+        yield from found
+    yield from unfit(config, student, teachers, models.dims, vocabulary)
     remarks += padding_of(teachers, student)
-    for objective in config.objectives:
+    needed: list[tuple[str, Needs]] = []
+    for number, objective in enumerate(config.objectives):
         try:
             with torch.device("meta"):
-                needs = needs_of(objective, objective.build(student.dims, theirs))
+                needs = needs_of(objective, build_loss(objective, number, student.dims, models.dims))
         except UserError as error:
             yield error
             continue
+        at = f"objectives.{number} ({objective.label})"
+        needed.append((at, needs))
         if config.teacher is not None and needs.teacher and (why := config.teacher.cannot(needs)):
-            yield UserError(f"objectives: {objective.label}: teacher: {config.teacher.kind} cannot serve it", why)
+            yield UserError(f"{at}: teacher ({config.teacher.kind}) cannot serve it", why)
+    yield from _attention(config, student, teachers, needed)
 
 
-def _is_here(path: str) -> bool:
-    """Whether a model or tokenizer can be looked at without network."""
-    return Path(shipped(path)).expanduser().exists()
+def _attention(
+    config: RunConfig, student: LanguageModel, teachers: Sequence[LanguageModel], needed: Sequence[tuple[str, Needs]]
+) -> Iterator[UserError]:
+    """What a pass without weights tells of how the models attend."""
+    whole = union_of_needs([needs for _, needs in needed])
+    sides = [("student", student, whole.student_attention)]
+    if whole.teacher:  # of several, the first gives states and attention
+        asked = (whole.teacher_attention, *(frozenset() for _ in teachers[1:]))
+        sides += [("teacher", model, layers) for model, layers in zip(teachers, asked, strict=False)]
+    for who, model, layers in sides:
+        try:
+            ahead = model.try_empty(layers)
+        except UserError as error:
+            asking = [at for at, needs in needed if getattr(needs, f"{who}_attention")]
+            at = ", ".join(asking + ["data.attention"] * (model.attends == "document"))
+            yield UserError(f"{at}: the {who}'s {error.what}" if at else f"{who}: {error.what}", error.why, error.fix)
+            continue
+        if config.task is None and ahead is not None:
+            found: list[UserError] = []
+            with collected(found):
+                refuse_direction(config, who, model, ahead)
+            yield from found
 
 
-@contextmanager
-def _collected(problems: list[UserError]) -> Iterator[None]:
-    try:
-        yield
-    except UserError as error:
-        problems.append(error)
-
-
-def refuse_uninstalled(config: RunConfig) -> None:
-    """What only training needs: a run's config must be readable where it is not.
-
-    Raises:
-        UserError: a service to log to, or the storage to copy to, is not known to this machine.
-    """
+def uninstalled(config: RunConfig) -> Iterator[UserError]:
+    """What only training needs, and this machine does not know: services to log to, the storage to copy to. A run's
+    config must be readable without."""
     for name in config.log.services:
         if find_spec(name) is None:
-            raise UserError(f"log.services: {name} is not installed", "", f"pip install megadistill[{name}]")
+            yield UserError(f"log.services: {name} is not installed", "", f"pip install megadistill[{name}]")
     if (url := config.checkpoint.copy_to) is not None:
         import fsspec  # type: ignore[import-untyped]
 
@@ -117,46 +139,58 @@ def refuse_uninstalled(config: RunConfig) -> None:
             fsspec.get_filesystem_class(fsspec.utils.get_protocol(url))
         except (ImportError, ValueError) as error:
             fix = "install what it names, or give another url"
-            raise UserError(f"checkpoint.copy_to: {url} cannot be written to", str(error), fix) from None
+            yield UserError(f"checkpoint.copy_to: {url} cannot be written to", str(error), fix)
 
 
-def refuse_unfit(
-    config: RunConfig, student: LanguageModel, teachers: Sequence[LanguageModel], theirs: Dims | None, vocabulary: int
-) -> None:
+def unfit(
+    config: RunConfig,
+    student: LanguageModel,
+    teachers: Sequence[LanguageModel],
+    theirs: Dims | None,
+    vocabulary: int | None,
+) -> Iterator[UserError]:
     """Compare the sizes of the models with each other and with the data.
 
     Args:
         teachers: the models of the teacher, if there are any.
         theirs: what they are together; None without a teacher.
-        vocabulary: how many entries the tokenizer has.
-
-    Raises:
-        UserError: names everything that does not fit.
+        vocabulary: how many entries the tokenizer has; None: not known.
     """
-    ours = student.dims
-    problems = [
-        _too_small("student", student.num_tokens, vocabulary),
-        _too_short("student", student, config.sequence_length),
-    ]
-    if theirs is not None:
-        sizes = [model.num_tokens for model in teachers] or [theirs.vocabulary]
-        problems += [_too_small("teacher", size, vocabulary) for size in sizes if config.task is None or teachers]
-        problems += [_too_short("teacher", model, config.sequence_length) for model in teachers]
-        compares = [o.label for o in config.objectives if o.needs().teacher]
-        if compares and teachers and theirs.vocabulary < ours.vocabulary:
-            problems.append(
-                f"the teacher's vocabulary has {theirs.vocabulary:,} entries, the student's {ours.vocabulary:,}: "
-                f"{', '.join(compares)} cannot compare them entry by entry"
+    ours, section = student.dims, "data" if config.task is None else "task"
+    models = [("student", student), *(("teacher", model) for model in teachers)]
+    sizes = [(who, model.num_tokens) for who, model in models]
+    if theirs is not None and not teachers and config.task is None:
+        sizes.append(("teacher", theirs.vocabulary))
+    for who, size in sizes:
+        if vocabulary is not None and size < vocabulary:
+            yield UserError(
+                f"{section}.tokenizer: it has {vocabulary:,} entries, and the {who}'s vocabulary only {size:,}",
+                "",
+                "take the teacher's tokenizer, and a student whose vocab_size is the tokenizer's",
             )
-    headed = [o.label for o in config.objectives if o.head is not None]
+    for who, model in models:
+        limit = _positions(model)
+        if limit is not None and limit < (length := config.sequence_length):
+            yield UserError(
+                f"{section}.sequence_length: it is {length}, and the {who} knows only {limit} positions",
+                "",
+                f"set it to {limit} at most, or take a {who} with more positions",
+            )
+    compares = [f"objectives.{n} ({o.label})" for n, o in enumerate(config.objectives) if o.needs().teacher]
+    known = theirs is not None and compares and teachers and config.task is None
+    if theirs is not None and known and theirs.vocabulary < ours.vocabulary:
+        yield UserError(
+            f"{', '.join(compares)}: the teacher's vocabulary has {theirs.vocabulary:,} entries, the student's "
+            f"{ours.vocabulary:,}",
+            "they cannot be compared entry by entry",
+            "leave vocab_size out of student.config, or set it to the tokenizer's",
+        )
+    headed = [f"objectives.{n}.head ({o.label})" for n, o in enumerate(config.objectives) if o.head is not None]
     if headed and len(output_layers(student.hf)) == 1:
-        problems.append(f"{', '.join(headed)} names a head, and the student ({type(student.hf).__name__}) has only one")
-    found = [p for p in problems if p]
-    if found:
-        raise UserError(
-            "the models and the data do not fit together",
-            "\n  ".join(found),
-            "use the teacher's tokenizer (data.tokenizer) and its sizes for the student",
+        yield UserError(
+            f"{', '.join(headed)}: the student ({type(student.hf).__name__}) has only one head",
+            "",
+            "leave `head` out, or use student.architecture: deit for images, which has two",
         )
 
 
@@ -215,17 +249,64 @@ def _difference(ours: Tokenizer, theirs: Tokenizer) -> str:
     return ""
 
 
-def _too_small(who: str, size: int, vocabulary: int) -> str:
-    if size >= vocabulary:
-        return ""
-    return f"the tokenizer has {vocabulary:,} entries, and the {who}'s vocabulary only {size:,}"
-
-
-def _too_short(who: str, model: LanguageModel, length: int) -> str:
+def _positions(model: LanguageModel) -> int | None:
+    """How long a row it can read; None: no limit is known."""
     limit: Any = getattr(model.hf.config, "max_position_embeddings", None)
     table: Any = getattr(getattr(model.hf.base_model, "embeddings", None), "position_embeddings", None)
     if limit is not None and getattr(table, "padding_idx", None) is not None:
         limit -= table.padding_idx + 1  # RoBERTa counts positions from its padding id
-    if limit is None or length <= limit:
-        return ""
-    return f"data.sequence_length is {length}, and the {who} knows only {limit} positions"
+    return limit if isinstance(limit, int) else None
+
+
+def check_answers(head: TaskHead, student: LanguageModel, teachers: Sequence[LanguageModel]) -> None:
+    """A model that was trained on something else would answer with noise.
+
+    Raises:
+        UserError: a model whose head is not the task's.
+    """
+    for who, model in (("student", student), *(("teacher", teacher) for teacher in teachers)):
+        kind = model.answers
+        if kind == head.kind == "choice":  # who scores one text scores as many as there are
+            model.hf.config.num_labels = head.outputs
+        outputs = model.dims.vocabulary
+        if kind != head.kind or outputs != head.outputs:
+            raise UserError(
+                f"{who}: {type(model.hf).__name__} has no head for this task",
+                f"it answers with {_ANSWERS[kind].format(outputs)}, and the task asks for "
+                f"{_ANSWERS[head.kind].format(head.outputs)}",
+                "fine-tune it on the task first: a run with `task`, this model in student.init, and no teacher",
+            )
+
+
+_ANSWERS = {
+    "tokens": "{:,} tokens",
+    "label": "{} classes",
+    "value": "a number",
+    "span": "a span of the text",
+    "image": "{} classes of images",
+    "choice": "one of {} texts",
+}
+
+
+def refuse_direction(config: RunConfig, who: str, model: LanguageModel, ahead: bool) -> None:
+    """A model that reads ahead finds the next token in its input; one that does not cannot use what follows a mask.
+
+    Args:
+        ahead: whether it does.
+
+    Raises:
+        UserError: it must not, or should.
+    """
+    name, targets = type(model.hf).__name__, config.text.targets.kind
+    if targets == "clm" and ahead:
+        raise UserError(
+            f"data.targets: clm, and the {who} ({name}) sees the tokens that it has to predict",
+            "its states at a token change with the tokens after it",
+            f"use a causal {who}, such as gpt2 (or is_decoder: true in its config), or data.targets: {{kind: mlm}}",
+        )
+    if targets == "mlm" and not ahead:
+        raise UserError(
+            f"data.targets: mlm, and the {who} ({name}) sees only the tokens before a masked one",
+            "its states at a token do not change with the tokens after it",
+            f"use a bidirectional {who}, such as bert, or data.targets: {{kind: clm}}",
+        )

@@ -38,6 +38,15 @@ class BatchConfig(Strict):
             raise ValueError(f"schedule: each from_step must be larger than the one before, not {steps}")
         return self
 
+    @model_validator(mode="after")
+    def _micro_batches_fill_a_step(self) -> BatchConfig:
+        """On one rank, where there are the fewest; the number of ranks is not known here."""
+        try:
+            self.check(1)
+        except UserError as error:
+            raise ValueError(f"{error.what.removeprefix('batch.')}; {error.fix}") from None
+        return self
+
     @property
     def later_sizes(self) -> list[tuple[int, int]]:
         """(0-based step, rows per step from there on), for `Stream`."""
@@ -76,7 +85,7 @@ class BatchConfig(Strict):
                 near = sorted({max(size // unit, 1) * unit, (size // unit + 1) * unit})
                 by = f"batch.micro_size x ranks = {rows} x {world_size}" if rows > 1 else f"{world_size} ranks"
                 raise UserError(
-                    f"batch.{name}={size} does not divide by {by}",
+                    f"batch.{name}: {size} does not divide by {by if world_size > 1 else f'batch.micro_size {rows}'}",
                     "every rank must see the same number of micro-batches",
                     f"nearest global sizes that do: {' or '.join(map(str, near))}",
                 )

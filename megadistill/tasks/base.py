@@ -84,6 +84,25 @@ class Task(Strict):
         """What it asks a model for; may read the data."""
         raise NotImplementedError
 
+    def files(self) -> dict[str, list[str]]:
+        """Field -> the files, folders or patterns that examples are read from."""
+        return {}
+
+    def look(self, part: str) -> None:
+        """Read a part as far as that takes seconds; nothing is encoded.
+
+        Raises:
+            UserError: as `open`.
+        """
+
+    def known_head(self, here: bool) -> TaskHead | None:
+        """`head`, as far as it is known at once.
+
+        Args:
+            here: whether its files are; else it may not read them.
+        """
+        return self.head
+
     @property
     def dev_parts(self) -> tuple[str, ...]:
         """What scores are measured on; the first is looked at during training too."""
@@ -117,6 +136,10 @@ class TokenTask(Task):
         if self.augment is not None and self.asks not in ("label", "value"):
             raise ValueError(f"augment: it changes texts with a class or a number; {self.kind} asks for a {self.asks}")
         return self
+
+    def look(self, part: str) -> None:
+        if self.asks in ("label", "value"):
+            self.examples(part)
 
     def examples(self, part: str) -> list[Example]:
         """All examples of a part, in the file's order, where a row has a class or a number."""

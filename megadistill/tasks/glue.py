@@ -102,6 +102,9 @@ class GlueTask(TokenTask):
     def dev_parts(self) -> tuple[str, ...]:
         return SETS[self.name].dev
 
+    def files(self) -> dict[str, list[str]]:
+        return {"folder": [str(self.folder)]}
+
     def open(self, part: str) -> Labelled:
         return open_labelled(self, part, SETS[self.name].metrics)
 
@@ -133,7 +136,9 @@ class GlueTask(TokenTask):
         raise UserError(
             f"task.folder: {self.folder} has no {part} set of {self.name}",
             f"looked for {SETS[self.name].folder}/{original} and {self.name}/{hub}-*.parquet",
-            "give the folder that GLUE's download script fills, or a copy of the hub's nyu-mll/glue",
+            (tables.there_is(self.folder) or tables.there_is(self.folder / SETS[self.name].folder / original))
+            + "give the folder that GLUE's download script fills, or a copy of the hub's "
+            "nyu-mll/glue",
         )
 
     def _read(self, file: Path, from_hub: bool) -> list[Line]:

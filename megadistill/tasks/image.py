@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from megadistill.core.errors import UserError
 from megadistill.core.types import AnswerKind
 from megadistill.models.heads import TaskHead
 from megadistill.models.images import default_processor, load_processor, view_of
-from megadistill.tasks import image_files
+from megadistill.tasks import image_files, tables
 from megadistill.tasks.base import Task
 from megadistill.tasks.encoding import some
 from megadistill.tasks.image_files import Images
@@ -55,6 +56,28 @@ class ImageTask(Task):
     @property
     def head(self) -> TaskHead:
         return TaskHead("image", len(self._names), self._names, *self._sight)
+
+    def files(self) -> dict[str, list[str]]:
+        return {"train": self.train, "dev": self.dev}
+
+    def look(self, part: str) -> None:
+        files = tables.find(self.train if part == "train" else self.dev, f"task.{part}")
+        names = set(self.labels or ())
+        strange = [name for name in image_files.classes_of(files[0]) if names and name not in names]
+        if strange and not all(name.isdigit() for name in strange):
+            raise UserError(
+                f"task.labels: {files[0]} has a class {strange[0]!r} that is not among them",
+                f"nor are {len(strange) - 1} more" if len(strange) > 1 else "",
+                "list all classes, or leave task.labels out",
+            )
+
+    def known_head(self, here: bool) -> TaskHead | None:
+        names = self.labels
+        if names is None and here and len(self.train) == 1:
+            names = image_files.classes_of(Path(self.train[0]).expanduser())
+        if not names or (self.processor is not None and not Path(self.processor).exists()):
+            return None
+        return TaskHead("image", len(names), tuple(names), *self._sight)
 
     def open(self, part: str) -> ImagePart:
         images = self._train[0] if part == "train" else image_files.read(self.dev, "task.dev", self.label_field)[0]

@@ -126,8 +126,15 @@ def read(patterns: Sequence[str], field: str, label_field: str) -> tuple[Images,
     return found, names
 
 
+def classes_of(folder: Path) -> list[str]:
+    """A folder's folders, sorted; none where it is no folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
 def _of_folder(folder: Path, field: str) -> tuple[Images, list[str]]:
-    classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    classes = classes_of(folder)
     if not classes:
         raise UserError(f"{field}: {folder} has no folders", "each class has one", "lay it out as CLASS/NAME.jpg")
     found = Images([folder], in_folder=True)

@@ -29,6 +29,9 @@ class ImdbTask(TokenTask):
     def head(self) -> TaskHead:
         return TaskHead("label", 2, NAMES)
 
+    def files(self) -> dict[str, list[str]]:
+        return {"folder": [str(self.folder)]}
+
     def open(self, part: str) -> Labelled:
         return open_labelled(self, part, ("accuracy",))
 
@@ -50,7 +53,7 @@ class ImdbTask(TokenTask):
                 raise UserError(
                     f"task.folder: {self.folder} has no {name} set of IMDb",
                     f"looked for {name}*.parquet and {name}/{label}/*.txt",
-                    "give the unpacked aclImdb, or a copy of the hub's stanfordnlp/imdb",
+                    tables.there_is(self.folder) + "give the unpacked aclImdb, or a copy of the hub's stanfordnlp/imdb",
                 )
             found += [Example(f"{file}:1", _clean(file.read_text(encoding="utf-8")), None, number) for file in files]
         return found

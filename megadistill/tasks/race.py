@@ -65,6 +65,12 @@ class RaceTask(TokenTask):
     def dev_parts(self) -> tuple[str, ...]:
         return ("dev", "test")
 
+    def files(self) -> dict[str, list[str]]:
+        return {"folder": [str(self.folder)]}
+
+    def look(self, part: str) -> None:
+        self.questions(part)
+
     def open(self, part: str) -> RacePart:
         questions = self.questions(part)
         if part == "train":
@@ -91,7 +97,7 @@ class RaceTask(TokenTask):
             raise UserError(
                 f"task.folder: {self.folder} has no {part} set of RACE",
                 f"looked for {part}/{levels[0]}/*.txt and {self.level}/{_HUB[part]}-*.parquet",
-                "give the unpacked RACE, or a copy of the hub's ehovy/race",
+                tables.there_is(self.folder) + "give the unpacked RACE, or a copy of the hub's ehovy/race",
             )
         return found
 

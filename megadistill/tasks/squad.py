@@ -16,6 +16,7 @@ from megadistill.core.errors import UserError
 from megadistill.core.types import AnswerKind
 from megadistill.data.tokenization import Tokenizer, load_tokenizer
 from megadistill.models.heads import TaskHead
+from megadistill.tasks import tables
 from megadistill.tasks.base import TokenTask
 from megadistill.tasks.encoding import Encoded, frame, join, some
 from megadistill.tasks.rows import TaskRows
@@ -85,8 +86,21 @@ class SquadTask(TokenTask):
     def head(self) -> TaskHead:
         return TaskHead("span", 2)
 
+    def files(self) -> dict[str, list[str]]:
+        return {"train": [str(self.train)], "dev": [str(self.dev)]}
+
+    def look(self, part: str) -> None:
+        self._questions(part)
+
+    def _questions(self, part: str) -> list[Question]:
+        path = self.train if part == "train" else self.dev
+        if not path.is_file():
+            fix = tables.there_is(path) + "check the path; it is relative to where you are"
+            raise UserError(f"task.{part}: no file {path}", "", fix)
+        return read(path, self.version)
+
     def open(self, part: str) -> SquadPart:
-        questions = read(self.train if part == "train" else self.dev, self.version)
+        questions = self._questions(part)
         if part == "train":
             chosen = some(list(range(len(questions))), self.max_train_examples)
             questions = [questions[number] for number in chosen]

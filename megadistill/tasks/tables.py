@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megadistill.core.errors import UserError
+from megadistill.core.files import nearest
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,16 @@ def find(patterns: Sequence[str], field: str) -> list[Path]:
     for pattern in patterns:
         matches = sorted(glob(str(Path(pattern).expanduser())))
         if not matches:
-            raise UserError(f"{field}: no file {pattern}", "", "check the path; it is relative to where you are")
+            fix = there_is(pattern) + "check the path; it is relative to where you are"
+            raise UserError(f"{field}: no file {pattern}", "", fix)
         found += [Path(match) for match in matches]
     return found
+
+
+def there_is(path: str | Path) -> str:
+    """The beginning of what to do about a path that is missing: what is there by nearly its name."""
+    near = nearest(str(path))
+    return f"there is {near}; " if near else ""
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

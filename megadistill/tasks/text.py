@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from difflib import get_close_matches
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -61,6 +63,12 @@ class TextTask(TokenTask):
     def head(self) -> TaskHead:
         return TaskHead("value", 1) if self.regression else TaskHead("label", len(self._names), self._names)
 
+    def files(self) -> dict[str, list[str]]:
+        return {"train": self.train, "dev": self.dev}
+
+    def known_head(self, here: bool) -> TaskHead | None:
+        return self.head if here or self.regression or self.labels else None
+
     def open(self, part: str) -> Labelled:
         return open_labelled(self, part, self.metrics or (["pearson", "spearman"] if self.regression else ["accuracy"]))
 
@@ -71,7 +79,21 @@ class TextTask(TokenTask):
 
     def _lines(self, part: str) -> Iterator[Line]:
         for file in tables.find(self.train if part == "train" else self.dev, f"task.{part}"):
-            yield from tables.read(file)
+            for number, line in enumerate(tables.read(file)):
+                if not number:
+                    self._refuse_other_columns(file, line)
+                yield line
+
+    def _refuse_other_columns(self, file: Path, line: Line) -> None:
+        for field in ("text", "pair", "label"):
+            column = getattr(self, field)
+            if column is not None and column not in line.cells:
+                near = get_close_matches(column, [str(cell) for cell in line.cells], n=1)
+                raise UserError(
+                    f"task.{field}: {file} has no column {column!r}",
+                    f"it has {', '.join(map(str, line.cells)) or 'none'}",
+                    f"did you mean {near[0]!r}?" if near else f"name the right one in task.{field}",
+                )
 
     def _example(self, line: Line) -> Example:
         second = None if self.pair is None else line.text(self.pair)

@@ -60,6 +60,8 @@ class Teacher(Strict):
     kind: str
     suits: ClassVar[frozenset[AnswerKind]] = frozenset({"tokens", "label", "value", "span", "choice", "image"})
     """What a batch may ask for where this teacher can answer."""
+    reads_student: ClassVar[bool] = False
+    """Whether it reads the student's whole weights after a step."""
     guard: Guard | None = Guard()
     """What it must prove before the first step; None: nothing."""
 
@@ -97,6 +99,11 @@ class Teacher(Strict):
         Raises:
             UserError: it is missing or stale.
         """
+
+    @property
+    def meets_every(self) -> int:
+        """After every so many steps it takes a checkpoint of another run, which takes one of this; 0: it does not."""
+        return 0
 
     @property
     def patience(self) -> float:

@@ -46,6 +46,10 @@ class PeerTeacher(Teacher):
         return 2 * self.every_steps
 
     @property
+    def meets_every(self) -> int:
+        return self.every_steps
+
+    @property
     def patience(self) -> float:
         return self.wait_seconds
 

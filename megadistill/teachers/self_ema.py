@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -27,6 +27,7 @@ class SelfEMATeacher(Teacher):
     """
 
     kind: Literal["self_ema"]
+    reads_student: ClassVar[bool] = True
     decay: float = Field(0.999, ge=0, lt=1)
     every_steps: int = Field(1, gt=0)
     """Between two updates."""

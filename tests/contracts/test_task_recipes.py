@@ -14,8 +14,8 @@ from megadistill.models.initialize import Folder
 from megadistill.models.loading import save_pretrained
 from megadistill.models.students.hf import HFStudent
 from megadistill.objectives.step import DistillStep
-from megadistill.run.build import check_answers
 from megadistill.run.config import load
+from megadistill.run.fitting import check_answers
 from megadistill.tasks.rows import TaskRows
 from megadistill.teachers.ensemble import EnsembleSource
 from megadistill.teachers.online import OnlineSource

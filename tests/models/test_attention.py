@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForMaskedLM
 
 from megadistill.core.errors import UserError
 from megadistill.core.types import IGNORE, Batch
 from megadistill.models.attention import positions
+from megadistill.models.signals import LanguageModel
 from megadistill.testing import tiny
 
 EMPTY = frozenset()
@@ -131,7 +133,20 @@ def test_a_model_with_an_attention_of_its_own_is_refused_with_what_to_do(monkeyp
     monkeypatch.setattr(type(model.hf.base_model.h[0].attn), "forward", lambda self, x, **given: (x, None))
     with pytest.raises(UserError, match="does not use transformers' attention interface") as caught:
         model.signals(batch, EMPTY, frozenset({1}))
-    assert "leave out objectives on attention" in caught.value.fix
+    assert "use hidden_mse instead" in caught.value.fix
+
+
+@pytest.mark.parametrize("name", ["mpnet", "megatron-bert"])
+def test_a_model_that_only_makes_masks_as_others_do_is_refused_documents(name):
+    """It would add the mask to its scores, as 0 and 1."""
+    sizes = {"vocab_size": tiny.VOCABULARY, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    config = AutoConfig.for_model(name, **sizes, intermediate_size=32)
+    model = LanguageModel(AutoModelForMaskedLM.from_config(config)).eval()
+    hidden(model, tiny.packed(DOCUMENTS))
+    model.attends = "document"
+    with pytest.raises(UserError, match="does not use transformers' attention interface") as caught:
+        hidden(model, tiny.packed(DOCUMENTS))
+    assert caught.value.fix.startswith("set data.attention: row")
 
 
 @pytest.mark.parametrize("name", tiny.FAMILIES)

@@ -1,5 +1,7 @@
 """What an objective says when the models, or its own fields, cannot do what it asks."""
 
+import re
+
 import pytest
 from pydantic import ValidationError
 
@@ -7,6 +9,7 @@ from megadistill.core.errors import UserError
 from megadistill.core.types import Dims
 from megadistill.objectives.attention_mse import AttentionMSE
 from megadistill.objectives.attention_relation import AttentionRelation
+from megadistill.objectives.base import build_loss
 from megadistill.objectives.cosine import Cosine
 from megadistill.objectives.hidden_mse import HiddenMSE
 from megadistill.objectives.layer_maps import layer_map
@@ -29,7 +32,7 @@ SMALL = Dims(4, 312, 30522, 12)
     ],
 )
 def test_layer_maps(name, ours, theirs, expected):
-    result = layer_map(name, Dims(ours, 1, 1), Dims(theirs, 1, 1), "layers")
+    result = layer_map(name, Dims(ours, 1, 1), Dims(theirs, 1, 1))
     assert list(result.items()) == list(expected.items())
 
 
@@ -59,12 +62,17 @@ def test_a_temperature_that_is_none(value):
 @pytest.mark.parametrize(
     ("objective", "student", "teacher", "message"),
     [
-        (HiddenMSE(kind="hidden_mse"), Dims(5, 768, 1), TWELVE, r"hidden_mse\.layers: uniform.*12 layers.*student's 5"),
+        (
+            HiddenMSE(kind="hidden_mse"),
+            Dims(5, 768, 1),
+            TWELVE,
+            r"objectives\.3\.layers \(hidden_mse\): .*12 layers.*student's 5",
+        ),
         (HiddenMSE(kind="hidden_mse"), TWELVE, SIX, "teacher has 6 layers for the student's 12"),
         (HiddenMSE(kind="hidden_mse", layers={7: 1}), SIX, TWELVE, "no student layer 7"),
         (HiddenMSE(kind="hidden_mse", layers={1: 13, 2: 14}), SIX, TWELVE, "no teacher layer 13, no teacher layer 14"),
-        (HiddenMSE(kind="hidden_mse", layers={}), SIX, TWELVE, "no layers"),
-        (HiddenMSE(kind="hidden_mse", layer_weights=[1, 2]), SIX, TWELVE, "layer_weights: 2 weights for 6 pairs"),
+        (HiddenMSE(kind="hidden_mse", layers={}), SIX, TWELVE, "it names none"),
+        (HiddenMSE(kind="hidden_mse", layer_weights=[1, 2]), SIX, TWELVE, "2 weights for 6 pairs"),
         (HiddenMSE(kind="hidden_mse", projection="none"), SMALL, TWELVE, "768 values, the student's 312"),
         (Cosine(kind="cosine"), SMALL, TWELVE, "the teacher has 768, the student 312 values"),
         (PKD(kind="pkd"), SMALL, TWELVE, "768 values, the student's 312"),
@@ -91,8 +99,8 @@ def test_a_temperature_that_is_none(value):
 )
 def test_what_does_not_fit_is_told_with_its_field(objective, student, teacher, message):
     with pytest.raises(UserError, match=rf"(?s){message}") as caught:
-        objective.build(student, teacher)
-    assert f"objectives: {objective.kind}" in str(caught.value)
+        build_loss(objective, 3, student, teacher)
+    assert re.match(rf"objectives\.3[\w.]* \({objective.kind}\): ", str(caught.value))
     assert caught.value.fix
 
 

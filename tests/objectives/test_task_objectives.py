@@ -143,11 +143,14 @@ TEXT = {"dir": "d", "corpora": [{"kind": "synthetic", "num_documents": 9}], "tok
     ("change", "message"),
     [
         ({"objectives": [{"kind": "soft_ce"}]}, "set scope: targets"),
-        ({"objectives": [{"kind": "span_ce"}]}, "span_ce cannot learn a task's classes; use hard_ce"),
+        ({"objectives": [{"kind": "span_ce"}]}, r"\(span_ce\): it cannot learn a task's classes; use hard_ce"),
         ({"objectives": [{"kind": "hard_ce"}], "task": {**TREE["task"], "name": "stsb"}}, "use value_mse"),
         ({"objectives": [{"kind": "hard_ce"}], "task": None}, "give `data` to pretrain or `task`"),
         ({"objectives": [{"kind": "hard_ce"}], "data": TEXT}, "not both"),
-        ({"objectives": [{"kind": "hard_ce"}], "teacher": CACHED}, "cached does not teach a task's classes"),
+        (
+            {"objectives": [{"kind": "hard_ce"}], "teacher": CACHED},
+            r"teacher \(cached\): it does not teach a task's classes",
+        ),
     ],
 )
 def test_objectives_that_do_not_suit_the_task_are_told(change, message):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from megadistill.core.schema import Strict
+from megadistill.core.types import Needs
 from megadistill.models.heads import TaskHead
 from megadistill.models.signals import LanguageModel
 
@@ -20,6 +21,14 @@ class Student(Strict):
     def paths(self) -> list[str]:
         """Folders, runs or hub names that it starts from, whose tokenizers must be the data's."""
         return []
+
+    def files(self) -> dict[str, list[str]]:
+        """Field -> the files that are read besides `paths`."""
+        return {}
+
+    def cannot(self, needs: Needs) -> str:
+        """Why an objective that has such needs cannot teach it, and what can; empty where it can."""
+        return ""
 
     @property
     def starts_from_teacher(self) -> bool:
@@ -55,6 +64,7 @@ class Student(Strict):
         vocabulary_size: int,
         causal: bool,
         special: Mapping[str, int | None] | None = None,
+        head: TaskHead | None = None,
     ) -> LanguageModel | None:
         """What `build` would make of a teacher without weights: its sizes, found out without any weight (on torch's
         meta device). None where that cannot be told; raises what `build` would."""

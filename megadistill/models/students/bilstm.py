@@ -12,6 +12,7 @@ from torch import Tensor
 
 from megadistill.core import log
 from megadistill.core.errors import UserError
+from megadistill.core.types import Needs
 from megadistill.models.bilstm import register
 from megadistill.models.heads import TaskHead
 from megadistill.models.initialize import seeded
@@ -50,6 +51,14 @@ class BiLSTMStudent(Student):
             raise ValueError("vectors: give the file with embeddings: vectors, and only with it")
         return self
 
+    def files(self) -> dict[str, list[str]]:
+        return {} if self.vectors is None else {"vectors": [str(self.vectors)]}
+
+    def cannot(self, needs: Needs) -> str:
+        if needs.student_hidden | needs.teacher_hidden | needs.student_attention | needs.teacher_attention:
+            return "it has no layers like its teacher's; use logits_mse or soft_ce with scope: targets"
+        return ""
+
     def build(
         self,
         teacher: LanguageModel | None,
@@ -60,14 +69,22 @@ class BiLSTMStudent(Student):
         head: TaskHead | None = None,
         words: Mapping[str, int] | None = None,
     ) -> LanguageModel:
-        if head is None or head.kind not in ("label", "value"):
-            raise UserError(
-                "student.kind: bilstm gives one answer a row",
-                f"the run asks for {'tokens' if head is None else f'a {head.kind}'}",
-                "use it with a task of classes or numbers",
-            )
         start = self._start(teacher, words or {})
-        return LanguageModel(self._model(start, vocabulary_size, seed, head))
+        return LanguageModel(self._model(start, vocabulary_size, seed, _asked(head)))
+
+    def empty(
+        self,
+        teacher: LanguageModel | None,
+        vocabulary_size: int,
+        causal: bool,
+        special: Mapping[str, int | None] | None = None,
+        head: TaskHead | None = None,
+    ) -> LanguageModel | None:
+        asked = _asked(head)
+        if self.embeddings == "vectors":  # their width is in the file
+            return None
+        with torch.device("meta"):
+            return LanguageModel(self._model(self._start(teacher, {}), vocabulary_size, 0, asked))
 
     def _model(self, start: Start, vocabulary_size: int, seed: int, head: TaskHead) -> Any:
         config_class, model_class = register()
@@ -105,7 +122,17 @@ class BiLSTMStudent(Student):
         if teacher is None:
             raise UserError("student.embeddings: teacher, and there is no teacher", "teacher: null", "use random")
         table: Tensor = teacher.hf.get_input_embeddings().weight
-        return table.detach().float().cpu()
+        return table.detach().float() if table.is_meta else table.detach().float().cpu()
+
+
+def _asked(head: TaskHead | None) -> TaskHead:
+    if head is None or head.kind not in ("label", "value"):
+        raise UserError(
+            "student.kind: bilstm gives one answer a row",
+            f"the run asks for {'tokens' if head is None else f'a {head.kind}'}",
+            "use it with a task of classes or numbers",
+        )
+    return head
 
 
 def starts(path: Path, words: Mapping[str, int]) -> dict[int, Tensor]:

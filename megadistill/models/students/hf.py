@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from fnmatch import fnmatch
 from typing import Any, Literal
 
@@ -71,7 +72,7 @@ class HFStudent(Student):
         head: TaskHead | None = None,
         words: Mapping[str, int] | None = None,
     ) -> LanguageModel:
-        return self._frozen(self._made(teacher, vocabulary_size, causal, seed, special, head, load_pretrained))
+        return self._frozen(self._made(teacher, vocabulary_size, causal, seed, special, head))
 
     def empty(
         self,
@@ -79,9 +80,10 @@ class HFStudent(Student):
         vocabulary_size: int,
         causal: bool,
         special: Mapping[str, int | None] | None = None,
+        head: TaskHead | None = None,
     ) -> LanguageModel:
         with torch.device("meta"):
-            return self._frozen(self._made(teacher, vocabulary_size, causal, 0, special, None, load_empty))
+            return self._frozen(self._made(teacher, vocabulary_size, causal, 0, special, head, empty=True))
 
     def _frozen(self, student: LanguageModel) -> LanguageModel:
         names = [name for name, _ in student.hf.named_parameters()]
@@ -107,9 +109,11 @@ class HFStudent(Student):
         seed: int,
         special: Mapping[str, int | None] | None,
         head: TaskHead | None,
-        load: Callable[[str], LanguageModel],
+        empty: bool = False,
     ) -> LanguageModel:
         from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+        load: Callable[[str], LanguageModel] = load_empty if empty else load_pretrained
 
         if isinstance(self.init, Folder) and self.architecture is None and not self.config:
             if self.init.layers is not None:
@@ -118,7 +122,9 @@ class HFStudent(Student):
                     f"student.init: {{kind: folder, path: {self.init.path}}} without student.config",
                     "give the student's depth in student.config, or remove student.init.layers",
                 )
-            return load(self.init.path) if head is None else load_for_task(self.init.path, head, seed)
+            if head is None:
+                return load(self.init.path)
+            return load_empty(self.init.path, head=head) if empty else load_for_task(self.init.path, head, seed)
         origin = load(self.init.path) if isinstance(self.init, Folder) else teacher
         config = self._config(origin, vocabulary_size, special or {})
         auto = AutoModelForCausalLM if causal else AutoModelForMaskedLM
@@ -131,8 +137,8 @@ class HFStudent(Student):
         if type(config) not in auto._model_mapping:
             what = f"model for a task's {head.kind}" if head else f"{'causal' if causal else 'masked'} language model"
             raise UserError(
-                f"{config.model_type} has no {what}",
-                fix="choose another student.architecture or data.targets",
+                f"student.architecture: {config.model_type} has no {what}",
+                fix="choose another one, or " + ("another task" if head else "other data.targets"),
             )
         try:
             with seeded(seed):
@@ -213,10 +219,11 @@ class HFStudent(Student):
         unknown = [key for key in self.config if not hasattr(known, key)]
         if unknown:
             names = sorted(name for name in known.to_dict() if not name.startswith("_"))
+            near = [name for key in unknown for name in get_close_matches(key, names, n=1)]
             raise UserError(
                 f"student.config: {architecture} has no field {', '.join(unknown)}",
-                f"it has {', '.join(names)}",
-                "mend the name",
+                "" if near else f"it has {', '.join(names)}",
+                f"did you mean {', '.join(near)}?" if near else "mend the name",
             )
 
 
