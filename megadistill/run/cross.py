@@ -166,6 +166,6 @@ _LEARNS: dict[AnswerKind, str] = {
     "label": "hard_ce, soft_ce and logits_mse with scope: targets, pkd, hidden_mse, ...",
     "value": "value_mse, logits_mse with scope: targets, pkd, hidden_mse, ...",
     "span": "span_ce, span_soft_ce, hidden_mse, ...",
-    "image": "hard_ce; soft_ce, teacher_label and logits_mse with scope: targets; kd_compat",
+    "image": "hard_ce; soft_ce, teacher_label, logits_mse and kd_compat with scope: targets",
     "choice": "hard_ce, soft_ce and logits_mse with scope: targets, pkd, hidden_mse, ...",
 }

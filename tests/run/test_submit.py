@@ -60,7 +60,7 @@ def test_every_member_is_checked_before_anything_is_queued(config):
     job = submit.job(cluster(), 1, given, config, [], members("tiny", ["seed=0,1,2"]))
     assert "--array=0-2" in job.arguments
     assert job.variables["MEGADISTILL_SWEEP"].endswith("slurm/tiny.sweep")
-    with pytest.raises(UserError, match=r"batch.global_size=12 does not divide"):
+    with pytest.raises(UserError, match=r"batch.global_size: 12 does not divide"):
         submit.job(cluster(), 1, given, config, [], members("tiny", ["batch.global_size=16,12"]))
     with pytest.raises(UserError, match="did you mean 'steps'"):
         submit.job(cluster(), 1, given, config, [], members("tiny", ["train.stepz=1,2"]))
@@ -71,5 +71,5 @@ def test_every_member_is_checked_before_anything_is_queued(config):
 def test_micro_size_auto_only_has_to_divide_by_the_ranks(config):
     auto = load(config, ["batch={global_size: 12, micro_size: auto}"])
     assert "sbatch" in str(submit.job(cluster(), 3, auto, config, []))
-    with pytest.raises(UserError, match=r"batch.global_size=12 does not divide by 8 ranks(.|\n)*: 8 or 16"):
+    with pytest.raises(UserError, match=r"batch.global_size: 12 does not divide by 8 ranks(.|\n)*: 8 or 16"):
         submit.job(cluster(), 4, auto, config, [])
