@@ -38,7 +38,7 @@ def step_table(results: Path) -> str:
         if not found:
             continue
         ours, theirs = found["cases"]["ours"], found["cases"]["textbook"]
-        told = f"{found['device']}, {found['preset']}, {found['rows']} x {found['length']} tokens"
+        told = f"{found['device']}, {found.get('preset') or found['size']}, {found['rows']} x {found['length']} tokens"
         lines += ["", f"| a step on {told} | goal | measured |", "|---|--:|--:|"]
         more = {
             "speed_vs_textbook": f" ({ours['seconds']:.2f} s for {theirs['seconds']:.2f} s)",
