@@ -157,7 +157,8 @@ def test_mistakes_are_told_before_anything_is_written(folder):
 
     assert "cannot learn a task's images" in refused('objectives=[{"kind": "cosine"}]')
     vit = f"student={json.dumps({'kind': 'hf', 'architecture': 'vit', 'config': SIZES})}"
-    assert "names a head, and the student (ViTForImageClassification) has only one" in refused(vit)
+    assert "objectives.0.head (hard_ce)" in (told := refused(vit))
+    assert "ViTForImageClassification) has only one head" in told
     names = ["cyan", "blue", *image_files.NAMES[2:]]
     layout = image_files.folder(folder / "layout", 48, 3)
     where = [f'task.train=["{layout}"]', f'task.dev=["{layout}"]']

@@ -17,7 +17,7 @@ def test_srun_starts_the_ranks_and_gives_their_exit_code(cluster, config, whole)
     cluster.command(*command, "name=srun")
     assert trace(config.parent / "runs" / "srun") == whole
     refused = cluster.command(*command, "name=srun", "batch.global_size=3", check=False)
-    assert "batch.global_size=3 does not divide" in refused
+    assert "batch.global_size: 3 does not divide" in refused
     assert "task 0: Exited with exit code 2" in refused
 
 
