@@ -38,7 +38,7 @@ def step_table(results: Path) -> str:
         if not found:
             continue
         ours, theirs = found["cases"]["ours"], found["cases"]["textbook"]
-        told = f"{found['device']}, {found.get('preset') or found['size']}, {found['rows']} x {found['length']} tokens"
+        told = f"{found['device']}, {found['preset']}, {found['rows']} x {found['length']} tokens"
         lines += ["", f"| a step on {told} | goal | measured |", "|---|--:|--:|"]
         more = {
             "speed_vs_textbook": f" ({ours['seconds']:.2f} s for {theirs['seconds']:.2f} s)",
@@ -82,4 +82,12 @@ def head_table(results: Path) -> str:
         f"{case['rows']:,} rows, widths {case['hidden']} and {case['teacher_hidden']}, {case['vocabulary']:,} entries"
     )
     note = f"`python tools/bench_head.py`: {shape}, two cores; beside {', '.join(peers)}."
+    hard = next(one["implementations"] for one in found["cases"] if one["what"] == "hard")
+    others = {name: took for name, took in hard.items() if not name.startswith("ours")}
+    leanest = min(others, key=lambda name: others[name]["extra_bytes"])
+
+    def told_of(took: dict[str, float]) -> str:
+        return f"{took['milliseconds']:,.0f} ms and {took['extra_bytes'] / 2**20:,.0f} MB"
+
+    note += f" Of labels alone: {told_of(hard['ours'])}; the leanest peer ({leanest}): {told_of(others[leanest])}."
     return "\n".join([*lines, "", note])
