@@ -43,12 +43,15 @@ def evidence_table(results: Path) -> str:
             size = next(iter(scores.values()))["num_parameters"]
             cells = [_cell(scores.get(task), found["untrained"].get(task)) for task in tasks]
             lines.append(f"| {ARMS[arm]} | {size:,} | " + " | ".join(cells) + " |")
-    weak = [TASKS[t][0] for t in tasks if found["teacher"].get(t, {}).get("median", 0.0) < TASKS[t][1]]
+    teacher = found["teacher"]
+    weak = [TASKS[t][0] for t in tasks if t in teacher and teacher[t]["median"] < TASKS[t][1]]
+    unknown = [TASKS[t][0] for t in tasks if t not in teacher]
     lines += [
         "",
         "`bash tools/evidence.sh FOLDER`: medians over seeds (how many stands behind them where it is not three), and "
         "in brackets the gain over the same student without pretraining."
-        + (f" The teacher itself has hardly learnt {', '.join(weak)}: those columns compare nothing." if weak else ""),
+        + (f" The teacher itself has hardly learnt {', '.join(weak)}: those columns compare nothing." if weak else "")
+        + (f" What the teacher reaches on {', '.join(unknown)} is not measured." if unknown else ""),
     ]
     return "\n".join(lines)
 

@@ -78,7 +78,7 @@ class CachedTeacher(Teacher):
                 f"data.targets: {data.targets.kind} draws new targets in every epoch, which no answers could be kept "
                 "for; set data.targets.maskings to how many different ones a row has"
             )
-        return ""
+        return self.of.cannot_read(data)
 
     def prepare(self, data: DataConfig, seed: int, say: Callable[[str], None], share: tuple[int, int]) -> None:
         weights = {path: weights_sha256(path) for path in self.paths()}

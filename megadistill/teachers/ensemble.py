@@ -14,6 +14,7 @@ from torch import Tensor
 from megadistill.core.errors import UserError
 from megadistill.core.files import sha256_json
 from megadistill.core.types import Batch, Dims, HeadFunction, Needs, Signals
+from megadistill.data.config import DataConfig
 from megadistill.teachers.base import Teacher
 from megadistill.teachers.online import OnlineSource, OnlineTeacher
 
@@ -60,12 +61,17 @@ class EnsembleTeacher(Teacher):
     def cannot(self, needs: Needs) -> str:
         if needs.again:
             return "its members have different states, none of which could be exchanged; use teacher: online"
+        if why := self.members[0].cannot(needs):  # whose states and attention are the ensemble's
+            return why
         if self.mean == "arithmetic" and needs.logits:
             return "no logits have the arithmetic mean of distributions; set teacher.mean: geometric"
         if self.mean == "arithmetic" and len(needs.temperatures) > 1:
             told = ", ".join(f"{t:g}" for t in sorted(needs.temperatures))
             return f"its arithmetic mean is taken at one temperature, not at {told}; set teacher.mean: geometric"
         return ""
+
+    def cannot_read(self, data: DataConfig) -> str:
+        return next(filter(None, (member.cannot_read(data) for member in self.members)), "")
 
     def stands_for(self, rows: Sequence[str]) -> OnlineTeacher | EnsembleTeacher:
         if self.routes is None:

@@ -10,6 +10,8 @@ from pydantic import ValidationError
 from megadistill.core.errors import UserError
 from megadistill.core.types import Needs
 from megadistill.models.loading import save_pretrained
+from megadistill.teachers.cached import CachedTeacher
+from megadistill.teachers.ensemble import EnsembleTeacher
 from megadistill.teachers.online import OnlineTeacher
 from megadistill.testing import tiny
 
@@ -65,6 +67,13 @@ def test_what_other_attention_rules_out_is_told(attention):
     assert "set teacher.attention: sdpa" in teacher.cannot(seen)
     assert "documents are kept apart" in teacher.cannot_read(kept_apart)
     assert not teacher.cannot_read(SimpleNamespace(attention="row"))
+    ensemble = EnsembleTeacher(kind="ensemble", members=[sdpa, teacher])
+    assert ensemble.cannot_read(kept_apart) == teacher.cannot_read(kept_apart)
+    assert not ensemble.cannot(seen)  # of the first member
+    assert ensemble.model_copy(update={"members": [teacher, sdpa]}).cannot(seen) == teacher.cannot(seen)
+    cached = CachedTeacher(kind="cached", dir="x", of=teacher)
+    kept_apart.targets = SimpleNamespace(num_drawings=1)
+    assert cached.cannot_read(kept_apart) == teacher.cannot_read(kept_apart)
     assert not sdpa.cannot(seen)
     assert not sdpa.cannot_read(kept_apart)
 

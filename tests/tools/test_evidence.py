@@ -83,3 +83,7 @@ def test_the_table_says_gains_and_what_compares_nothing(tmp_path):
     assert "| distilled while pretraining | 1,000 | 79.0 ± 1.0 (+4.0) | 18.0 ± 1.0 (+0.5) |" in table
     assert "hardly learnt STS-B, correlation:" in table
     assert "SST-2, accuracy:" not in table
+    (tmp_path / "evidence" / "tasks" / "teacher" / "stsb.json").unlink()
+    table = tables.evidence_table(tmp_path)
+    assert "hardly learnt" not in table
+    assert "What the teacher reaches on STS-B, correlation is not measured." in table
