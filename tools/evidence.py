@@ -2,7 +2,7 @@
 
     python tools/evidence.py --data FOLDER plan             # what there is to do
     python tools/evidence.py --data FOLDER run              # all that is not done; killed, the same command goes on
-    python tools/evidence.py --data FOLDER run --only teacher distilled plain
+    python tools/evidence.py --data FOLDER run --jobs 2 --only teacher distilled plain
     python tools/results.py table                           # the README's table
 
 FOLDER holds wikipedia/, books/, glue/, imdb/ and squad*/. A small BERT is pretrained and teaches a student of half its
@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ SIZES = {
         "teacher": [],
         "student": [],
         "steps": 1500,
-        "task": ["optimizer.learning_rate=3e-4", "engine.precision=fp32", "batch={global_size: 32, micro_size: 32}"],
+        "task": ["optimizer.learning_rate=3e-4", "engine.precision=fp32", "batch={global_size: 32, micro_size: 16}"],
     },
     "cuda": {
         "layers": 4,
@@ -60,7 +61,7 @@ SIZES = {
             "engine.precision=bf16",
         ],
         "steps": 15000,
-        "task": ["optimizer.learning_rate=1e-4", "batch={global_size: 32, micro_size: 32}"],
+        "task": ["optimizer.learning_rate=1e-4", "batch={global_size: 32, micro_size: 16}"],
     },
 }
 """Changes of small_bert, small_distilbert and of the tasks' recipes, by what there is to compute with; a student's
@@ -125,7 +126,8 @@ def megadistill(*arguments: str) -> str:
 
 
 def _call(*command: str, **environ: str) -> str:
-    """Run it, its messages in runs/evidence/log.txt, and give what it prints.
+    """Run it, its messages in runs/evidence/log.txt, and give what it prints. Commands that run at the same time share
+    the cores by OMP_NUM_THREADS, which is theirs to inherit.
 
     Raises:
         SystemExit: it failed.
@@ -181,19 +183,38 @@ def corpora(data: Path) -> list[str]:
     ]
 
 
-def learn(arm: Arm, task: str, data: Path, size: dict[str, Any]) -> None:
-    """Teach a model a task with every seed, and keep the scores."""
-    result = score_file(arm, task)
-    if result.exists():
-        return
+def learn(arm: Arm, task: str, data: Path, size: dict[str, Any], after: Future[Any] | None = None) -> None:
+    """Teach a model a task with every seed, and keep the scores; once its teacher is there, which is `after`'s work."""
+    if after is not None:
+        after.result()
     started = time.monotonic()
-    if arm.recipes is not None and not (ROOT / taught(task)).exists():  # its score is kept, and the model is gone
-        teacher = arms(size["layers"])[0]
-        ask(teacher, task, data, size, seeds="0")
     found = ask(arm, task, data, size, size["seeds"])
+    result = score_file(arm, task)
     result.parent.mkdir(parents=True, exist_ok=True)
     result.write_text(json.dumps({"seconds": round(time.monotonic() - started), **found}, indent=1) + "\n")
     print(f"{arm.name}, {task}: {100 * found['median']:.1f}", flush=True)
+
+
+def learn_all(asked: list[Arm], data: Path, size: dict[str, Any], jobs: int) -> None:
+    """Whatever of these has no score yet, `jobs` at a time: tasks one after another, so that what is cut short has whole
+    comparisons, and in each the teacher first, which is taught again where only its score was kept."""
+    os.environ["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // jobs, 1))
+    futures: list[Future[None]] = []
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        for task in TASKS:
+            left = [arm for arm in asked if task in arm.tasks and not score_file(arm, task).exists()]
+            left.sort(key=lambda arm: arm.recipes is not None)  # who waits for a teacher keeps nobody else waiting
+            after: Future[Any] | None = None
+            if left and left[-1].recipes and left[0].name != "teacher" and not (ROOT / taught(task)).exists():
+                after = pool.submit(ask, arms(size["layers"])[0], task, data, size, "0")
+            for arm in left:
+                futures.append(pool.submit(learn, arm, task, data, size, after if arm.recipes else None))
+                after = futures[-1] if arm.name == "teacher" else after
+        for future in as_completed(futures):
+            future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def ask(arm: Arm, task: str, data: Path, size: dict[str, Any], seeds: str) -> dict[str, Any]:
@@ -222,7 +243,7 @@ def score_file(arm: Arm, task: str) -> Path:
     return ROOT / KEPT / "tasks" / arm.name / f"{task}.json"
 
 
-def evidence(data: Path, device: str, only: list[str]) -> None:
+def evidence(data: Path, device: str, only: list[str], jobs: int) -> None:
     """Make all that is missing, in the order in which one stands on the other."""
     size = SIZES[device]
 
@@ -239,10 +260,7 @@ def evidence(data: Path, device: str, only: list[str]) -> None:
     if wanted("untrained") and not (ROOT / RUNS / "untrained" / "STATUS").exists():
         still = ["name=untrained", "train.steps=1", "optimizer.learning_rate=1e-30"]  # too small to change anything
         megadistill("train", "small_distilbert", *corpora(data), *size["student"], *RANDOM, *still)
-    for task in TASKS:  # outside, so that what is cut short has whole comparisons
-        for arm in arms(size["layers"]):
-            if task in arm.tasks and wanted(arm.name):
-                learn(arm, task, data, size)
+    learn_all([arm for arm in arms(size["layers"]) if wanted(arm.name)], data, size, jobs)
 
 
 def main() -> None:
@@ -250,6 +268,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="holds wikipedia/, books/, glue/, imdb/, squad*/")
     parser.add_argument("--device", choices=SIZES, help="what to size it for; by default what is here")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="models or arms")
+    parser.add_argument("--jobs", type=int, default=1, help="tasks learnt at a time; they share the cores")
     parser.add_argument("verb", choices=("plan", "run"))
     options = parser.parse_args()
     data = options.data.resolve()
@@ -260,7 +279,7 @@ def main() -> None:
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
     device = options.device
     if options.verb == "run":
-        return evidence(data, device, options.only)
+        return evidence(data, device, options.only, options.jobs)
     for model in ("teacher", "distilled", "plain"):
         print(f"{model:<16} {'done' if (ROOT / KEPT / model).exists() else 'to do'}")
     for arm in arms(SIZES[device]["layers"]):

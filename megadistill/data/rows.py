@@ -52,6 +52,10 @@ class Rows(Protocol):
         """The rows at `places`, with whatever is random about them drawn for (seed, purpose, corpus, epoch, row)."""
         ...
 
+    def micro_batches(self, places: Places, size: int, seed: int, purpose: str) -> list[Batch]:
+        """The same rows, `size` at a time."""
+        ...
+
     def fetch(self, places: Places) -> None:
         """Bring near what these rows are read from."""
         ...

@@ -135,6 +135,9 @@ class Part:
             corpora=torch.from_numpy(places.corpus),
         )
 
+    def micro_batches(self, places: Places, size: int, seed: int, purpose: str) -> list[Batch]:
+        return self.batch(places, seed, purpose).split(size)
+
     def _check_range(self, tokens: I64) -> None:
         """Inputs and labels are these ids; on a GPU one out of range fails long after, without a name."""
         size = self.vocabulary.size
@@ -213,8 +216,7 @@ class Stream:
 
     def take(self, step: int) -> list[Batch]:
         """This rank's micro-batches of a 0-based step."""
-        batch = self.part.batch(self.places(step), self.seed, "targets")
-        return batch.split(self.micro_size)
+        return self.part.micro_batches(self.places(step), self.micro_size, self.seed, "targets")
 
     def places(self, step: int) -> Places:
         """Where the rows of this rank's part of a step are, in its order."""

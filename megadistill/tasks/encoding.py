@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,7 @@ class Encoded:
         """Examples."""
         return (len(self.starts) - 1) // self.choices
 
-    @property
+    @cached_property
     def lengths(self) -> I64:
         """[examples] tokens of each one's longest row."""
         return np.diff(self.starts).reshape(-1, self.choices).max(-1, initial=0)

@@ -94,6 +94,9 @@ class ImageRows:
         keys = row_keys(seed, purpose, "images", places.epoch, places.row)
         return self._made(places.row, uniform(keys, 0, 4 * ATTEMPTS + 1))
 
+    def micro_batches(self, places: Places, size: int, seed: int, purpose: str) -> list[Batch]:
+        return self.batch(places, seed, purpose).split(size)
+
     def take(self, rows: I64) -> Batch:
         """The rows of these numbers, as whole images."""
         return self._made(rows, None)

@@ -16,7 +16,7 @@ from megadistill.data.order import ORDER_VERSION, Order, Places
 from megadistill.tasks.encoding import Encoded
 
 WIDTH_UNIT = 8
-"""Rows of a step are padded to a multiple of this."""
+"""Rows of a micro-batch are padded to a multiple of this."""
 
 I64 = NDArray[np.int64]
 
@@ -58,6 +58,11 @@ class TaskRows:
     def batch(self, places: Places, seed: int, purpose: str) -> Batch:
         """Nothing about them is random. Padded to the longest of them."""
         return self.take(places.row)
+
+    def micro_batches(self, places: Places, size: int, seed: int, purpose: str) -> list[Batch]:
+        """Short rows with short ones, so that little is padded: the gradient does not depend on how a step is split."""
+        by_length = places.row[np.argsort(self.lengths[places.row], kind="stable")]
+        return [self.take(by_length[start : start + size]) for start in range(0, len(by_length), size)]
 
     def answered(self, number: int) -> Batch:
         """So many examples that somebody has answered, from all over the file."""

@@ -332,3 +332,14 @@ def test_batches_hold_the_rows_whatever_else_is_in_them(sst2):
     few = sst2.model_copy(update={"max_train_examples": 10})
     assert len(few.open("train").encoded) == 10
     assert len(few.open("dev").encoded) == 32
+
+
+def test_a_steps_short_rows_are_padded_with_short_ones(sst2):
+    rows = TaskRows(sst2.open("train").encoded, sst2.sequence_length)
+    stream = Stream(rows, World(0, 1), 32, 8, seed=3)
+    parts, whole = stream.take(0), rows.batch(stream.places(0), 3, "targets")
+    assert sorted(row for part in parts for row in part.rows.tolist()) == sorted(whole.rows.tolist())
+    lengths = [part.mask.sum(1).tolist() for part in parts]
+    assert sum(lengths, []) == sorted(sum(lengths, []))
+    assert [part.ids.shape[1] for part in parts] == [min(-(-max(some) // 8) * 8, 16) for some in lengths]
+    assert parts[0].ids.shape[1] < whole.ids.shape[1]
