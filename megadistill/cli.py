@@ -252,6 +252,7 @@ def evaluate(
     epochs: Annotated[float, typer.Option(min=0, help="To fine-tune for.")] = 3.0,
     recipe: Annotated[Path | None, typer.Option(metavar="FILE", help="A task's config, to distil by.")] = None,
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="Of fine-tuned runs.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Fine-tune so many at a time, each on a GPU if there are.")] = 1,
 ) -> None:
     """Score the student of a run, or a model, as it is or after fine-tuning it on tasks (KEY=VALUE changes how)."""
     from megadistill.evaluate.ask import Request
@@ -262,7 +263,7 @@ def evaluate(
         numbers = tuple(int(seed) for seed in seeds.split(","))
     except ValueError:
         raise UserError(f"--seeds {seeds} are no numbers", "", "write them as in --seeds 0,1,2") from None
-    request = Request(wanted, wikitext, rows, data, numbers, epochs, recipe, output, tuple(assignments or ()))
+    request = Request(wanted, wikitext, rows, data, numbers, epochs, recipe, output, tuple(assignments or ()), jobs)
     typer.echo(json.dumps(score(run, request), indent=2))
 
 

@@ -27,6 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = Path("tools/results/evidence")
 RUNS = Path("runs/evidence")
@@ -107,10 +109,18 @@ def arms(layers: int) -> tuple[Arm, ...]:
         Arm("distilled", distilled),
         Arm("task_distilled", distilled, recipes=KD, changes=(WHOLE.format(distilled),)),
         Arm("plain", f"{KEPT}/plain"),
-        Arm("untrained", f"{RUNS}/untrained"),
+        Arm("untrained", f"{KEPT}/plain", changes=(unlearnt(f"{KEPT}/plain"),)),
         Arm("pkd", teacher, ("sst2",), {"sst2": "pkd_skip_sst2"}, (half,)),
         Arm("bilstm", teacher, ("sst2",), {"sst2": "tang_bilstm_sst2"}, lstm),
     )
+
+
+def unlearnt(model: str) -> str:
+    """A student of the same sizes that knows nothing."""
+    found = json.loads((ROOT / model / "config.json").read_text(encoding="utf-8"))
+    given = yaml.safe_load((ROOT / "configs" / "small_bert.yaml").read_text(encoding="utf-8"))["student"]["config"]
+    config = json.dumps({name: found[name] for name in given})
+    return f"student={{kind: hf, architecture: {found['model_type']}, config: {config}, init: {{kind: random}}}}"
 
 
 def launch(config: str, *changes: str) -> None:
@@ -196,7 +206,7 @@ def learn(arm: Arm, task: str, data: Path, size: dict[str, Any], after: Future[A
 
 
 def learn_all(asked: list[Arm], data: Path, size: dict[str, Any], jobs: int) -> None:
-    """Whatever of these has no score yet, `jobs` at a time: tasks one after another, so that what is cut short has whole
+    """Whatever of these has no score yet, `jobs` at a time: task by task, so that what is cut short has whole
     comparisons, and in each the teacher first, which is taught again where only its score was kept."""
     os.environ["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // jobs, 1))
     futures: list[Future[None]] = []
@@ -257,9 +267,6 @@ def evidence(data: Path, device: str, only: list[str], jobs: int) -> None:
         pretrain("distilled", "small_distilbert", data, *start)
     if wanted("plain"):
         pretrain("plain", "small_distilbert", data, *start, *RANDOM)
-    if wanted("untrained") and not (ROOT / RUNS / "untrained" / "STATUS").exists():
-        still = ["name=untrained", "train.steps=1", "optimizer.learning_rate=1e-30"]  # too small to change anything
-        megadistill("train", "small_distilbert", *corpora(data), *size["student"], *RANDOM, *still)
     learn_all([arm for arm in arms(size["layers"]) if wanted(arm.name)], data, size, jobs)
 
 

@@ -29,6 +29,7 @@ class Request:
     recipe: Path | None = None
     output: Path | None = None
     assignments: tuple[str, ...] = ()
+    jobs: int = 1
 
 
 def ask(model: Path, request: Request) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def ask(model: Path, request: Request) -> dict[str, Any]:
         write_json((RunDirectory(model).evaluation if is_run else output) / "speed.json", result["speed"])
     if learnt:
         assert request.data is not None
-        plan = Plan(request.data, request.seeds, request.epochs, request.recipe, request.assignments)
+        plan = Plan(request.data, request.seeds, request.epochs, request.recipe, request.assignments, request.jobs)
         spec = f"{model}@{trained(RunDirectory(model)).step}" if is_run else str(model)  # what is learnt later is other
         result |= fine_tune(spec, tokenizer, learnt, plan, output)
     return result

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from megadistill.core import log
 from megadistill.core.errors import Exit, UserError
 from megadistill.core.files import atomic_write, write_json
 from megadistill.core.schema import Tree, override, read_yaml
+from megadistill.evaluate.jobs import Share, side_by_side
 from megadistill.evaluate.scores import evaluate
 from megadistill.run.config import check
 from megadistill.run.directory import RunDirectory
@@ -44,6 +47,8 @@ class Plan:
     """A config of a run with a task, teacher and all; task, student weights, seed and steps are filled in."""
     assignments: tuple[str, ...] = ()
     """`key=value` on top of it."""
+    jobs: int = 1
+    """Runs at a time, see `side_by_side`."""
 
 
 def chosen(names: Sequence[str], data: Path) -> list[str]:
@@ -78,8 +83,10 @@ def fine_tune(model: str, tokenizer: str, names: Sequence[str], plan: Plan, outp
     tasks = chosen(names, plan.data)
     trees = {task: _tree(task, model, tokenizer, plan) for task in tasks}  # mistakes show before the first run
     result = _earlier(model, plan, output)
-    for task, tree in trees.items():
-        found = [_run({**tree, "name": f"{task}-seed-{seed}", "seed": seed}, output) for seed in plan.seeds]
+    runs = [{**tree, "name": f"{task}-seed-{n}", "seed": n} for task, tree in trees.items() for n in plan.seeds]
+    scored = side_by_side(lambda tree, share: _run(tree, output, share), runs, plan.jobs)
+    for task in tasks:
+        found = [next(scored) for _ in plan.seeds]
         metrics = {name: spread([scores[name] for scores in found])["median"] for name in found[0] if "/" in name}
         scores = [one["score"] for one in found]
         result[task] = {**spread(scores), "scores": scores, **metrics, "num_parameters": found[0]["num_parameters"]}
@@ -145,7 +152,11 @@ def _squad(data: Path, part: str) -> Path:
     return found[0]
 
 
-def _run(tree: Tree, output: Path) -> dict[str, Any]:
+_SCORING = threading.Lock()
+"""Held by the one run that is scored, in this process and with all of its threads."""
+
+
+def _run(tree: Tree, output: Path, share: Share) -> dict[str, Any]:
     """Train, or go on with it, and score; a run that was scored is not touched."""
     run = output / tree["name"]
     scored = RunDirectory(run).evaluation / "task.json"
@@ -157,9 +168,11 @@ def _run(tree: Tree, output: Path) -> dict[str, Any]:
         handle.write(text)
     log.get().info(f"{run}: {tree['train']['steps']} steps")
     command = [sys.executable, "-m", "megadistill", "train", str(config)]
-    done = subprocess.run(command, stdout=sys.stderr, check=False)  # stdout is for the scores
+    environment = {**os.environ, **share}
+    done = subprocess.run(command, env=environment, stdout=sys.stderr, check=False)  # stdout is for the scores
     if done.returncode == Exit.STOPPED:
         raise UserError(f"{run} was stopped after a checkpoint", "", "the same command goes on")
     if done.returncode:
         raise UserError(f"{run} failed with exit code {done.returncode}", "its own message stands above")
-    return dict(evaluate(run)["task"])
+    with _SCORING:
+        return dict(evaluate(run)["task"])

@@ -96,6 +96,8 @@ def test_seeds_are_runs_that_are_scored_together_and_are_not_trained_twice(data,
         "0,1",
         "--epochs",
         "1",
+        "--jobs",
+        "2",
         "--output",
         str(tmp_path),
     ]

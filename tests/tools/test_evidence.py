@@ -40,7 +40,7 @@ def evidence(tmp_path, monkeypatch):
     task_files.imdb(data / "imdb")
     task_files.squad(data / "squad")
     sizes = {"max_position_embeddings": 64, "initializer_range": 0.1}
-    for folder, kind in (("kept/teacher", "bert"), ("kept/distilled", "distilbert"), ("kept/plain", "distilbert")):
+    for folder, kind in (("kept/teacher", "bert"), ("kept/distilled", "distilbert"), ("kept/plain", "bert")):
         words = len((task_files.tokenizer(tmp_path / folder) / "vocab.txt").read_text().split())
         model = tiny.language_model(kind, vocab_size=words, **sizes)
         save_pretrained(model, tmp_path / folder, {name: p.detach() for name, p in model.named_parameters()})
