@@ -28,7 +28,8 @@ sys.path.insert(0, str(ROOT))
 
 from megadistill.core.types import Batch  # noqa: E402
 from megadistill.data.tokenization import load_tokenizer  # noqa: E402
-from megadistill.export.onnx import Answer, answering, compare, write  # noqa: E402
+from megadistill.export.check import Answer, answering, compare  # noqa: E402
+from megadistill.export.onnx import write  # noqa: E402
 from megadistill.models.loading import wrapped  # noqa: E402
 from megadistill.models.signals import LanguageModel  # noqa: E402
 from megadistill.tasks.glue import GlueTask  # noqa: E402

@@ -11,12 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from megadistill.core.files import atomic_write
+from megadistill.core.types import Batch
 from megadistill.models.scoring import outputs
 from megadistill.models.signals import LanguageModel
+from megadistill.tasks.answering import answered
 from megadistill.tasks.base import Examples, Task
-
-TOKENS_AT_ONCE = 8192
-"""Of a batch, padding included."""
 
 
 def score_task(task: Task, model: LanguageModel, folder: Path | None = None) -> dict[str, Any]:
@@ -44,17 +43,9 @@ def answers(model: LanguageModel, rows: Examples) -> list[NDArray[np.float32]]:
     """What the model answers to each example, in their order: [classes], [choices], [1], or [tokens of the row, 2]."""
     model.eval()
     device = next(model.parameters()).device
-    lengths = rows.lengths
-    by_length, wide = np.argsort(lengths, kind="stable"), rows.choices
-    found: list[NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(lengths)
-    start = 0
-    while start < len(by_length):
-        stop = start + 1
-        while stop < len(by_length) and (stop + 1 - start) * wide * lengths[by_length[stop]] <= TOKENS_AT_ONCE:
-            stop += 1
-        chosen = by_length[start:stop]
-        batch = rows.take(chosen).to(device)
-        for row, answer in zip(chosen, outputs(model.signals(batch, frozenset()), batch).cpu().numpy(), strict=True):
-            found[row] = answer[: lengths[row]] if batch.spans is not None else answer
-        start = stop
-    return found
+
+    def answer(batch: Batch) -> NDArray[np.float32]:
+        given = batch.to(device)
+        return np.asarray(outputs(model.signals(given, frozenset()), given).cpu().numpy())
+
+    return answered(rows, answer)

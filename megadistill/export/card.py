@@ -10,13 +10,14 @@ from typing import Any
 Tree = dict[str, Any]
 
 
-def card(config: Tree, step: int, evaluation: Path) -> str:
+def card(config: Tree, step: int, evaluation: Path, checked: Tree | None = None) -> str:
     """Markdown with the hub's metadata.
 
     Args:
         config: the run's resolved config.
         step: of the exported checkpoint.
         evaluation: the run's folder of scores; only those are shown that stand in it.
+        checked: of an export to ONNX, what `export.check` found.
     """
     teacher = config.get("teacher") or {}
     members = [member["path"] for member in teacher.get("members", [])] or [teacher.get("path") or teacher.get("kind")]
@@ -32,6 +33,7 @@ def card(config: Tree, step: int, evaluation: Path) -> str:
         _list(list(_data(config))),
         "## Scores",
         "\n".join(_scores(evaluation)) or "None were measured.",
+        *(["## Beside torch", _list(list(_beside_torch(checked)))] if checked else []),
         "## Limits",
         _limits(config),
         "The whole config is in `distillation.yaml`.",
@@ -85,6 +87,14 @@ def _scores(evaluation: Path) -> Iterator[str]:
         for name, value in json.loads(path.read_text(encoding="utf-8")).items():
             if isinstance(value, int | float):
                 yield f"| {path.stem} | {name} | {value:.6g} |"
+
+
+def _beside_torch(checked: Tree) -> Iterator[str]:
+    yield f"answers to {checked['num_rows']} rows differ by {checked['relative_error']:.2g} of their spread"
+    for name, value in checked["scores"].items():
+        yield f"{name}: {value['onnx']:.6g}, torch's {value['torch']:.6g}"
+    seconds = f"{checked['seconds_onnx']:.3g} s for some rows, one at a time, torch {checked['seconds_torch']:.3g} s"
+    yield f"{seconds} ({checked['threads']} threads); {checked['bytes']:,} bytes, torch's {checked['bytes_torch']:,}"
 
 
 def _limits(config: Tree) -> str:

@@ -136,6 +136,11 @@ def test_it_leaves_as_onnx_once_that_answers_as_torch(folder):
     assert str(out) in told
     facts = json.loads((out / "check.json").read_text())
     assert facts["num_rows"] == 32
+    megadistill("evaluate", run)
+    scored = json.loads((run / "evaluation" / "task.json").read_text())
+    assert facts["scores"]["accuracy"]["torch"] == scored["dev/accuracy"]
+    assert facts["scores"]["accuracy"]["onnx"] == pytest.approx(scored["dev/accuracy"], abs=0.1)
+    assert f"- accuracy: {facts['scores']['accuracy']['onnx']:.6g}, torch's" in (out / "README.md").read_text()
     assert {"model.onnx", "config.json", "tokenizer.json", "README.md"} <= {path.name for path in out.iterdir()}
     (folder / "glue" / "SST-2" / "dev.tsv").rename(folder / "dev.tsv")  # nothing to check it on
     try:

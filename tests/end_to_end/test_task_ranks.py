@@ -132,4 +132,6 @@ def test_a_student_of_choices_is_scored_and_leaves_as_onnx(folder):
     assert {"dev/accuracy", "test/accuracy", "test/accuracy_high", "score"} <= scores.keys()
     told = processes.megadistill("export", folder / "runs" / "race", "--to", "onnx")
     assert told.returncode == 0, told.stderr
-    assert json.loads((folder / "runs" / "race" / "export" / "onnx" / "check.json").read_text())["num_rows"] == 64
+    facts = json.loads((folder / "runs" / "race" / "export" / "onnx" / "check.json").read_text())
+    assert facts["num_rows"] == 64
+    assert facts["scores"]["accuracy"]["onnx"] == facts["scores"]["accuracy"]["torch"] == scores["dev/accuracy"]

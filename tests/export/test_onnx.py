@@ -1,10 +1,12 @@
 """What ONNX answers is compared with torch, so that an export that is wrong never stands there as one."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
-from megadistill.export import onnx
+from megadistill.export import check, onnx
 from megadistill.models.heads import TaskHead
 from megadistill.tasks.glue import GlueTask
 from megadistill.tasks.rows import TaskRows
@@ -37,7 +39,7 @@ def exported(batches, tmp_path_factory):
 
 def test_fp32_answers_as_torch_whatever_the_shape(exported, batches):
     model, folder = exported
-    facts = onnx.compare(model, folder / "fp32.onnx", [*batches, *batches[0].split(1)])
+    facts = check.compare(model, folder / "fp32.onnx", [*batches, *batches[0].split(1)])
     assert facts["num_rows"] == 40
     assert facts["relative_error"] < 1e-5
     assert facts["agreement_top1"] == 1
@@ -46,7 +48,7 @@ def test_fp32_answers_as_torch_whatever_the_shape(exported, batches):
 
 def test_int8_is_smaller_and_not_the_same(exported, batches):
     model, folder = exported
-    facts = onnx.compare(model, folder / "int8.onnx", batches)
+    facts = check.compare(model, folder / "int8.onnx", batches)
     assert 1e-4 < facts["relative_error"] < 1  # random and 16 wide: coarser than what anyone exports
     assert facts["bytes"] < (folder / "fp32.onnx").stat().st_size
     import onnx as package
@@ -58,10 +60,10 @@ def test_int8_is_smaller_and_not_the_same(exported, batches):
 def test_a_model_that_answers_otherwise_is_seen(exported, batches):
     model, folder = exported
     other = tiny.task_model("bert", HEAD, vocab_size=128, initializer_range=0.3, seed=1).eval()
-    assert onnx.compare(other, folder / "fp32.onnx", batches)["relative_error"] > 0.5
+    assert check.compare(other, folder / "fp32.onnx", batches)["relative_error"] > 0.5
     with torch.no_grad():
         model.hf.bert.encoder.layer[0].attention.self.value.weight.mul_(1.05)
-    assert onnx.compare(model, folder / "fp32.onnx", batches)["relative_error"] > onnx.TOLERATED["onnx"]
+    assert check.compare(model, folder / "fp32.onnx", batches)["relative_error"] > onnx.TOLERATED["onnx"]
 
 
 def test_a_format_that_is_not_there_is_told(tmp_path):
@@ -69,3 +71,13 @@ def test_a_format_that_is_not_there_is_told(tmp_path):
     done = processes.megadistill("export", tmp_path, "--to", "tflite")
     assert done.returncode == 2
     assert "there are: hf, onnx, onnx-int8" in done.stderr
+
+
+def test_the_loss_of_a_language_model_is_that_of_both(tmp_path):
+    model, batch = tiny.language_model("bert", initializer_range=0.3).eval(), tiny.batch(6)
+    onnx.write(model, batch, tmp_path / "fp32.onnx", int8=False)
+    run = SimpleNamespace(task=None)
+    found = check.scores(run, model, tmp_path / "fp32.onnx", batch.split(4))["loss"]
+    assert found["onnx"] == pytest.approx(found["torch"], rel=1e-5)
+    logits = model.hf(input_ids=batch.ids, attention_mask=batch.mask.long()).logits
+    assert found["torch"] == pytest.approx(torch.nn.functional.cross_entropy(logits.mT, batch.labels).item(), rel=1e-5)
