@@ -8,11 +8,14 @@ import torch
 
 from megadistill.core.types import IGNORE, Batch
 from megadistill.engine.deepspeed import EngineConfig
+from megadistill.engine.optimizer import OptimizerConfig, build_optimizer
 from megadistill.models.signals import LanguageModel
 from megadistill.objectives.cosine import Cosine
 from megadistill.objectives.hard_ce import HardCE
 from megadistill.objectives.soft_ce import SoftCE
 from megadistill.objectives.step import DistillStep
+from megadistill.plan.footprint import footprint
+from megadistill.plan.zero import DTYPES, Sharded
 from megadistill.teachers.online import OnlineSource
 
 VOCABULARY = 8192
@@ -30,6 +33,16 @@ def models(spec: dict[str, Any]) -> tuple[DistillStep, OnlineSource]:
     student = _bert(spec["layers"], spec["hidden"])
     losses = [objective.build(student.dims, teacher.dims) for objective in OBJECTIVES]
     return DistillStep(student, OBJECTIVES, losses), teacher
+
+
+def peak(spec: dict[str, Any], ranks: int, on_gpu: bool) -> int:
+    """Bytes that a rank is planned to hold at its most."""
+    with torch.device("meta"):
+        step, teacher = models(spec)
+        step = step.to(DTYPES[spec["precision"]]).train()
+    groups = [group["params"] for group in build_optimizer(OptimizerConfig(), step).param_groups]
+    made = lambda: Sharded(engine(spec), groups, ranks, on_gpu=on_gpu)  # noqa: E731
+    return footprint(step, teacher, batch(spec), made, spec["accumulation"], ranks, on_gpu=on_gpu).peak
 
 
 def engine(spec: dict[str, Any]) -> EngineConfig:

@@ -1,6 +1,5 @@
 """One rank of test_memory: what the allocator holds at its most in two real steps of each given spec."""
 
-import gc
 import json
 import sys
 
@@ -16,7 +15,8 @@ from megadistill.train.stragglers import Stopwatch
 
 def two_steps(spec, world, device):
     """From making the models on."""
-    step, teacher = planned.models(spec)
+    with device:
+        step, teacher = planned.models(spec)
     shape = BatchShape(spec["micro"] * spec["accumulation"] * world.size, spec["micro"], spec["accumulation"])
     engine = Engine(planned.engine(spec), OptimizerConfig(), step, shape, device)
     mine = [planned.batch(spec) for _ in range(spec["accumulation"])]
@@ -33,8 +33,7 @@ def main():
     torch.set_num_threads(1)
     import_deepspeed()
     for spec in json.loads(sys.argv[1]):
-        found = memory.peak(lambda spec=spec: two_steps(spec, world, device))
-        gc.collect()  # what the last one let go of must not be counted as the next one's
+        found = memory.peak(lambda spec=spec: two_steps(spec, world, device), device)
         if world.is_main:
             print(json.dumps(found), flush=True)
     dist.barrier()

@@ -5,11 +5,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-import torch
 
-from megadistill.engine.optimizer import OptimizerConfig, build_optimizer
-from megadistill.plan.footprint import footprint
-from megadistill.plan.zero import DTYPES, Sharded
 from megadistill.testing import planned
 from megadistill.testing.processes import run
 
@@ -25,13 +21,7 @@ SPECS = [
 
 
 def planned_peak(spec):
-    with torch.device("meta"):
-        step, teacher = planned.models(spec)
-        step = step.to(DTYPES[spec["precision"]]).train()
-    engine = planned.engine(spec)
-    groups = [group["params"] for group in build_optimizer(OptimizerConfig(), step).param_groups]
-    made = lambda: Sharded(engine, groups, RANKS, on_gpu=False)  # noqa: E731
-    return footprint(step, teacher, planned.batch(spec), made, spec["accumulation"], RANKS, on_gpu=False).peak
+    return planned.peak(spec, RANKS, on_gpu=False)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import json
 import sys
 import traceback
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -37,6 +38,16 @@ class Asked(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@contextmanager
+def refused_by_cuda(device):
+    """On a GPU, where any wait for it is an error then, whatever asks."""
+    if device.type == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    yield
+    if device.type == "cuda":
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def main():
     config = load(Path(sys.argv[1]), json.loads(sys.argv[2]))
     world = dist.from_environment()
@@ -49,7 +60,7 @@ def main():
         batches = parts.stream.take(number)  # made on the CPU, by a thread
         counts = torch.stack([batch.counts() for batch in batches]).sum(0)
         options = {"seed": 0, "check_ranks": False, "stopwatch": Stopwatch(device), "watch": watch}
-        with Asked() as passes:
+        with Asked() as passes, refused_by_cuda(device):
             sums, _ = accumulate(engine, parts.teacher, batches, counts, step=number, **options)
         with Asked() as update:
             engine.step(1.0)
