@@ -75,9 +75,9 @@ RANDOM = ["objectives=[{kind: hard_ce}]", "teacher=null", "student.init={kind: r
 TASKS = {
     "cola": (4.0, ["task.sequence_length=64"]),
     "sst2": (0.5, ["task.sequence_length=64"]),
-    "stsb": (6.0, ["task.sequence_length=128"]),
     "imdb": (2.0, ["task.sequence_length=128"]),
-    "squad": (2.0, ["task.sequence_length=128", "task.stride=48"]),
+    "stsb": (3.0, ["task.sequence_length=128"]),
+    "squad": (1.0, ["task.sequence_length=128", "task.stride=48"]),
 }
 """Epochs, and changes."""
 

@@ -60,9 +60,11 @@ class TaskRows:
         return self.take(places.row)
 
     def micro_batches(self, places: Places, size: int, seed: int, purpose: str) -> list[Batch]:
-        """Short rows with short ones, so that little is padded: the gradient does not depend on how a step is split."""
-        by_length = places.row[np.argsort(self.lengths[places.row], kind="stable")]
-        return [self.take(by_length[start : start + size]) for start in range(0, len(by_length), size)]
+        """Short rows with short ones, so that little is padded: the gradient does not depend on how a step is split.
+        Which micro-batch comes last, and is looked at for the log, is left to chance."""
+        by_length = np.argsort(self.lengths[places.row], kind="stable")
+        parts = [by_length[start : start + size] for start in range(0, len(by_length), size)]
+        return [self.take(places.row[part]) for part in sorted(parts, key=lambda part: int(part[0]))]
 
     def answered(self, number: int) -> Batch:
         """So many examples that somebody has answered, from all over the file."""

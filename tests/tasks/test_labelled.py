@@ -340,6 +340,9 @@ def test_a_steps_short_rows_are_padded_with_short_ones(sst2):
     stream = Stream(rows, World(0, 1), 32, 8, seed=3)
     parts, whole = stream.take(0), rows.batch(stream.places(0), 3, "targets")
     assert sorted(row for part in parts for row in part.rows.tolist()) == sorted(whole.rows.tolist())
+    last = {max(part.ids.shape[1] for part in stream.take(n)) == stream.take(n)[-1].ids.shape[1] for n in range(8)}
+    assert last == {True, False}, "the longest are not always the last"
+    parts.sort(key=lambda part: int(part.mask.sum()))
     lengths = [part.mask.sum(1).tolist() for part in parts]
     assert all(max(shorter) <= min(longer) for shorter, longer in itertools.pairwise(lengths))
     assert [part.ids.shape[1] for part in parts] == [min(-(-max(some) // 8) * 8, 16) for some in lengths]
