@@ -31,8 +31,6 @@ def test_two_processes_tell_what_they_send():
     for parts in (found["split_seconds_1"], found["split_seconds_2"]):
         assert set(parts) == PARTS
         assert min(parts.values()) > 0
-    # 35 MB of gradients through sockets, beside a copy in one process
-    assert found["split_seconds_2"]["communication"] > found["split_seconds_1"]["communication"]
 
 
 @pytest.mark.soak
