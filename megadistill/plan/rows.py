@@ -96,8 +96,8 @@ def micro_batch(config: RunConfig, vocabulary: int, width: int, head: TaskHead |
         if head.kind == "value":
             more["values"] = torch.zeros(rows)
         if head.kind == "image":
-            size = (rows, 3, head.size, head.size)
-            more["pixels"] = torch.empty(size, dtype=torch.uint8, device="meta")
+            assert head.size is not None
+            more["pixels"] = torch.empty(rows, 3, head.size, head.size, dtype=torch.uint8, device="meta")
     whole = torch.ones_like(ids)
     return Batch(ids, whole.bool(), whole, labels, torch.arange(rows), choices=choices, **more)
 
