@@ -9,6 +9,12 @@ torch.compile. All compute the same loss; that is checked first, without dropout
 the machine does meets all of them; ratios are medians over rounds. Memory is the peak beyond what lies there between
 steps, at 32 rows on a CPU. The last line of --json is one object. --scaling measures the step of one process on one
 core over that of two on two, each with the same rows.
+
+A step of (c) is also split into its parts, each waited for by itself (`split_seconds`). "data wait" is what `next()`
+takes on rows of prepared shards that a thread makes two steps ahead, and moving them to the device. "communication" is
+the counts' small sum and DeepSpeed's reduction of gradients, once a step: of one process what it copies for that,
+between two --scaling tells. "waiting for the others" is a rank's time until all have their gradients. From ZeRO 1 on
+the gathering of updated weights is in "optimizer".
 """
 
 from __future__ import annotations
@@ -19,6 +25,7 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +41,8 @@ from torch import Tensor  # noqa: E402
 
 from megadistill.core import dist  # noqa: E402
 from megadistill.core.types import Batch  # noqa: E402
+from megadistill.data.prepare import prepare  # noqa: E402
+from megadistill.data.stream import Stream  # noqa: E402
 from megadistill.engine.deepspeed import BatchShape, Engine, EngineConfig  # noqa: E402
 from megadistill.engine.optimizer import OptimizerConfig  # noqa: E402
 from megadistill.models.compiled import compile_layers  # noqa: E402
@@ -45,8 +54,9 @@ from megadistill.objectives.step import DistillStep  # noqa: E402
 from megadistill.plan.footprint import footprint  # noqa: E402
 from megadistill.plan.machine import GPUS  # noqa: E402
 from megadistill.plan.zero import Sharded  # noqa: E402
+from megadistill.run.config import DataConfig  # noqa: E402
 from megadistill.teachers.online import OnlineSource  # noqa: E402
-from megadistill.testing import processes  # noqa: E402
+from megadistill.testing import processes, task_files  # noqa: E402
 from megadistill.testing.memory import peak as allocated  # noqa: E402
 from megadistill.train.accumulate import accumulate  # noqa: E402
 from megadistill.train.stragglers import Stopwatch  # noqa: E402
@@ -115,16 +125,20 @@ class Ours:
             started = time.perf_counter()
             yield
             synchronise(self.device)
-            times[name] = time.perf_counter() - started
+            times[name] = times.get(name, 0.0) + time.perf_counter() - started
 
+        world = dist.from_environment().size
+        dist.barrier()
+        with timed("communication"):
+            counts = dist.sum_over_ranks(given.counts())
         moved = given.to(self.device)
-        shares = (1 / given.counts()).float().to(self.device)
+        shares = (world / counts.clamp(min=1)).float().to(self.device)
         engine, module = self.engine, self.module
         engine.accumulate_over(1)
         with timed("teacher forward"):
             signals = self.teacher.signals(moved, module.needs)
-        student = module.student
-        whole = student.signals
+        student, reducing = module.student, engine.engine
+        whole, reduce = student.signals, reducing.allreduce_gradients
         states: list[Any] = []
 
         def once(*arguments: Any) -> Any:
@@ -132,16 +146,51 @@ class Ours:
                 states.append(whole(*arguments))
             return states[-1]
 
+        def reduced(*arguments: Any, **options: Any) -> None:
+            synchronise(self.device)
+            with timed("waiting for the others"):
+                dist.barrier()
+            with timed("communication"):
+                reduce(*arguments, **options)
+
         student.signals = once  # type: ignore[method-assign]
         with timed("head and other losses"):
             loss, _ = engine.forward(moved, signals, shares, 1)
         times["head and other losses"] -= times["student forward"]
         del student.signals
+        reducing.allreduce_gradients = reduced
+        before = times["communication"]
         with timed("backward"):
             engine.backward(loss)
+        times["backward"] -= times["waiting for the others"] + times["communication"] - before
+        del reducing.allreduce_gradients
         with timed("optimizer"):
             engine.step(1.0)
         return times
+
+    def data_wait(self, size: dict[str, int], rows: int, length: int, steps: int) -> float:
+        """The median of so many steps."""
+        with tempfile.TemporaryDirectory() as folder:
+            config = DataConfig.model_validate(
+                {
+                    "dir": f"{folder}/prepared",
+                    "corpora": [{"kind": "synthetic", "num_documents": 400}],
+                    "tokenizer": str(task_files.tokenizer(Path(folder) / "tokenizer")),
+                    "sequence_length": length,
+                    "targets": {"kind": "clm" if "causal" in size else "mlm"},
+                }
+            )
+            prepare(config, lambda line: None, workers=1)
+            source = Stream(config, dist.from_environment(), rows, rows, seed=0).prefetching(0, steps + 1)
+            took = []
+            for _ in range(steps + 1):
+                started = time.perf_counter()
+                given = next(source)[0].to(self.device)
+                synchronise(self.device)
+                took.append(time.perf_counter() - started)
+                self.step(given)
+            source.close()  # type: ignore[attr-defined]
+        return statistics.median(took[1:])
 
 
 def synchronise(device: torch.device) -> None:
@@ -224,7 +273,8 @@ def compare(options: argparse.Namespace, device: torch.device) -> dict[str, Any]
             "tera_operations_per_second": flops / middle / 1e12,
             "mfu": None if peak is None else flops / middle / peak,
         }
-    found["ours"]["split_seconds"] = ours.split(batches[0])
+    waited = ours.data_wait(size, rows, length, options.rounds)
+    found["ours"]["split_seconds"] = {"data wait": waited, **ours.split(batches[0])}
 
     def ratio(theirs: str, name: str) -> float:
         return statistics.median(t / o for t, o in zip(times[theirs], times[name], strict=True))
@@ -254,14 +304,21 @@ def compare(options: argparse.Namespace, device: torch.device) -> dict[str, Any]
 def scaling(options: argparse.Namespace) -> dict[str, Any]:
     """One process's step over two processes', each on a core of its own with the same rows; they take turns."""
     command = [str(Path(__file__).resolve()), "--worker", "--preset", options.preset, "--rounds", str(options.rounds)]
+    command += ["--rows", str(options.rows)] if options.rows else []
     took: dict[int, list[float]] = {1: [], 2: []}
+    parts: dict[int, list[dict[str, float]]] = {1: [], 2: []}
     for ranks in (1, 2, 2, 1):
-        output = processes.run(command, ranks, timeout=3600)[0]
-        took[ranks] += [float(one) for one in output.splitlines()[-1].split()]
-        tell(f"{ranks} process(es): {output.splitlines()[-1]} s a step")
-    seconds = {f"seconds_{ranks}": statistics.median(found) for ranks, found in took.items()}
+        found = json.loads(processes.run(command, ranks, timeout=3600)[0].splitlines()[-1])
+        took[ranks] += found["seconds"]
+        parts[ranks] += found["parts"]
+        tell(f"{ranks} process(es): {' '.join(f'{one:.4f}' for one in found['seconds'])} s a step")
+    seconds = {f"seconds_{ranks}": statistics.median(each) for ranks, each in took.items()}
+    split = {
+        f"split_seconds_{ranks}": {name: statistics.median(one[name] for one in each) for name in each[0]}
+        for ranks, each in parts.items()
+    }
     efficiency = seconds["seconds_1"] / seconds["seconds_2"]
-    return {**seconds, "preset": options.preset, "ratios": {"weak_scaling_efficiency": efficiency}}
+    return {**seconds, **split, "preset": options.preset, "ratios": {"weak_scaling_efficiency": efficiency}}
 
 
 def work_of_one_rank(options: argparse.Namespace) -> None:
@@ -272,11 +329,13 @@ def work_of_one_rank(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     size = PRESETS[options.preset]
     rows, length, _ = ROWS["cpu"]
+    rows = options.rows or rows
     ours = Ours(size, device, rows)
     given = batch(rows, length, size, world.rank)
     took = [seconds(lambda: ours.step(given), device) for _ in range(options.rounds + 1)][1:]
+    parts = [ours.split(given) for _ in range(options.rounds)]
     if world.is_main:
-        sys.stdout.write(" ".join(f"{one:.4f}" for one in took) + "\n")
+        sys.stdout.write(json.dumps({"seconds": took, "parts": parts}) + "\n")
     dist.disconnect()
 
 

@@ -11,14 +11,17 @@ from megadistill.core.errors import UserError
 from megadistill.core.schema import override
 from megadistill.data.tokenization import load_tokenizer
 from megadistill.engine.optimizer import build_optimizer
+from megadistill.models.images import ImageModel
 from megadistill.objectives.base import build_loss
 from megadistill.objectives.step import DistillStep
-from megadistill.plan.footprint import Footprint, footprint, typical_batch
+from megadistill.plan.footprint import Footprint, footprint
 from megadistill.plan.machine import Machine
+from megadistill.plan.rows import Counted, counted, micro_batch, opened
 from megadistill.plan.work import Projection, Work, checkpoint_bytes, interval, project, work
 from megadistill.plan.zero import DTYPES, Sharded
 from megadistill.run.config import RunConfig, check, dump
 from megadistill.run.empty import empty
+from megadistill.run.fitting import check_answers
 
 PROJECTED = (8, 64, 512)
 
@@ -43,6 +46,8 @@ class Plan:
     micro_size: int
     """Rows of a micro-batch; where the config says auto, the most that fit by this estimate (else the fewest)."""
     accumulation: int
+    rows: Counted | None
+    """Of a task; None: pretraining, whose rows are all full."""
     work: Work
     checkpoint: int
     """Bytes of one."""
@@ -70,11 +75,14 @@ def plan(config: RunConfig, machine: Machine) -> Plan:
     """Everything.
 
     Raises:
-        UserError: the batch does not divide by the GPUs, models do not fit together, or the run is of a task.
+        UserError: the batch does not divide by the GPUs, models do not fit together, or a task's files are not there.
     """
     students = config.students(machine.gpus)
+    examples = None if config.task is None else opened(config.task)
     config, parameters, found = _settled(config, machine, students)
-    done = work(config, found, machine)
+    rows = None if examples is None else counted(examples, config, students)
+    usual = found if rows is None else measure(config, students, rows.typical)[1]
+    done = work(config, usual, machine, rows)
     size = checkpoint_bytes(config, parameters.learned, parameters.student)
     save = size / machine.disk
     computing = done.step_seconds or 0.0
@@ -87,6 +95,7 @@ def plan(config: RunConfig, machine: Machine) -> Plan:
         machine,
         config.batch.rows_per_pass,
         config.batch.accumulation(students),
+        rows,
         done,
         size,
         save,
@@ -118,21 +127,28 @@ def _settled(config: RunConfig, machine: Machine, ranks: int) -> tuple[RunConfig
     return best
 
 
-def measure(config: RunConfig, ranks: int) -> tuple[Parameters, Footprint]:
+def measure(config: RunConfig, ranks: int, width: int | None = None) -> tuple[Parameters, Footprint]:
     """Sizes, and what a rank of so many GPUs holds and computes.
+
+    Args:
+        width: positions of a row; None: as many as a row may have.
 
     Raises:
         UserError: as `plan`.
     """
-    if config.task is not None:
-        raise UserError(
-            "plan is for pretraining", "the models of a task's run are made from its data", "give a config with `data`"
-        )
-    vocabulary = load_tokenizer(config.text.tokenizer)
-    models = empty(config, vocabulary.vocabulary_size, vocabulary.special.as_dict(), torch.device("cuda"))
+    words = None if config.words is None else load_tokenizer(config.words.tokenizer)
+    vocabulary, special = (None, {}) if words is None else (words.vocabulary_size, words.special.as_dict())
+    head = None if config.task is None else config.task.head
+    models = empty(config, vocabulary, special, torch.device("cuda"), head)
     student = models.student
     if student is None:
         raise UserError(f"plan cannot tell the sizes of student: {config.student.kind}", "", "use student: hf")
+    distils = any(o.needs().teacher for o in config.objectives)
+    if head is not None:
+        check_answers(head, student, models.teachers if distils else ())
+        for model in models.teachers:
+            if isinstance(model, ImageModel) and model.view is None:
+                model.sees(head.processor)
     with torch.device("meta"):
         losses = [build_loss(one, n, student.dims, models.dims) for n, one in enumerate(config.objectives)]
         step = DistillStep(student, config.objectives, losses).to(DTYPES[config.engine.precision]).train()
@@ -146,8 +162,8 @@ def measure(config: RunConfig, ranks: int) -> tuple[Parameters, Footprint]:
     )
     found = footprint(
         step,
-        models.teacher if any(o.needs().teacher for o in config.objectives) else None,
-        typical_batch(config, vocabulary.vocabulary_size),
+        models.teacher if distils else None,
+        micro_batch(config, vocabulary or 0, width or config.sequence_length, head),
         lambda: Sharded(config.engine, groups, ranks, on_gpu=True),
         config.batch.accumulation(ranks),
         ranks,

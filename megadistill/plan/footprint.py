@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import nn
 
-from megadistill.core.types import COUNT_KINDS, IGNORE, Batch
+from megadistill.core.types import COUNT_KINDS, Batch
 from megadistill.models.heads import output_layer
 from megadistill.models.signals import LanguageModel
 from megadistill.objectives.step import DistillStep
 from megadistill.plan.trace import META, Trace
 from megadistill.plan.zero import Sharded
-from megadistill.run.config import RunConfig
 from megadistill.teachers.base import Source
 
 
@@ -154,20 +152,3 @@ def _spread(trace: Trace, model: LanguageModel, ranks: int) -> torch.Tensor:
     share = -(-sum(sizes) // ranks) if model.placement == "sharded" else 0
     ahead = min(sum(sizes), max(50_000_000, *sizes))
     return torch.empty(share + ahead, dtype=next(model.parameters()).dtype, device=META)
-
-
-def typical_batch(config: RunConfig, vocabulary: int) -> Batch:
-    """A micro-batch as the data will give them: whole rows of one document, as many targets as are asked for."""
-    rows, length = config.batch.rows_per_pass, config.sequence_length
-    ids = torch.arange(rows * length).view(rows, length) % max(vocabulary, 1)
-    labels = torch.full_like(ids, IGNORE)
-    if config.task is not None:
-        labels[:, 0] = 0
-    elif config.text.targets.kind == "clm":
-        labels[:, :-1] = ids[:, 1:]
-    else:
-        share = getattr(config.text.targets, "probability", 1.0)
-        chosen = np.linspace(0, rows * length - 1, max(round(share * rows * length), 1)).astype(np.int64)
-        labels.view(-1)[torch.from_numpy(chosen)] = ids.view(-1)[torch.from_numpy(chosen)]
-    whole = torch.ones_like(ids)
-    return Batch(ids, whole.bool(), whole, labels, torch.arange(rows))

@@ -52,21 +52,34 @@ _SETTLED = " (micro_size: auto is the most that fit by this estimate; a run meas
 
 
 def _work(plan: Plan, config: RunConfig) -> list[str]:
-    done, machine = plan.work, plan.machine
+    done, machine, unit = plan.work, plan.machine, _unit(config)
     how = (
         f"at {machine.mfu:.0%} of {machine.peak / 1e12:,.0f} TFLOP/s a GPU" if machine.tokens_per_second is None else ""
     )
     settled = _SETTLED if config.batch.micro_size == "auto" else ""
-    rows = [
-        ("steps", f"{done.steps:,} of {done.tokens_per_step:,} tokens"),
-        ("a rank's share", f"{plan.accumulation} x {plan.micro_size} rows{settled}"),
-        ("tokens", f"{done.tokens:,}"),
-        ("operations", f"{done.flops:.3g}, {done.flops / done.tokens:.3g} a token"),
-    ]
+    rows = [("steps", f"{done.steps:,} of {done.tokens_per_step:,} {unit}s")]
+    if plan.rows is not None:
+        rows.append(("epochs", f"{done.epochs:.3g} of {plan.rows.examples:,} {_examples(plan)}"))
+    rows.append(("a rank's share", f"{plan.accumulation} x {plan.micro_size} {_examples(plan)}{settled}"))
+    if plan.rows is not None and unit == "token":
+        means = f"{plan.rows.tokens:.1f} tokens in the mean, {plan.rows.width:.1f} with padding"
+        rows.append(("a row", f"{means}, {plan.rows.longest} at most; memory is for {config.sequence_length}"))
+    rows.append((f"{unit}s", f"{done.tokens:,}"))
+    rows.append(("operations", f"{done.flops:.3g}, {done.flops / done.tokens:.3g} a {unit}"))
     if done.seconds is not None and done.tokens_per_second is not None:
-        rows.append(("speed", f"{done.tokens_per_second:,.0f} tokens/s {how}".rstrip()))
+        rows.append(("speed", f"{done.tokens_per_second:,.0f} {unit}s/s {how}".rstrip()))
         rows.append(("time", f"{_time(done.seconds)}, {_gpu_hours(plan):,.1f} GPU-hours"))
     return ["work", *_table(rows)]
+
+
+def _unit(config: RunConfig) -> str:
+    return "image" if config.words is None else "token"
+
+
+def _examples(plan: Plan) -> str:
+    if plan.rows is None:
+        return "rows"
+    return "examples" if plan.rows.each == 1 else f"examples of {plan.rows.each} rows"
 
 
 def _disk(plan: Plan, config: RunConfig) -> list[str]:
@@ -77,10 +90,11 @@ def _disk(plan: Plan, config: RunConfig) -> list[str]:
     rows = [
         ("checkpoint", f"{readable(plan.checkpoint)}, {_time(plan.save_seconds)} to write at "
                        f"{readable(plan.machine.disk)}/s; {kept} are kept: {readable(kept * plan.checkpoint)}"),
-        ("shards", f"{readable(4 * plan.work.tokens)} at most, where no row is seen twice"),
         ("best interval", f"{_time(plan.best_interval)}{_steps(plan)} (one failure in {failures:,.0f} GPU-hours; "
                           f"checkpoint.every_steps is {config.checkpoint.every_steps:,})"),
     ]  # fmt: skip
+    if plan.rows is None:
+        rows.insert(1, ("shards", f"{readable(4 * plan.work.tokens)} at most, where no row is seen twice"))
     return ["disk", *_table(rows)]
 
 

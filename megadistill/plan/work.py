@@ -9,6 +9,7 @@ from megadistill.data.order import BatchSizes
 from megadistill.engine.deepspeed import MOST_GATHERED
 from megadistill.plan.footprint import Footprint
 from megadistill.plan.machine import Machine
+from megadistill.plan.rows import Counted
 from megadistill.plan.zero import DTYPES
 from megadistill.run.config import RunConfig
 
@@ -21,10 +22,12 @@ class Work:
     """Of a whole run."""
 
     steps: int
+    epochs: float | None
+    """How often a task's examples are seen; None: pretraining, whose shards need not be there."""
     tokens_per_step: int
-    """Positions of a global batch, at the first step."""
+    """Of a global batch, at the first step: all positions of a row of text, a task's without what pads them."""
     tokens: int
-    """Of all steps."""
+    """Of all steps; so many images, where rows are images."""
     flops: float
     """Of teacher and student, forward and backward, of all steps."""
     seconds: float | None
@@ -36,17 +39,26 @@ class Work:
         return None if self.seconds is None else self.seconds / self.steps
 
 
-def work(config: RunConfig, footprint: Footprint, machine: Machine) -> Work:
-    """Count it."""
+def work(config: RunConfig, footprint: Footprint, machine: Machine, rows: Counted | None) -> Work:
+    """Count it.
+
+    Args:
+        footprint: of a micro-batch of usual rows: full ones, or a task's of `rows.typical` positions.
+        rows: a task's.
+    """
     sizes = BatchSizes(config.batch.global_size, config.batch.later_sizes)
-    start, rows = sizes.span(config.steps - 1)
-    length = config.sequence_length
-    tokens = (start + rows) * length
-    flops = footprint.flops / (config.batch.rows_per_pass * length) * tokens
+    start, last = sizes.span(config.steps - 1)
+    examples, epochs = start + last, None
+    flops, length = footprint.flops / config.batch.rows_per_pass * examples, float(config.sequence_length)
+    if rows is not None:
+        flops *= rows.width / rows.typical
+        length, epochs = rows.each * rows.tokens, examples / rows.examples
+    tokens = round(examples * length)
     rate = machine.tokens_per_second
     if rate is None and machine.peak:
         rate = tokens / (flops / (machine.gpus * machine.peak * machine.mfu))
-    return Work(config.steps, sizes.span(0)[1] * length, tokens, flops, rate and tokens / rate, rate)
+    of_step = round(sizes.span(0)[1] * length)
+    return Work(config.steps, epochs, of_step, tokens, flops, rate and tokens / rate, rate)
 
 
 def checkpoint_bytes(config: RunConfig, trainable: int, parameters: int) -> int:

@@ -1,4 +1,4 @@
-"""A distillation of BERTs of any size, with weights or without: what a plan is compared with."""
+"""A distillation of BERTs of any size, or of ViTs, with weights or without: what a plan is compared with."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import torch
 from megadistill.core.types import IGNORE, Batch
 from megadistill.engine.deepspeed import EngineConfig
 from megadistill.engine.optimizer import OptimizerConfig, build_optimizer
+from megadistill.models.heads import TaskHead
+from megadistill.models.images import ImageModel, default_processor
+from megadistill.models.loading import task_class
 from megadistill.models.signals import LanguageModel
 from megadistill.objectives.cosine import Cosine
 from megadistill.objectives.hard_ce import HardCE
@@ -24,15 +27,24 @@ OBJECTIVES = [
     HardCE(kind="hard_ce", weight=2),
     Cosine(kind="cosine", weight=1),
 ]
+OF_TASKS = [SoftCE(kind="soft_ce", temperature=2, scope="targets"), HardCE(kind="hard_ce")]
+CLASSES, SIZE = 10, 64
+HEADS = {
+    "label": TaskHead("label", CLASSES),
+    "choice": TaskHead("choice", 4),
+    "image": TaskHead("image", CLASSES, (), None, SIZE),
+}
+"""Of the tasks that `spec["task"]` names."""
 
 
 def models(spec: dict[str, Any]) -> tuple[DistillStep, OnlineSource]:
     """A student of `layers` layers of width `hidden` and its objectives, and a teacher of twice as many; on the device
     that is the default."""
-    teacher = OnlineSource("here", _bert(2 * spec["layers"], spec["hidden"]))
-    student = _bert(spec["layers"], spec["hidden"])
-    losses = [objective.build(student.dims, teacher.dims) for objective in OBJECTIVES]
-    return DistillStep(student, OBJECTIVES, losses), teacher
+    head, objectives = HEADS.get(spec.get("task", "")), OF_TASKS if "task" in spec else OBJECTIVES
+    teacher = OnlineSource("here", _model(2 * spec["layers"], spec["hidden"], head))
+    student = _model(spec["layers"], spec["hidden"], head)
+    losses = [objective.build(student.dims, teacher.dims) for objective in objectives]
+    return DistillStep(student, objectives, losses), teacher
 
 
 def peak(spec: dict[str, Any], ranks: int, on_gpu: bool) -> int:
@@ -52,15 +64,31 @@ def engine(spec: dict[str, Any]) -> EngineConfig:
 
 
 def batch(spec: dict[str, Any]) -> Batch:
-    """`micro` rows of 128 tokens, every seventh a target."""
-    ids = torch.arange(spec["micro"] * 128).view(-1, 128) % VOCABULARY
+    """`micro` examples: rows of 128 tokens, every seventh a target where there is no task; or images."""
+    head = HEADS.get(spec.get("task", ""))
+    choices = head.outputs if head is not None and head.kind == "choice" else 1
+    rows, length = spec["micro"] * choices, 1 if head is not None and head.kind == "image" else 128
+    ids = torch.arange(rows * length).view(-1, length) % VOCABULARY
     labels = torch.where(ids % 7 == 0, ids, IGNORE)
+    if head is not None:
+        labels = torch.full_like(ids, IGNORE)
+        labels[::choices, 0] = 0
     whole = torch.ones_like(ids)
-    return Batch(ids, whole.bool(), whole, labels, torch.arange(spec["micro"]))
+    pixels = torch.zeros(rows, 3, SIZE, SIZE, dtype=torch.uint8) if length == 1 else None
+    return Batch(ids, whole.bool(), whole, labels, torch.arange(rows), pixels=pixels, choices=choices)
 
 
-def _bert(layers: int, hidden: int) -> LanguageModel:
-    from transformers import BertConfig, BertForMaskedLM
+def _model(layers: int, hidden: int, head: TaskHead | None) -> LanguageModel:
+    from transformers import BertConfig, BertForMaskedLM, ViTConfig
 
     sizes = {"num_hidden_layers": layers, "hidden_size": hidden, "intermediate_size": 4 * hidden}
-    return LanguageModel(BertForMaskedLM(BertConfig(vocab_size=VOCABULARY, num_attention_heads=hidden // 64, **sizes)))
+    sizes["num_attention_heads"] = hidden // 64
+    if head is None:
+        return LanguageModel(BertForMaskedLM(BertConfig(vocab_size=VOCABULARY, **sizes)))
+    if head.kind == "image":
+        config = ViTConfig(image_size=SIZE, patch_size=8, **sizes, **head.config_fields())
+        with torch.device("cpu"):
+            processor = default_processor(SIZE)
+        return ImageModel(task_class(head).from_config(config), processor)
+    config = BertConfig(vocab_size=VOCABULARY, **sizes, **head.config_fields())
+    return LanguageModel(task_class(head).from_config(config))

@@ -104,9 +104,11 @@ class Job:
                 self.watchdog.enter("teacher", step, self.config.teacher.patience)
             self.parts.teacher.after_step(step, self.parts.student)
 
-    def rehearsed(self) -> None:
+    def rehearsed(self, micro_batches: list[Batch]) -> None:
         """Compare the first step with the plan."""
-        if found := rehearsal.compare(self.config, self.world.size, self.device) if self.world.is_main else {}:
+        if not self.world.is_main:
+            return
+        if found := rehearsal.compare(self.config, self.world.size, self.device, micro_batches):
             self.directory.journal("rehearsal", step=1, **found)
             self.say(rehearsal.line(found) or f"memory is not compared with the plan: {found['no_estimate']}")
 

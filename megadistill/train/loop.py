@@ -146,7 +146,7 @@ def _loop(config: RunConfig, parts: Parts, directory: RunDirectory, job: Job, wo
                 _conclude(ledger.exchange(_counts([]), 0)[1], record, job)
                 job.watchdog.enter("evaluate and save", step)
             if step == 1:
-                job.rehearsed()
+                job.rehearsed(micro_batches)
                 record.scores(step, job.hold_out(step, rehearsal=True))
             if scores or step == steps:
                 record.scores(step, job.hold_out(step))

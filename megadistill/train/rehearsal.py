@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from megadistill.core.errors import UserError
+from megadistill.core.types import Batch
 from megadistill.run.config import RunConfig
 
 
-def compare(config: RunConfig, ranks: int, device: torch.device) -> dict[str, Any]:
-    """Bytes at the peak so far on this rank, `estimated` and `measured`; empty where no allocator counts (CPUs)."""
+def compare(config: RunConfig, ranks: int, device: torch.device, micro_batches: Sequence[Batch]) -> dict[str, Any]:
+    """Bytes at the peak so far on this rank, `estimated` (for rows as wide as the widest of these `micro_batches`: a
+    task's are rarely full) and `measured`; empty where no allocator counts (CPUs)."""
     if device.type != "cuda":
         return {}
     from megadistill.plan.estimate import measure  # at start-up nobody needs it
 
     measured = torch.cuda.max_memory_allocated(device)
     try:
-        _, found = measure(config, ranks)
+        _, found = measure(config, ranks, max(batch.ids.shape[1] for batch in micro_batches))
     except UserError as error:  # a plan cannot tell of every run
         return {"measured": measured, "no_estimate": error.what}
     except Exception as error:  # nor may a run end for an estimate

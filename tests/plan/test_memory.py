@@ -18,6 +18,11 @@ SPECS = [
     {"layers": 2, "hidden": 256, "micro": 4, "stage": stage, "precision": "bf16", "accumulation": 2}
     for stage in (1, 2, 3)
 ]
+OF_TASKS = [
+    {"layers": 2, "hidden": 128, "micro": micro, "stage": stage, "precision": "fp32", "accumulation": 1, "task": task}
+    for task, micro, stage in (("label", 8, 1), ("choice", 2, 2), ("image", 8, 1))
+]
+SPECS += OF_TASKS
 
 
 def planned_peak(spec):

@@ -63,6 +63,11 @@ def make(
     return folder
 
 
+def are_made(config: Augment, examples: Sequence[Example]) -> bool:
+    """Whether `variants` has nothing left to make of them."""
+    return (_folder(config, _pairs(examples)) / STATS).exists()
+
+
 def variants(config: Augment, examples: Sequence[Example]) -> list[Example]:
     """The variants of all examples; each stands at its example's place, and has its answer or none (NaN)."""
     folder = make(config, examples)
