@@ -20,7 +20,6 @@ the gathering of updated weights is in "optimizer".
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import statistics
@@ -56,8 +55,7 @@ from megadistill.plan.machine import GPUS  # noqa: E402
 from megadistill.plan.zero import Sharded  # noqa: E402
 from megadistill.run.config import DataConfig  # noqa: E402
 from megadistill.teachers.online import OnlineSource  # noqa: E402
-from megadistill.testing import processes, task_files  # noqa: E402
-from megadistill.testing.memory import peak as allocated  # noqa: E402
+from megadistill.testing import memory, processes, task_files  # noqa: E402
 from megadistill.train.accumulate import accumulate  # noqa: E402
 from megadistill.train.stragglers import Stopwatch  # noqa: E402
 
@@ -206,19 +204,6 @@ def seconds(work: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def memory(work: Callable[[], Any], device: torch.device) -> int:
-    """The most bytes beyond those before."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        work()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    return allocated(work)
-
-
 def operations(size: dict[str, int], given: Batch, masked_only: bool) -> int:
     """Those of the models in one step, counted on the meta device."""
     with torch.device("meta"):
@@ -257,7 +242,7 @@ def compare(options: argparse.Namespace, device: torch.device) -> dict[str, Any]
                 times[name].append(took)
             tell(f"round {number} {name}: {took:.3f} s")
     large = batch(rows_of_memory, length, size, 99)
-    needed = {name: memory(lambda one=one: one.step(large), device) for name, one in cases.items()}  # type: ignore[misc]
+    needed = {name: memory.peak(lambda one=one: one.step(large), device) for name, one in cases.items()}  # type: ignore[misc]
     ours = cases["ours"]
     assert isinstance(ours, Ours)
     found: dict[str, Any] = {}
