@@ -75,7 +75,7 @@ def ask(model: Path, request: Request) -> dict[str, Any]:
 def shown(result: dict[str, Any]) -> str:
     """As JSON that a person can read too: lists of numbers on one line."""
     text = json.dumps(result, indent=2)
-    return re.sub(r"\[\s[^][{}\"]*\]", lambda found: f"[{' '.join(found[0][1:-1].split())}]", text)
+    return re.sub(r"\[\n[^][{}\"]*\]", lambda found: f"[{' '.join(found[0][1:-1].split())}]", text)
 
 
 def _refuse_a_runs(model: Path, tasks: list[str]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -17,7 +18,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import yaml
 
+from megadistill.core.schema import override
+from megadistill.run.config import check
 from megadistill.testing import slurm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,6 +102,16 @@ def test_every_link_of_the_readme_leads_to_a_heading() -> None:
     headings = re.findall(r"^## (.*)$", README.read_text(), flags=re.MULTILINE)
     anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
     assert set(re.findall(r"\]\(#([\w-]+)\)", README.read_text())) <= anchors
+
+
+def test_the_readmes_task_of_ones_own_is_a_config_and_its_distillation_an_override() -> None:
+    text = README.read_text()
+    blocks = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    config = next(block for block in blocks if "task:" in block)
+    command = re.search(r"^megadistill train topics.yaml name=topics (.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert command is not None
+    tree = override(yaml.safe_load(config), shlex.split(command[1].replace("\\\n", " ")))
+    assert len(check(tree, "README").objectives) == 2
 
 
 def test_every_path_that_the_readme_names_exists() -> None:
