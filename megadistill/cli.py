@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -64,8 +65,9 @@ def init(
     """Copy a preset to a file of your own, to change it."""
     from megadistill.run import presets as catalogue
 
-    catalogue.copy(preset, file)
-    typer.echo(f"wrote {file}; next: megadistill validate {file}")
+    schema = catalogue.copy(preset, file)
+    typer.echo(f"wrote {file}, and {schema}, by which editors complete and check it")
+    _next("validate", file)
 
 
 @app.command()
@@ -86,7 +88,11 @@ def validate(
     for remark in remarks:
         typer.echo(f"note: {remark}", err=True)
     refuse(problems, str(file))
-    typer.echo(annotated(dump(config), origins) if show else f"{file}: valid", nl=not show)
+    if show:
+        typer.echo(annotated(dump(config), origins), nl=False)
+    else:
+        typer.echo(f"{file}: valid")
+        _next("prepare" if config.task is None else "train", file, assignments)
 
 
 @app.command()
@@ -169,10 +175,16 @@ def prepare(
         typer.echo(f"{config.task.kind}: examples are read when training starts")
         if made is not None:
             typer.echo(f"their variants: {made}")
-        return
+        return _next("train", file, assignments)
     prepared = prepare_data(config.text, typer.echo, workers=workers, share=_share(share))
     if teacher is not None and not prepared.unfinished:
         teacher.prepare(config.text, config.seed, typer.echo, _share(share))
+    if not prepared.unfinished:
+        _next("train", file, assignments)
+
+
+def _next(verb: str, file: Path, assignments: list[str] | None = None) -> None:
+    typer.echo(f"next: megadistill {shlex.join([verb, str(file), *(assignments or [])])}")
 
 
 def _share(text: str) -> tuple[int, int]:
@@ -255,7 +267,7 @@ def evaluate(
     jobs: Annotated[int, typer.Option(min=1, help="Fine-tune so many at a time, each on a GPU if there are.")] = 1,
 ) -> None:
     """Score the student of a run, or a model, as it is or after fine-tuning it on tasks (KEY=VALUE changes how)."""
-    from megadistill.evaluate.ask import Request
+    from megadistill.evaluate.ask import Request, shown
     from megadistill.evaluate.ask import ask as score
 
     wanted = None if tasks is None else [task.strip() for task in tasks.split(",") if task.strip()]
@@ -264,7 +276,7 @@ def evaluate(
     except ValueError:
         raise UserError(f"--seeds {seeds} are no numbers", "", "write them as in --seeds 0,1,2") from None
     request = Request(wanted, wikitext, rows, data, numbers, epochs, recipe, output, tuple(assignments or ()), jobs)
-    typer.echo(json.dumps(score(run, request), indent=2))
+    typer.echo(shown(score(run, request)))
 
 
 @app.command()

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationErro
 from pydantic_core import ErrorDetails, core_schema
 
 from megadistill.core.errors import UserError
+from megadistill.core.files import nearest
 
 Tree = dict[str, Any]
 
@@ -101,10 +102,13 @@ def _read(path: Path, origins: dict[str, str], stack: tuple[Path, ...]) -> Tree:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
+        near = nearest(str(path))
         raise UserError(
             f"no config file {path}",
             f"extended by {stack[-1]}" if stack else "",
-            "`megadistill presets` lists the presets; `megadistill init PRESET FILE` copies one",
+            f"did you mean {near}?"
+            if near
+            else "`megadistill presets` lists the presets; `megadistill init PRESET FILE` copies one",
         ) from None
     except (UnicodeDecodeError, OSError) as error:
         raise UserError(f"cannot read {path}", str(error), "give a YAML file in UTF-8") from None

@@ -37,6 +37,7 @@ class DataConfig(Strict):
     dir: Path
     """Where `prepare` writes the shards and `train` reads them: <dir>/<corpus>/{train,held_out}/."""
     corpora: list[OneOf[Corpus]] = Field(min_length=1)
+    """Where the text comes from; several are mixed."""
     tokenizer: str
     """A folder or file (tokenizer.json, vocab.txt, vocab.json with merges.txt, *.model) or a name on the hub.
     It must be the teacher's: logits are compared id by id."""
@@ -53,6 +54,7 @@ class DataConfig(Strict):
     targets: OneOf[Targets] = Mlm()
     """What positions must predict."""
     held_out: HeldOutConfig = HeldOutConfig()
+    """What is kept for evaluation, and never trained on."""
     near_duplicates: NearDuplicates | None = None
     """Drop documents that resemble an earlier one of their corpus; None: only those that equal one."""
     decontaminate: Decontaminate | None = None

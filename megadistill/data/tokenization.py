@@ -259,9 +259,9 @@ def _from_hub(name: str) -> Path:
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"no tokenizer {name!r}: no such local folder, and the hub does not give it",
+            f"no tokenizer {name!r}: no such local folder, and not on the hub, or there is no network",
             reason,
-            "check the name and the network, or give a local folder; the hub's cache is used where it has it",
+            "check the name; run `megadistill prepare` where there is network, or give a local folder",
         ) from None
     for companion in ("tokenizer_config.json", "special_tokens_map.json"):
         try:

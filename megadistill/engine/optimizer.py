@@ -24,6 +24,7 @@ class OptimizerConfig(Strict):
     rho: float = Field(0.95, gt=0, lt=1)
     """Adadelta's share of the past in its running means of squares."""
     eps: float = Field(1e-6, gt=0)
+    """Added to the root that an update is divided by; Adadelta adds it below the root."""
     weight_decay: float = Field(0.0, ge=0)
     """Applied to matrices only: biases, norms and other vectors are not decayed."""
     gradient_clipping: float = Field(1.0, ge=0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,12 @@ def ask(model: Path, request: Request) -> dict[str, Any]:
         spec = f"{model}@{trained(RunDirectory(model)).step}" if is_run else str(model)  # what is learnt later is other
         result |= fine_tune(spec, tokenizer, learnt, plan, output)
     return result
+
+
+def shown(result: dict[str, Any]) -> str:
+    """As JSON that a person can read too: lists of numbers on one line."""
+    text = json.dumps(result, indent=2)
+    return re.sub(r"\[\n[^][{}\"]*\]", lambda found: f"[{' '.join(found[0][1:-1].split())}]", text)
 
 
 def _refuse_a_runs(model: Path, tasks: list[str]) -> None:

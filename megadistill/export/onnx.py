@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -96,8 +99,7 @@ def write(model: LanguageModel, batch: Batch, path: Path, int8: bool) -> None:
         sizes[1] = torch.export.Dim("length", min=2, max=_longest(model))
     given = inputs(model, batch)
     example = tuple(torch.cat([part, part])[:2] for part in given.values())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations, by the dozen
+    with _quiet():
         program = torch.onnx.export(
             plain(model),
             example,
@@ -116,7 +118,21 @@ def write(model: LanguageModel, batch: Batch, path: Path, int8: bool) -> None:
         whole = onnx.load(path)
         del whole.graph.value_info[:]  # shapes from before constants were folded, which the quantiser would trust
         only = ["MatMul"] if image else None  # ONNX Runtime runs no convolution with int8 weights on a CPU
-        quantize_dynamic(whole, path, op_types_to_quantize=only, weight_type=QuantType.QInt8, per_channel=True)
+        with _quiet():
+            quantize_dynamic(whole, path, op_types_to_quantize=only, weight_type=QuantType.QInt8, per_channel=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what exporter and quantiser say by the dozen: of deprecations of theirs, packages not needed, advice."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _longest(model: LanguageModel) -> int:

@@ -15,7 +15,6 @@ from megadistill.objectives.base import Objective
 from megadistill.objectives.layer_maps import Weights
 
 Relation = Literal["qk", "qq", "kk", "vv"]
-"""Whose products make the relation: qk is the attention itself, vv MiniLM's value relation."""
 
 
 class AttentionRelation(Objective):
@@ -30,6 +29,7 @@ class AttentionRelation(Objective):
 
     kind: Literal["attention_relation"]
     relations: list[Relation] = Field(["qk", "vv"], min_length=1)
+    """Whose products make each relation: qk is the attention itself, vv MiniLM's value relation."""
     relation_weights: Weights | None = None
     """One per relation; None: 1 each (MiniLM), MiniLMv2 takes 1/3 each."""
     heads: int | None = Field(None, gt=0)

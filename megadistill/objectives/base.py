@@ -28,7 +28,9 @@ class Ramp(Strict):
     to_step: int = Field(gt=0)
     """The first step of `end`."""
     start: float = Field(0.0, ge=0)
+    """The factor up to `from_step`."""
     end: float = Field(1.0, ge=0)
+    """The factor from `to_step` on."""
 
     @model_validator(mode="after")
     def _goes_forward(self) -> Ramp:

@@ -19,7 +19,9 @@ class EmbeddingMSE(Objective):
 
     kind: Literal["embedding_mse"]
     projection: Projection = "auto"
+    """Of the student's width to the teacher's: `shared` or `none`; auto: only where they differ."""
     positions: Positions = "tokens"
+    """The mean is over attended positions (tokens), or over padding too (all), which TinyBERT's code divides by."""
 
     def needs(self) -> Needs:
         return Needs(frozenset({0}), frozenset({0}), teacher=True)

@@ -15,10 +15,7 @@ from megadistill.objectives.base import Objective
 from megadistill.objectives.layer_maps import Layers, Weights, layer_map, weights_of
 
 Projection = Literal["auto", "shared", "per_layer", "none"]
-"""auto: `shared` where the models' widths differ, else `none`; shared: one W and bias for all layers, as in TinyBERT's
-code; per_layer: one for each."""
 Positions = Literal["tokens", "all"]
-"""tokens: the mean over attended positions; all: over padding too, which is what TinyBERT's code divides by."""
 
 
 class HiddenMSE(Objective):
@@ -33,7 +30,10 @@ class HiddenMSE(Objective):
     layer_weights: Weights | None = None
     """lambda_m of TinyBERT's equation 6, one per pair by ascending student layer; None: 1 each."""
     projection: Projection = "auto"
+    """Of the student's width to the teacher's: one W and bias for all layers (shared, as in TinyBERT's code), one
+    for each (per_layer), or none; auto: shared where the widths differ, else none."""
     positions: Positions = "tokens"
+    """The mean is over attended positions (tokens), or over padding too (all), which TinyBERT's code divides by."""
 
     def needs(self) -> Needs:
         return Needs(teacher=True, teacher_hidden=frozenset({-1}))  # which ones, the built loss says

@@ -39,7 +39,7 @@ def _memory(plan: Plan) -> list[str]:
         ("peak", f"{readable(found.peak)}  {verdict}: {readable(usable)} of {readable(machine.memory)} are usable")
     )
     whose = "of the students' GPUs" if found.teacher_rank else f"of {machine.gpus} GPUs"
-    lines = [f"memory of each {whose}", *_table(rows)]
+    lines = ["memory of the GPU" if machine.gpus == 1 else f"memory of each {whose}", *_table(rows)]
     if found.teacher_rank:
         lines.append(f"  of each of the teacher's own: {readable(found.teacher_rank)}")
     if not plan.fits:

@@ -147,9 +147,12 @@ def warnings(run: RunFacts) -> list[str]:
     unlogged = sum(not is_number(row["train/loss"]) for row in run.metrics if "train/loss" in row)
     if unlogged:
         told.append(f"{unlogged} logged step(s) with a loss that is not finite; they are left out of the curves")
+    for name, scores in run.evaluation.items():
+        if scores.get("step", run.steps) < run.steps:
+            told.append(f"{name} was scored at step {scores['step']}, and the run is at {run.steps}: evaluate it again")
     if not run.metrics:
         told.append("no metrics were written yet")
-    if run.metrics and run.steps < run.wanted:
+    if run.metrics and run.steps < run.wanted and run.status.get("state") != "running":
         told.append(f"stands at step {run.steps} of {run.wanted}")
     return list(dict.fromkeys(told))
 

@@ -116,13 +116,13 @@ def _command(text: str) -> tuple[str, list[str]]:
 
 
 def _base(file: str) -> tuple[str, Tree] | None:
-    path = presets.resolve(Path(file))
     folder = presets.folder().resolve()
     known = {preset.path.resolve(): preset.name for preset in presets.presets()}
     shipped = folder / file.rpartition("configs/")[2]
-    if path.resolve() not in known and not path.exists() and shipped.resolve() in known:
-        path = shipped  # the report is made in another folder than the run
     try:
+        path = presets.resolve(Path(file))
+        if path.resolve() not in known and not path.exists() and shipped.resolve() in known:
+            path = shipped  # the report is made in another folder than the run
         if path.resolve() in known:
             return f"preset {known[path.resolve()]}", read_yaml(path)
         if not path.exists():

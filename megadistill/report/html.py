@@ -191,5 +191,4 @@ def _state(run: RunFacts) -> str:
 
 
 def _steps(run: RunFacts) -> str:
-    wanted = (run.config.get("train") or {}).get("steps")
-    return f"step {run.steps:,}" + (f" of {wanted:,}" if wanted else "")
+    return f"step {run.steps:,}" + (f" of {run.wanted:,}" if run.wanted else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ def describe(path: Path) -> str:
     """State, progress, newest numbers, checkpoints and last events of the run at `path`."""
     run = collect(path)
     checkpoints = sorted(p.name for p in (path / "checkpoints").glob("step-*"))
+    state = str(run.status.get("state", "never started"))
     rows = {
-        "state": f"{run.status.get('state', 'never started')} since {_time(run.status)}",
+        "state": f"{state} since {_time(run.status)} UTC",
+        **({"last heard of": heard} if state == "running" and (heard := _heard(path)) else {}),
         "step": f"{run.steps} of {run.wanted}" if run.wanted else str(run.steps),
         "loss": number(loss) if (loss := run.last("train/loss")) is not None else "-",
         **{
@@ -30,8 +33,17 @@ def describe(path: Path) -> str:
     }
     lines = [f"{run.name}  {path}", *(f"  {name:<22}{text}" for name, text in rows.items())]
     lines += [f"  warning: {text}" for text in warnings(run)]
-    lines += ["  last events", *(f"    {_event(row)}" for row in run.journal[-_LAST_EVENTS:])]
+    lines += ["  last events (UTC)", *(f"    {_event(row)}" for row in run.journal[-_LAST_EVENTS:])]
     return "\n".join(lines)
+
+
+def _heard(path: Path) -> str:
+    """How long ago any rank said what it does; one that was killed says it no more, and STATUS stays."""
+    said = [file.stat().st_mtime for file in (path / "heartbeats").glob("rank-*.json")]
+    if not said:
+        return ""
+    seconds = max(time.time() - max(said), 0)
+    return f"{seconds:.0f} s ago" if seconds < 120 else f"{seconds / 60:,.0f} min ago"
 
 
 def _time(row: dict[str, Any]) -> str:

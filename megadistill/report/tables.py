@@ -56,8 +56,10 @@ class Table:
 
 
 def held_out(run: RunFacts) -> Row:
-    """Scores of the newest evaluation; of the last look that training took, where there is none."""
-    return run.evaluation.get("heldout") or seen_last(run)
+    """Scores of the newest evaluation; of the last look that training took, where there is none, or none so new."""
+    found, looks = run.evaluation.get("heldout") or {}, run.series("heldout/loss")
+    newer = bool(found and looks) and looks[-1][0] > found.get("step", looks[-1][0])
+    return seen_last(run) if newer or not found else found
 
 
 def seen_last(run: RunFacts) -> Row:

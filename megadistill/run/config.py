@@ -52,6 +52,7 @@ class RunConfig(Strict):
     directory: Path = Path("runs")
     """Run directories live in here; this run's is <directory>/<name>."""
     seed: int = 0
+    """Of the order of rows, masks, fresh weights and dropout."""
     plugins: list[str] = Field(default_factory=list)
     """Python modules to import first; the kinds they define are then known."""
     data: DataConfig | None = None
@@ -61,15 +62,25 @@ class RunConfig(Strict):
     teacher: OneOf[Teacher] | None = None
     """None: plain pretraining with objectives that need no teacher."""
     student: OneOf[Student]
+    """What learns, and how it starts."""
     objectives: list[OneOf[Objective]] = Field(min_length=1)
+    """What it learns by: the loss is the sum of weight x loss over them."""
     batch: BatchConfig
+    """How many rows a step sees."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    """How the gradient becomes an update, and the peak learning rate."""
     schedule: ScheduleConfig = ScheduleConfig()
+    """How the learning rate moves over the run."""
     engine: EngineConfig = EngineConfig()
+    """How DeepSpeed runs it: ZeRO stage, precision, memory."""
     train: TrainConfig
+    """How long it trains, and when it gives up."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+    """When it is saved."""
     evaluate: EvaluateConfig = EvaluateConfig()
+    """When it is scored on held-out rows."""
     log: LogConfig = LogConfig()
+    """What is written down of it."""
 
     @property
     def run_directory(self) -> Path:

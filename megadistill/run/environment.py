@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import socket
 import subprocess
 from importlib import metadata
@@ -48,7 +49,12 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Why a run described by `before` will not go on bit for bit under `now`."""
     old, new = before["numerics"], now["numerics"]
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    return [f"{name}: {old.get(name)} before, {new.get(name)} now" for name in names]
+    return [f"{name}: {_short(old.get(name))} before, {_short(new.get(name))} now" for name in names]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text[:12] if re.fullmatch("[0-9a-f]{64}", text) else text
 
 
 def source_hash() -> str:

@@ -64,7 +64,8 @@ def _text(data: DataConfig, problems: list[UserError], remarks: list[str]) -> No
         if not files or (data.dir / corpus.name).exists():  # they have been read
             continue
         if absent := [file for file in files if not _should_be_here(file)]:
-            remarks.append(f"not looked at: data.corpora.{number}.files {', '.join(absent)}: not on this machine")
+            told = f"data.corpora.{number}.files {', '.join(absent)}: not on this machine"
+            remarks.append(f"not looked at: {told}{_near(absent)}")
             continue
         with collected(problems, f"data.corpora.{number}.files"):
             corpus.sources()
@@ -79,11 +80,10 @@ def _task(task: Task, problems: list[UserError], remarks: list[str]) -> TaskHead
         ]
         with collected(problems):
             augment.check()
-    absent = [
-        f"task.{name} {path}" for name, paths in task.files().items() for path in paths if not _should_be_here(path)
-    ]
+    absent = [(name, path) for name, paths in task.files().items() for path in paths if not _should_be_here(path)]
     if absent:
-        remarks.append(f"not looked at: {', '.join(absent)}: not on this machine")
+        told = ", ".join(f"task.{name} {path}" for name, path in absent)
+        remarks.append(f"not looked at: {told}: not on this machine{_near([path for _, path in absent])}")
     before = len(problems)
     for part in () if absent else ("train", *task.dev_parts):
         with collected(problems):
@@ -101,7 +101,17 @@ def _should_be_here(pattern: str) -> bool:
     """Whether a file that is missing is a mistake: the folder that it, or the first wildcard, should be in is here."""
     if "://" in pattern:
         return False
+    folder = _folder(pattern)
+    return folder.is_dir() and folder != Path(folder.anchor or "nowhere")
+
+
+def _near(patterns: Sequence[str]) -> str:
+    """A folder that is here by nearly the name of one that is not."""
+    near = next(filter(None, (nearest(str(_folder(pattern))) for pattern in patterns if "://" not in pattern)), "")
+    return f" (there is {near})" if near else ""
+
+
+def _folder(pattern: str) -> Path:
     parts = Path(pattern).expanduser().parts
     fixed = next((n for n, part in enumerate(parts) if _WILD & set(part)), len(parts) - 1)
-    folder = Path(*parts[:fixed])
-    return folder.is_dir() and folder != Path(folder.anchor or "nowhere")
+    return Path(*parts[:fixed])

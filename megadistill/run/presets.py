@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
-
-import yaml
 
 from megadistill.core.errors import UserError
 from megadistill.core.files import atomic_write
-from megadistill.core.schema import read_yaml
+from megadistill.run.standalone import standalone
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _FRAGMENTS = "base"
 """Its files are parts for `extends`, no presets."""
+_SERVER = "yaml-language-server"
+"""What editors' completion of YAML looks for in a comment, with the schema behind it."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Preset:
 
     @property
     def purpose(self) -> str:
-        return next((line for line in self.header if line and not line.startswith("yaml-language-server")), "")
+        return next((line for line in self.header if line and not line.startswith(_SERVER)), "")
 
 
 def folder() -> Path:
@@ -64,25 +65,37 @@ def named(name: str) -> Preset:
     """
     found = {preset.name: preset for preset in presets()}
     if name.removesuffix(".yaml") not in found:
-        raise UserError(f"no preset {name!r}", f"there are: {', '.join(found)}", "`megadistill presets` describes them")
+        near = get_close_matches(name, found, n=1)
+        fix = f"did you mean {near[0]!r}?" if near else "`megadistill presets` describes them"
+        raise UserError(f"no preset {name!r}", f"there are: {', '.join(found)}", fix)
     return found[name.removesuffix(".yaml")]
 
 
 def resolve(file: Path) -> Path:
-    """What a FILE argument means: the file, or, where there is none, the preset of that bare name."""
+    """What a FILE argument means: the file, or, where there is none, the preset of that bare name.
+
+    Raises:
+        UserError: it is neither, and has no ending as files have.
+    """
     if file.exists() or file.suffix:
         return file
-    return next((preset.path for preset in presets() if preset.name == str(file)), file)
+    found = {preset.name: preset.path for preset in presets()}
+    if str(file) not in found:
+        near = get_close_matches(str(file), found, n=1)
+        fix = f"did you mean {near[0]!r}?" if near else "`megadistill presets` lists the presets"
+        raise UserError(f"no config file {file}, and no preset of that name", "", fix)
+    return found[str(file)]
 
 
-def copy(name: str, target: Path) -> None:
-    """Write a preset to `target` so that it stands alone: what it extends is merged in, its header kept."""
+def copy(name: str, target: Path) -> Path:
+    """Write a preset to `target` so that it stands alone, comments and all; returns the schema that its first line
+    names, for editors."""
+    from megadistill.run.config import RunConfig  # the other functions here do without, and are fast
+    from megadistill.run.reference import FILE, write_schema
+
     preset = named(name)
     if target.exists():
         raise UserError(f"{target} exists already", "init overwrites nothing", "choose another name, or remove it")
-    text = preset.path.read_text(encoding="utf-8")
-    if "extends" in (yaml.safe_load(text) or {}):
-        header = "".join(f"# {line}".rstrip() + "\n" for line in preset.header)
-        text = header + yaml.safe_dump(read_yaml(preset.path), sort_keys=False, allow_unicode=True, width=110)
     with atomic_write(target) as handle:
-        handle.write(text)
+        handle.write(f"# {_SERVER}: $schema={FILE}\n" + standalone(preset.path, list(RunConfig.model_fields)))
+    return write_schema(target)

@@ -4,19 +4,49 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+from megadistill.core.files import write_json
 from megadistill.core.schema import Tree
 from megadistill.run.config import RunConfig
 
+FILE = "megadistill.schema.json"
+"""Where `init` puts the schema, beside the config whose first line names it."""
+
 
 def json_schema() -> Tree:
-    """JSON schema of a whole run config."""
-    return RunConfig.model_json_schema()
+    """JSON schema of a config file. What it extends, if anything, may hold what a run needs."""
+    whole = RunConfig.model_json_schema()
+    needed = whole["required"]
+    schema: Tree = _partial(whole)
+    files = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+    schema["properties"]["extends"] = files | {"description": "Config files that this one is laid on, beside it."}
+    schema["anyOf"] = [{"required": ["extends"]}, {"required": needed}]
+    return schema
+
+
+def write_schema(config: Path) -> Path:
+    """Put the schema beside a config; returns where."""
+    write_json(config.parent / FILE, json_schema())
+    return config.parent / FILE
+
+
+def _partial(schema: Any) -> Any:
+    """With every key left to be missing, also the `kind` that tells the sections of a union apart."""
+    if isinstance(schema, list):
+        return [_partial(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kept = {key: value for key, value in schema.items() if key not in ("required", "discriminator", "oneOf")}
+    if "oneOf" in schema:
+        kept["anyOf"] = schema["oneOf"]
+    return {key: _partial(value) for key, value in kept.items()}
 
 
 def markdown() -> str:
     """A reference of every section and kind: key, type, default, meaning."""
-    schema = json_schema()
+    schema = RunConfig.model_json_schema()
     sections = schema.pop("$defs", {})
     parts = ["# Config reference", *_section("RunConfig", schema)]
     for name, section in sections.items():

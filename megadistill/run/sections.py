@@ -17,6 +17,7 @@ class BatchChange(Strict):
     from_step: int = Field(ge=2)
     """The first step of this size; steps are counted from 1."""
     global_size: int = Field(gt=0)
+    """Rows per optimizer step from there on."""
 
 
 class BatchConfig(Strict):
@@ -131,6 +132,7 @@ class CheckpointConfig(Strict):
     """When checkpoints are written and which are kept."""
 
     every_steps: int = Field(1000, gt=0)
+    """Between two checkpoints; the first step is saved too."""
     keep: int = Field(2, ge=2)
     """The newest so many; at least 2, since the newest may be the one that fails to verify."""
     keep_every_steps: int | None = Field(None, gt=0)
@@ -158,7 +160,9 @@ class LogConfig(Strict):
     """What is written down while training."""
 
     every_steps: int = Field(10, gt=0)
+    """Between two lines in the console and in metrics.jsonl; the first step has one too."""
     tensorboard: bool = True
+    """Write the numbers for TensorBoard, below the run directory."""
     services: list[Literal["wandb", "trackio"]] = Field(default_factory=list)
     """Send the numbers there too (pip install megadistill[wandb] or [trackio])."""
     project: str = "megadistill"

@@ -81,6 +81,7 @@ class GlueTask(TokenTask):
 
     kind: Literal["glue"]
     name: Name
+    """Which of the nine tasks."""
     folder: Path
     """Holds the tasks' folders: SST-2/train.tsv as GLUE's own download lays them out, or sst2/train-*.parquet as the
     hub does; or the one task's files themselves."""

@@ -31,6 +31,7 @@ class ImageTask(Task):
     train: list[str] = Field(min_length=1)
     """Plain .tar files, or patterns, of KEY.jpg (png, webp) and KEY.cls or KEY.json; or a folder of CLASS/NAME.jpg."""
     dev: list[str] = Field(min_length=1)
+    """As `train`: what it is scored on."""
     labels: list[str] | None = Field(None, min_length=2)
     """Names of the classes in order; a label is a name or its number from 0. None: as the training files tell: folders,
     or labels in shards, sorted; where labels are numbers, 0 to the largest."""

@@ -24,6 +24,7 @@ class ImdbTask(TokenTask):
     folder: Path
     """Holds train*.parquet and test*.parquet with `text` and `label`, or train/ and test/ with neg/ and pos/*.txt."""
     sequence_length: int = Field(512, ge=8, le=65535)
+    """Tokens of a review, at most; its end is cut off."""
 
     @property
     def head(self) -> TaskHead:

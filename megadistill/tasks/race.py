@@ -52,6 +52,7 @@ class RaceTask(TokenTask):
     choices: int = Field(4, ge=2, le=len(_LETTERS))
     """Options of a question; other data in RACE's format may have more or fewer."""
     sequence_length: int = Field(512, ge=8, le=65535)
+    """Tokens of a row, at most; the longer of its two texts is cut first."""
 
     @property
     def asks(self) -> AnswerKind:

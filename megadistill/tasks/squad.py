@@ -55,8 +55,11 @@ class SquadTask(TokenTask):
     train: Path
     """SQuAD's JSON."""
     dev: Path
+    """As `train`: what it is scored on."""
     version: Literal["1.1", "2.0"] = "1.1"
+    """2.0 has questions without an answer."""
     sequence_length: int = Field(384, ge=8, le=65535)
+    """Tokens of a window: a question and a piece of its paragraph."""
     stride: int = Field(128, gt=0)
     """By how many tokens of the paragraph one window comes after another."""
     max_question: int = Field(64, gt=0)

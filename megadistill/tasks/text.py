@@ -29,6 +29,7 @@ class TextTask(TokenTask):
     train: list[str] = Field(min_length=1)
     """Files or patterns; .tsv (unquoted), .csv, .jsonl or .parquet."""
     dev: list[str] = Field(min_length=1)
+    """As `train`: what it is scored on."""
     text: str = "text"
     """The column of the text."""
     pair: str | None = None

@@ -43,6 +43,7 @@ class CachedTeacher(Teacher):
     of: OnlineTeacher | EnsembleTeacher = Field(discriminator="kind")
     """Who answers; proves itself (`of.guard`) before it does."""
     keep: Keep = Keep()
+    """Which entries of a distribution are kept."""
     temperature: float = Field(2.0, gt=0)
     """At which distributions are taken: `soft_ce` must have the same."""
 

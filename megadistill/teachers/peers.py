@@ -35,6 +35,7 @@ class PeerTeacher(Teacher):
     run: str
     """The other run's directory; it need not exist yet."""
     every_steps: int = Field(gt=0)
+    """Between two checkpoints of the other run to learn from: e above."""
     wait_seconds: float = Field(3600, gt=0)
     """How long to wait for the other run's checkpoint before giving up."""
     guard: Guard | None = None

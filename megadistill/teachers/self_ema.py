@@ -29,6 +29,7 @@ class SelfEMATeacher(Teacher):
     kind: Literal["self_ema"]
     reads_student: ClassVar[bool] = True
     decay: float = Field(0.999, ge=0, lt=1)
+    """What stays of the average at an update; the rest is the student's."""
     every_steps: int = Field(1, gt=0)
     """Between two updates."""
     guard: Guard | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from functools import partial
 
 import torch
@@ -233,9 +234,10 @@ class Job:
         self.directory.journal("end", step=steps)
         self.directory.status("done", step=steps)
         run, more = self.directory.path, [*self.config.train.more_steps, self.config.train.steps]
-        on = f"train {self.directory.config} train.more_steps={more}".replace(", ", ",")
-        for line in (on, f"evaluate {run}", f"export {run} --to hf", f"report {run}"):
-            self.say(f"next: megadistill {line}")
+        again = f"train.more_steps={more}".replace(", ", ",")
+        on = ["train", self.directory.config, again]  # quoted: zsh would look for files of such a name
+        for words in (on, ["evaluate", run], ["export", run, "--to", "hf"], ["report", run]):
+            self.say(f"next: megadistill {shlex.join(map(str, words))}")
         return Exit.DONE
 
     def fail(self, error: BaseException) -> None:
@@ -304,6 +306,8 @@ class Job:
         log.get().info(text)
 
     def _greet(self, found: checkpoint.Found | None, step: int) -> None:
+        status = shlex.join(["megadistill", "status", str(self.directory.path)])
+        self.say(f"attempt {self.attempt}; from another shell: {status}")
         stream, micro, ranks = self.parts.stream, self.config.batch.rows_per_pass, self.world.size
         rows = stream.sizes.span(step)[1]
         what = f"{rows * self.config.sequence_length:,} tokens" if self.config.words else f"{rows:,} images"
@@ -311,7 +315,9 @@ class Job:
             f"accumulation {rows // (micro * ranks)} = {rows} / ({micro} x {ranks} ranks); "
             f"{what} a step, {stream.rows_per_epoch:,} rows an epoch"
         )
-        if found is not None:
+        if found is not None and step == self.config.steps:
+            self.say(f"nothing is left to do: the run is at its end, step {step}")
+        elif found is not None:
             self.say(f"continuing at step {step} from {found.path}")
         elif self.parts.likeness is not None:
             like = self.parts.likeness

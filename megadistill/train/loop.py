@@ -88,6 +88,7 @@ def train(config: RunConfig, world: World, device: torch.device, fresh: bool = F
 def _attempt(config: RunConfig, world: World, device: torch.device, fresh: bool) -> Exit:
     """Build, restore, loop."""
     log.setup(world.rank)
+    log.get().info(f"{config.run_directory}: loading models and data, on {world.size} x {device.type}")
     engine_fits(config.engine, device)
     config = micro_size.settled(config, world, device, fresh)
     with memory.explained(config, world, device):

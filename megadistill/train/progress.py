@@ -24,9 +24,10 @@ class Progress:
         self._timed_from: tuple[int, float] | None = None
         self._bar: Any = None
         if sys.stdout.isatty():
+            from rich.console import Console
             from rich.progress import Progress as Bar
 
-            self._bar = Bar(transient=True)
+            self._bar = Bar(transient=True, console=Console(soft_wrap=True))  # else it breaks commands to be copied
             self._task = self._bar.add_task("training", total=total_steps, completed=start_step)
             self._bar.start()
 

@@ -52,7 +52,10 @@ def test_rank_0_speaks_for_all_and_a_rank_with_a_mistake_of_its_own_for_itself()
     [
         (["train", "missing.yaml"], "no config file missing.yaml"),
         (["prepare", PRESET, "nonsense"], "write key=value"),
+        (["train", ROOT / "configs" / "quickstrat.yaml"], f"did you mean {ROOT / 'configs' / 'quickstart.yaml'}?"),
+        (["train", "quickstrat"], "did you mean 'quickstart'?"),
         (["init", "distilbart", "x.yaml"], "no preset 'distilbart'"),
+        (["init", "distilbart", "x.yaml"], "did you mean 'distilbert'?"),
         (["status", "nowhere"], "nowhere is no run directory"),
         (["verify", "nowhere"], "nowhere is no run directory"),
         (["evaluate", "nowhere"], "nowhere is no run directory"),
@@ -61,7 +64,7 @@ def test_rank_0_speaks_for_all_and_a_rank_with_a_mistake_of_its_own_for_itself()
         (["frobnicate"], "No such command"),
     ],
 )
-def test_what_the_user_can_mend_has_exit_code_2_and_no_traceback(arguments: list[str], message: str) -> None:
+def test_what_the_user_can_mend_has_exit_code_2_and_no_traceback(arguments: list[object], message: str) -> None:
     result = megadistill(*arguments)
     assert result.returncode == 2
     assert message in result.stderr
@@ -97,6 +100,18 @@ def test_origins_reach_down_to_what_a_whole_value_holds() -> None:
 
 def test_a_bare_preset_name_is_found_from_anywhere() -> None:
     assert megadistill("validate", presets()[0].name).returncode == 0
+
+
+def test_each_step_names_the_next_as_it_is_to_be_typed(tmp_path: Path) -> None:
+    mine = tmp_path / "my own.yaml"
+    made = megadistill("init", "quickstart", mine).stdout
+    assert f"wrote {mine}, and {tmp_path / 'megadistill.schema.json'}" in made
+    assert made.endswith(f"next: megadistill validate '{mine}'\n")
+    given = ["data.corpora=[{kind: synthetic, num_documents: 40}]", f"data.dir={tmp_path}"]
+    typed = f"'{mine}' '{given[0]}' {given[1]}\n"
+    assert megadistill("validate", mine, *given).stdout == f"{mine}: valid\nnext: megadistill prepare {typed}"
+    assert megadistill("prepare", mine, *given).stdout.endswith(f"next: megadistill train {typed}")
+    assert "next: megadistill train tasks/" in megadistill("validate", "tasks/hinton_sst2").stdout
 
 
 def test_schema_names_every_section_and_reads_as_markdown() -> None:

@@ -72,7 +72,7 @@ def test_it_is_measured_once_kept_and_leaves_no_trace(config):
     codes, said = train(config, "given", "4000", "train.steps=4", f"batch.micro_size={rows}")
     assert codes == [0], said
     runs = config.parent / "runs"
-    assert f"next: megadistill train {runs / 'given' / 'config.yaml'} train.more_steps=[4]\n" in said
+    assert f"next: megadistill train {runs / 'given' / 'config.yaml'} 'train.more_steps=[4]'\n" in said
     assert trace(runs / "auto") == trace(runs / "given")
 
 

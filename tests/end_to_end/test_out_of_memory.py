@@ -1,5 +1,6 @@
 """Memory that runs out, really: what is told, and whether a scheduler starts the run again."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ def test_the_largest_parts_are_named_and_what_to_do(tmp_path, at, code):
     done = processes.megadistill("train", config, *settings, environ=environ)
     assert done.returncode == code, done.stdout + done.stderr
     told = done.stderr[done.stderr.index("memory ran out on rank 0") :]
+    assert re.match(r"memory ran out on rank 0 in step \d+\n", told)
     assert "tried to allocate 1125899906842624 bytes" in told
     assert "planned for a GPU: " in told
     assert "fix: halve batch.micro_size" in told

@@ -104,7 +104,8 @@ def test_a_finished_run_is_given_more_steps(config):
     assert sorted(trace(run, 2)) == [5, 6, 7]
     rates = {row["step"]: row["train/learning_rate"] for row in read_lines(run / "metrics.jsonl") if "loss_hex" in row}
     assert rates[4] < rates[5] == max(rates.values())
-    train(config, "name=longer", "train.steps=4", "train.more_steps=[3]", ranks=1)
+    (said,) = train(config, "name=longer", "train.steps=4", "train.more_steps=[3]", ranks=1)
+    assert "nothing is left to do: the run is at its end, step 7" in said
     assert trace(run, 3) == {}
 
 

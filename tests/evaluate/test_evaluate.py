@@ -1,5 +1,7 @@
 """Scores of a finished run: which text, in which rows, on which device."""
 
+import json
+
 import pytest
 import torch
 import yaml
@@ -8,6 +10,7 @@ from megadistill.core.errors import UserError
 from megadistill.data.prepare import prepare
 from megadistill.evaluate import scores
 from megadistill.evaluate import wikitext as module
+from megadistill.evaluate.ask import shown
 from megadistill.evaluate.heldout import heldout
 from megadistill.evaluate.wikitext import wikitext
 from megadistill.models.loading import load_pretrained
@@ -93,3 +96,11 @@ def test_student_and_teacher_are_on_that_device(config, tmp_path, monkeypatch):
     monkeypatch.setattr(scores, "heldout", devices)
     scores.evaluate(run, ["heldout"])
     assert seen == ["meta", "meta"]
+
+
+def test_numbers_are_printed_as_json_with_a_list_on_one_line():
+    result = {"heldout": {"loss": 1.5, "kl": [0.25, 1.0], "none": [], "texts": ["[ 1 ]"], "deep": [{"a": [1, 2]}]}}
+    text = shown(result)
+    assert json.loads(text) == result
+    assert '"kl": [0.25, 1.0],\n' in text
+    assert '"a": [1, 2]\n' in text

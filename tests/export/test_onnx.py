@@ -1,5 +1,6 @@
 """What ONNX answers is compared with torch, so that an export that is wrong never stands there as one."""
 
+import logging
 from types import SimpleNamespace
 
 import numpy as np
@@ -32,8 +33,14 @@ def batches(tmp_path_factory):
 def exported(batches, tmp_path_factory):
     folder = tmp_path_factory.mktemp("onnx")
     model = tiny.task_model("bert", HEAD, vocab_size=128, initializer_range=0.3).eval()
+    said: list[logging.LogRecord] = []
+    listener = logging.Handler()
+    listener.emit = said.append
+    logging.getLogger().addHandler(listener)
     onnx.write(model, batches[0], folder / "fp32.onnx", int8=False)
     onnx.write(model, batches[0], folder / "int8.onnx", int8=True)
+    logging.getLogger().removeHandler(listener)
+    assert said == [], "libraries warn of nothing that a user could mend"
     return model, folder
 
 

@@ -62,8 +62,9 @@ def test_a_hub_name_that_cannot_be_had_is_said_to_be_neither_here_nor_there(monk
         raise OSError("We could not connect")
 
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refuse)
-    with pytest.raises(UserError, match="no such local folder, and not on the hub, or there is no network"):
+    with pytest.raises(UserError, match="no such local folder, and not on the hub, or there is no network") as caught:
         load_config("someone/something")
+    assert "run `megadistill prepare` where there is network" in caught.value.fix
 
 
 def test_the_home_folder_is_expanded(folder, monkeypatch):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,6 +98,16 @@ def test_tables_leave_out_what_nobody_measured(tmp_path: Path) -> None:
     report([path])
 
 
+def test_scores_of_an_earlier_step_are_not_taken_for_the_last(tmp_path: Path) -> None:
+    """As after `train.more_steps`."""
+    path = write_run(tmp_path, "distilled")
+    scores = json.loads((path / "evaluation" / "heldout.json").read_text())
+    (path / "evaluation" / "heldout.json").write_text(json.dumps(scores | {"step": 200}))
+    run = collect(path)
+    assert warnings(run) == ["heldout was scored at step 200, and the run is at 300: evaluate it again"]
+    assert dict(evaluations([run])[0].rows)["perplexity"][0] == number(run.last("heldout/perplexity"))
+
+
 def test_different_teachers_have_columns_of_their_own(tmp_path: Path) -> None:
     runs = [write_run(tmp_path, name) for name in ("a", "b", "c")]
     scores = json.loads((runs[2] / "evaluation" / "heldout.json").read_text())
@@ -159,6 +171,31 @@ def test_status_says_where_the_run_stands(tmp_path: Path) -> None:
     text = describe(write_run(tmp_path, "distilled"))
     for part in ("done", "300 of 300", "step-00000200-a0001", "attempt 2 step 200  resume"):
         assert part in text
+
+
+def test_status_says_how_long_ago_a_running_run_was_heard_of(tmp_path: Path) -> None:
+    """One that was killed is `running` for ever by its STATUS."""
+    path = write_run(tmp_path, "distilled")
+    (path / "heartbeats").mkdir()
+    (path / "heartbeats" / "rank-0000.json").write_text("{}")
+    assert "last heard of" not in describe(path)
+    (path / "STATUS").write_text(json.dumps({"state": "stopped"}))
+    config = json.loads((path / "config.resolved.yaml").read_text())
+    (path / "config.resolved.yaml").write_text(json.dumps(config | {"train": {"steps": 900}}))
+    assert "warning: stands at step 300 of 900" in describe(path)
+    (path / "STATUS").write_text(json.dumps({"state": "running"}))
+    assert "warning" not in describe(path)
+    assert re.search(r"last heard of +\d s ago", describe(path))
+    os.utime(path / "heartbeats" / "rank-0000.json", (0, time.time() - 7200))
+    assert re.search(r"last heard of +120 min ago", describe(path))
+
+
+def test_steps_that_were_added_count(tmp_path: Path) -> None:
+    path = write_run(tmp_path, "distilled")
+    config = json.loads((path / "config.resolved.yaml").read_text())
+    config["train"] = {"steps": 200, "more_steps": [60, 40]}
+    (path / "config.resolved.yaml").write_text(json.dumps(config))
+    assert "step 300 of 300" in report([path]).read_text()
 
 
 @pytest.mark.parametrize("points", [[(1, 2.0)], [(1, 0.0), (2, 0.0)], [(1, 5e-9), (2, 3e9)], [(1, -1.0), (9, -1.0)]])

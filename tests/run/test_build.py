@@ -101,6 +101,7 @@ def test_a_teacher_of_another_tokenizer_of_the_same_size_is_refused(bert, tmp_pa
     with pytest.raises(UserError, match="another tokenizer") as caught:
         built(bert, f"teacher.path={folder}")
     assert "2 tokens have another id" in str(caught.value)
+    assert f"fix: set data.tokenizer to {folder} and run `megadistill prepare`" in str(caught.value)
     student = f"student={{kind: hf, init: {{kind: folder, path: {folder}}}}}"
     with pytest.raises(UserError, match="the student was trained with another tokenizer"):
         built(bert, student)

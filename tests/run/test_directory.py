@@ -191,10 +191,12 @@ def test_a_requeued_job_is_fresh_only_once(tmp_path, monkeypatch):
 def test_a_changed_environment_is_told_as_not_bitwise(tmp_path):
     run = open_run(tmp_path)
     facts = json.loads(run.environment.read_text())
-    facts["numerics"]["torch"] = "1.0"
+    facts["numerics"] |= {"torch": "1.0", "megadistill sources": 64 * "a"}
     run.environment.write_text(json.dumps(facts))
     again = RunDirectory.open(config(tmp_path), False, World(0, 4, 0))
-    assert [reason.partition(":")[0] for reason in again.not_bitwise] == ["world size", "torch"]
+    names = [reason.partition(":")[0] for reason in again.not_bitwise]
+    assert names == ["world size", "torch", "megadistill sources"]
+    assert again.not_bitwise[-1].startswith("megadistill sources: aaaaaaaaaaaa before, ")
     assert again.not_bitwise[0] == "world size: 1 before, 4 now"
     again.claim()
     claim = json.loads((run.attempts / "000001.json").read_text())

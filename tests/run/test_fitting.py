@@ -213,6 +213,8 @@ def test_corpora_that_are_not_there_are_told_and_those_of_other_machines_remarke
     problems, remarks = told(bert, new, "data.corpora=[{kind: text, files: [/nowhere/x/*.txt]}]")
     assert problems == []
     assert "not looked at: data.corpora.0.files /nowhere/x/*.txt: not on this machine" in remarks
+    near = f"data.corpora=[{{kind: text, files: [{bert.parent}/techer/*.txt]}}]"
+    assert any(f"not on this machine (there is {bert.parent / 'teacher'})" in r for r in told(bert, new, near)[1])
 
 
 def test_members_of_other_vocabularies_are_told(bert, tmp_path):

@@ -1,11 +1,14 @@
 """A rank that no longer moves is ended in time, with its stacks, whatever holds it."""
 
+import re
+import socket
 import subprocess
 import sys
 import time
 
 import pytest
 
+from megadistill.train.fallen import blame
 from megadistill.train.watchdog import SLACK, Watchdog, hung_file, hung_ranks
 
 HANGS = {
@@ -25,6 +28,7 @@ def test_a_hung_rank_ends_with_its_stack(run, hang):
     code = f"""
 import ctypes, sys, time
 from pathlib import Path
+from megadistill.train.fallen import blame
 from megadistill.train.watchdog import Watchdog
 
 def the_place_where_it_hangs():
@@ -42,6 +46,11 @@ with Watchdog(Path(sys.argv[1]), 3, 7, step_seconds=0.5, other_seconds=0.5) as w
     assert hung_ranks(run, 3) == [7]
     assert hung_ranks(run, 2) == []
     assert '"step": 12' in (run / "heartbeats" / "rank-0007.json").read_text()
+    told = blame(run, 3, run / "logs" / "rank-0000.log")  # what the ranks say that waited for it
+    assert re.fullmatch(rf"rank 7 hung: step 12 on {socket.gethostname()} at \d\d:\d\d:\d\d", told.what)
+    assert str(hung_file(run, 3, 7)) in told.why
+    assert "megadistill doctor --ranks" in told.fix
+    assert "the same command goes on" in told.fix
 
 
 def test_what_ends_in_time_leaves_no_stacks(run):

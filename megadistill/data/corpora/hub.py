@@ -22,6 +22,7 @@ class Hub(Corpus):
     data_files: str | list[str] | None = None
     """Only these files of it."""
     split: str = "train"
+    """Of the data set."""
     column: str | list[str] = "text"
     """The column that holds the text; several are joined by line ends, such as [title, text]."""
 

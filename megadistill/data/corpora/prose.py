@@ -38,6 +38,7 @@ class Prose(Corpus):
     packages: list[str] | None = None
     """Import names of installed packages; None: those of megadistill's own dependencies that are there."""
     standard_library: bool = True
+    """Read that of Python itself too."""
 
     def sources(self) -> list[Source]:
         roots = [(Path(sysconfig.get_path("stdlib")), sys.version.split()[0])] if self.standard_library else []

@@ -23,9 +23,11 @@ class Synthetic(Corpus):
 
     kind: Literal["synthetic"] = "synthetic"
     num_documents: int = Field(gt=0)
+    """How many."""
     words: int = Field(200, gt=1)
     """Mean words of a document; lengths are uniform from half to one and a half of it."""
     seed: int = 0
+    """Another one gives other documents."""
 
     def sources(self) -> list[Source]:
         starts = range(0, self.num_documents, DOCUMENTS_PER_SOURCE)

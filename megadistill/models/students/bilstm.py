@@ -32,7 +32,9 @@ class BiLSTMStudent(Student):
     hidden_size: int = Field(150, gt=0)
     """Of each direction."""
     inner_size: int = Field(200, gt=0)
+    """Width of the layer before the classes."""
     dropout: float = Field(0.1, ge=0, lt=1)
+    """Behind that layer."""
     multichannel: bool = True
     """Two copies of the word embeddings, of which one stays as it starts (Kim 2014)."""
     siamese: bool = False

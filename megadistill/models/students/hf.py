@@ -48,6 +48,7 @@ class HFStudent(Student):
     config: dict[str, Any] = Field(default_factory=dict)
     """Fields of that architecture's config that differ from its defaults (or from the teacher's, or the folder's)."""
     init: OneOf[Initialize] = Random()
+    """How its weights start."""
     freeze: list[str] = Field(default_factory=list)
     """Parameters that never change, by patterns of their transformers names: "*position_embeddings*" or "*.wte.*"."""
 
