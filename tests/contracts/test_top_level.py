@@ -39,11 +39,7 @@ def test_top_level() -> None:
 
 def test_files_stay_readable_in_one_sitting() -> None:
     """A file answers one question; past 400 lines (a kernel 450) it is split."""
-    sizes = {
-        name: len((ROOT / name).read_text().splitlines())
-        for name in files(*NEW)
-        if name.endswith(".py")
-    }
+    sizes = {name: len((ROOT / name).read_text().splitlines()) for name in files(*NEW) if name.endswith(".py")}
     limits = {name: 450 if "/kernels/" in name else 400 for name in sizes}
     assert {name: size for name, size in sizes.items() if size > limits[name]} == {}
 
