@@ -35,7 +35,7 @@ fi
 every=$(megadistill validate "$config" "${settings[@]}" --show | sed -n '/^checkpoint:/,/^[a-z]/s/^  every_steps: \([0-9]*\).*/\1/p')
 
 say "prepare"
-megadistill prepare "$config" "${settings[@]}" | grep -v '^next: ' # this script goes on
+megadistill prepare "$config" "${settings[@]}" | sed '/^next: /d' # this script goes on
 
 say "distil in two processes; rank 0 will be killed after step $((every + past_checkpoint))"
 bash launch/local.sh "$config" "${settings[@]}" >"/tmp/$name.$$.log" 2>&1 &
