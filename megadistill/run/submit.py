@@ -68,7 +68,8 @@ def read_cluster(spec: str) -> Cluster:
     path = Path(spec) if spec.endswith((".yaml", ".yml")) else PROFILES / f"{spec}.yaml"
     if not path.exists():
         there = ", ".join(sorted(file.stem for file in PROFILES.glob("*.yaml"))) or "none"
-        raise UserError(f"no cluster profile {path}", f"{PROFILES} holds: {there}", f"copy {PROFILES}/example.yaml")
+        fix = f"copy {PROFILES}/example.yaml" if PROFILES.is_dir() else f"go to a checkout's root, which has {PROFILES}"
+        raise UserError(f"no cluster profile {path}", f"{PROFILES} holds: {there}", fix)
     try:
         return Cluster.model_validate(read_yaml(path))
     except ValidationError as error:

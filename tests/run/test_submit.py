@@ -73,3 +73,13 @@ def test_micro_size_auto_only_has_to_divide_by_the_ranks(config):
     assert "sbatch" in str(submit.job(cluster(), 3, auto, config, []))
     with pytest.raises(UserError, match=r"batch.global_size: 12 does not divide by 8 ranks(.|\n)*: 8 or 16"):
         submit.job(cluster(), 4, auto, config, [])
+
+
+def test_a_profile_that_is_not_there_is_told_with_where_they_are(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="holds: .*example") as told:
+        submit.read_cluster("exmaple")
+    assert told.value.fix == "copy slurm/clusters/example.yaml"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="holds: none") as told:
+        submit.read_cluster("example")
+    assert "go to a checkout's root" in told.value.fix
