@@ -76,7 +76,7 @@ def test_micro_size_auto_only_has_to_divide_by_the_ranks(config):
 
 
 def test_a_profile_that_is_not_there_is_told_with_where_they_are(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="holds: .*example") as told:
+    with pytest.raises(UserError, match=r"holds: .*example") as told:
         submit.read_cluster("exmaple")
     assert told.value.fix == "copy slurm/clusters/example.yaml"
     monkeypatch.chdir(tmp_path)
