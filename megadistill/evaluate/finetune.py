@@ -83,7 +83,10 @@ def fine_tune(model: str, tokenizer: str, names: Sequence[str], plan: Plan, outp
     tasks = chosen(names, plan.data)
     trees = {task: _tree(task, model, tokenizer, plan) for task in tasks}  # mistakes show before the first run
     result = _earlier(model, plan, output)
-    runs = [{**tree, "name": f"{task}-seed-{n}", "seed": n} for task, tree in trees.items() for n in plan.seeds]
+    named = [(f"{task}-seed-{seed}", seed, tree) for task, tree in trees.items() for seed in plan.seeds]
+    runs: list[Tree] = [{**tree, "name": name, "seed": seed, "directory": str(output)} for name, seed, tree in named]
+    for run in runs:
+        _refuse_another(run)
     scored = side_by_side(lambda tree, share: _run(tree, output, share), runs, plan.jobs)
     for task in tasks:
         found = [next(scored) for _ in plan.seeds]
@@ -156,12 +159,24 @@ _SCORING = threading.Lock()
 """Held by the one run that is scored, in this process and with all of its threads."""
 
 
+def _refuse_another(tree: Tree) -> None:
+    """Raises:
+    UserError: what has been learnt in this run's place was learnt otherwise.
+    """
+    config = check(tree, tree["name"])
+    directory = RunDirectory(config.run_directory)
+    differing = directory.differing(config)[1] if directory.resolved_config.exists() else []
+    if differing:
+        fix = "give another --output, or remove the run"
+        raise UserError(f"{directory.path} was learnt otherwise", "\n  ".join(differing), fix)
+
+
 def _run(tree: Tree, output: Path, share: Share) -> dict[str, Any]:
     """Train, or go on with it, and score; a run that was scored is not touched."""
     run = output / tree["name"]
     scored = RunDirectory(run).evaluation / "task.json"
     config = output / f"{tree['name']}.yaml"
-    text = yaml.safe_dump({**tree, "directory": str(output)}, sort_keys=False)
+    text = yaml.safe_dump(tree, sort_keys=False)
     if scored.exists() and config.exists() and config.read_text(encoding="utf-8") == text:
         return dict(json.loads(scored.read_text(encoding="utf-8")))
     with atomic_write(config) as handle:

@@ -107,7 +107,7 @@ class RunDirectory:
         if self.path.is_dir() and any(self.path.iterdir()):
             identity = self._read_identity()
             if not fresh or _already_fresh(identity):
-                self._continue(identity, config, here, now)
+                self._continue(identity, config, now)
                 return
             self._move_aside()
         self.id = secrets.token_hex(8)
@@ -123,9 +123,14 @@ class RunDirectory:
         }
         self._create({self.identity.name: json.dumps(identity, indent=2) + "\n", **self._documents})
 
-    def _continue(self, identity: dict[str, Any], config: RunConfig, here: dict[str, Any], now: dict[str, Any]) -> None:
+    def differing(self, config: RunConfig) -> tuple[list[str], list[str]]:
+        """Fields of the run here that a config has otherwise: those that do no harm, and those that it cannot go on
+        with."""
         there = _as_of_now(config, yaml.safe_load(self.resolved_config.read_text(encoding="utf-8")))
-        self.changed, consequential = sameness.compare(here, there)
+        return sameness.compare(config.model_dump(mode="json"), there)
+
+    def _continue(self, identity: dict[str, Any], config: RunConfig, now: dict[str, Any]) -> None:
+        self.changed, consequential = self.differing(config)
         if consequential:
             if identity["code"] != now["code"]:
                 consequential.append("(megadistill itself has changed since the run was created)")

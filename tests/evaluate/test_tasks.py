@@ -118,6 +118,11 @@ def test_seeds_are_runs_that_are_scored_together_and_are_not_trained_twice(data,
     before = (tmp_path / "sst2-seed-1" / "attempts").stat().st_mtime
     assert evaluate()["sst2"] == first["sst2"]
     assert (tmp_path / "sst2-seed-1" / "attempts").stat().st_mtime == before
+    other = processes.megadistill("evaluate", model, *settings, *options, "--seeds", "2,1", "--epochs", "2")
+    assert other.returncode == 2
+    assert "sst2-seed-1 was learnt otherwise\n  train.steps: 8 here / 4 in the run" in other.stderr
+    assert "give another --output" in other.stderr
+    assert not (tmp_path / "sst2-seed-2").exists()
 
 
 def test_speed_counts_what_inference_runs(data, model):
