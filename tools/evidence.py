@@ -41,6 +41,7 @@ SIZES = {
         "teacher": [],
         "student": [],
         "steps": 1500,
+        "epochs": {"sst2": 0.5, "stsb": 3.0, "squad": 1.0},
         "task": ["optimizer.learning_rate=3e-4", "engine.precision=fp32", "batch={global_size: 32, micro_size: 16}"],
     },
     "cuda": {
@@ -63,7 +64,7 @@ SIZES = {
             "engine.precision=bf16",
         ],
         "steps": 15000,
-        "task": ["optimizer.learning_rate=1e-4", "batch={global_size: 32, micro_size: 16}"],
+        "task": ["optimizer.learning_rate=1e-4", "batch={global_size: 32, micro_size: 32}"],
     },
 }
 """Changes of small_bert, small_distilbert and of the tasks' recipes, by what there is to compute with; a student's
@@ -74,12 +75,12 @@ RANDOM = ["objectives=[{kind: hard_ce}]", "teacher=null", "student.init={kind: r
 
 TASKS = {
     "cola": (4.0, ["task.sequence_length=64"]),
-    "sst2": (0.5, ["task.sequence_length=64"]),
+    "sst2": (1.0, ["task.sequence_length=64"]),
     "imdb": (2.0, ["task.sequence_length=128"]),
-    "stsb": (3.0, ["task.sequence_length=128"]),
-    "squad": (1.0, ["task.sequence_length=128", "task.stride=48"]),
+    "stsb": (6.0, ["task.sequence_length=128"]),
+    "squad": (2.0, ["task.sequence_length=128", "task.stride=48"]),
 }
-"""Epochs, and changes."""
+"""Epochs, where a size has no others, and changes."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ class Arm:
     recipes: dict[str, str] | None = None
     """Task -> config to distil by; None: fine-tune."""
     changes: tuple[str, ...] = ()
+    fresh: bool = False
+    """It has the model's sizes, and nothing that it learnt."""
 
 
 WHOLE = "student={{kind: hf, init: {{kind: folder, path: {}}}}}"
@@ -109,7 +112,7 @@ def arms(layers: int) -> tuple[Arm, ...]:
         Arm("distilled", distilled),
         Arm("task_distilled", distilled, recipes=KD, changes=(WHOLE.format(distilled),)),
         Arm("plain", f"{KEPT}/plain"),
-        Arm("untrained", f"{KEPT}/plain", changes=(unlearnt(f"{KEPT}/plain"),)),
+        Arm("untrained", f"{KEPT}/plain", fresh=True),
         Arm("pkd", teacher, ("sst2",), {"sst2": "pkd_skip_sst2"}, (half,)),
         Arm("bilstm", teacher, ("sst2",), {"sst2": "tang_bilstm_sst2"}, lstm),
     )
@@ -230,7 +233,8 @@ def learn_all(asked: list[Arm], data: Path, size: dict[str, Any], jobs: int) -> 
 def ask(arm: Arm, task: str, data: Path, size: dict[str, Any], seeds: str) -> dict[str, Any]:
     """Teach a model a task with these seeds; what `evaluate` says of it."""
     changes, recipe = how(arm, task, size)
-    asked = ["--tasks", task, "--data", str(data), "--seeds", seeds, "--epochs", str(TASKS[task][0])]
+    epochs = size.get("epochs", {}).get(task, TASKS[task][0])
+    asked = ["--tasks", task, "--data", str(data), "--seeds", seeds, "--epochs", str(epochs)]
     given = [] if recipe is None else ["--recipe", recipe]
     found = megadistill("evaluate", arm.model, *asked, "--output", str(RUNS / "tasks" / arm.name), *given, *changes)
     return dict(json.loads(found)[task])
@@ -243,7 +247,7 @@ def taught(task: str) -> Path:
 
 def how(arm: Arm, task: str, size: dict[str, Any]) -> tuple[list[str], str | None]:
     """Changes of the recipe by which an arm learns a task, and the recipe where it is not plain fine-tuning."""
-    changes = [*TASKS[task][1], *size["task"], *arm.changes]
+    changes = [*TASKS[task][1], *size["task"], *arm.changes, *([unlearnt(arm.model)] if arm.fresh else [])]
     if arm.recipes is None:
         return changes, None
     return [*changes, f"teacher.path={taught(task)}"], f"configs/tasks/{arm.recipes[task]}.yaml"
