@@ -30,6 +30,10 @@ from megadistill.train.stragglers import Stopwatch
 USABLE = 0.9
 """Share of what is free that may be taken: rows differ, and allocators cannot fill all."""
 
+OFF = {"cpu": 0.05, "cuda": 0.0}
+"""Share by which measured bytes may be off: a C library's heap is more or less in pieces (the same step took 0.050 to
+0.056 GB in 30 processes), while PyTorch's GPU allocator counts its own."""
+
 
 def settled(config: RunConfig, world: World, device: torch.device, fresh: bool) -> RunConfig:
     """The config with a number for `auto`, the same one on every rank: what the run has begun with, or the most that
@@ -66,7 +70,9 @@ class Need:
     """In the whole step."""
 
 
-def largest(choices: Sequence[int], probe: Callable[[int], Need | None], room: float, dares: bool) -> int:
+def largest(
+    choices: Sequence[int], probe: Callable[[int], Need | None], room: float, dares: bool, off: float = 0.0
+) -> int:
     """The most rows that fit, by trying: twice as many each time as long as a line through what was measured stays
     within `room`, then as many less as it takes.
 
@@ -75,6 +81,7 @@ def largest(choices: Sequence[int], probe: Callable[[int], Need | None], room: f
         probe: what a step with so many rows needs; None: it could not be made, and no more can be tried.
         room: bytes.
         dares: try the second number although nothing tells that it fits (where too much is an error, not a kill).
+        off: share by which what `probe` tells may be off, either way.
 
     Returns:
         one of `choices`; 0 where none fits.
@@ -91,19 +98,19 @@ def largest(choices: Sequence[int], probe: Callable[[int], Need | None], room: f
         else:
             behind = rows
         between = [one for one in choices if best < one < behind] if best else []
-        fitting = [one for one in between if _bound(one, known) <= room]
+        fitting = [one for one in between if _bound(one, known, off) <= room]
         rows = max((one for one in fitting if one <= 2 * best), default=0)
         if not rows and between and (between[0] in fitting or (dares and len(known) == 1)):
             rows = between[0]
     return best
 
 
-def _bound(rows: int, known: dict[int, Need]) -> float:
+def _bound(rows: int, known: dict[int, Need], off: float) -> float:
     """What so many rows will need at most: passes grow in a line whose constant part is not negative."""
     *_, (most, need) = sorted(known.items())
     below = max((one for one in known if one < most), default=None)
     start, base = (0, 0) if below is None else (below, known[below].passes)
-    slope = max(need.passes - base, 0) / (most - start)
+    slope = max((1 + off) * need.passes - (1 - off) * base, 0) / (most - start)
     flat = min(one.step for one in known.values())
     return max(need.passes + slope * (rows - most), flat)
 
@@ -123,7 +130,7 @@ def _measured(config: RunConfig, choices: Sequence[int], world: World, device: t
         try:
             prober.step(choices[0])  # from here on the optimizer's state is there
             room = prober.room()
-            rows = largest(choices, prober.need, room, dares=device.type == "cuda")
+            rows = largest(choices, prober.need, room, dares=device.type == "cuda", off=OFF[device.type])
         finally:
             prober.engine.close()
     if not rows:

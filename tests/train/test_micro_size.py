@@ -1,7 +1,7 @@
 """How `batch.micro_size: auto` searches, whatever the memory is like."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from megadistill.train.micro_size import Need, largest
@@ -49,3 +49,18 @@ def test_where_too_much_would_be_a_kill_nothing_is_tried_that_does_not_fit(share
 @pytest.mark.parametrize(("fails_from", "found"), [(1, 0), (2, 1), (16, 8), (33, 32)])
 def test_a_step_that_runs_out_of_memory_against_all_expectations_ends_the_search(fails_from, found):
     assert largest(divisors(64), Machine(0, 1, 0, fails_from).probe, room=32, dares=True) == found
+
+
+@given(SHARES, BYTES, st.integers(1, 100), st.floats(0.5, 1), st.lists(st.sampled_from([-0.05, 0.05]), min_size=9))
+@example(256, 5_000, 1_550, 0.9, [0, 0, 0, 0, 0.05, -0.05, 0, 0])
+def test_what_is_measured_a_little_wrong_leads_to_nothing_far_beyond_the_room(share, fixed, each, room, wrong):
+    machine = Machine(fixed, each, 0)
+    room *= machine.needs(64)
+
+    def probe(rows):
+        told = machine.probe(rows).passes * (1 + wrong[(len(machine.tried) - 1) % len(wrong)])
+        return Need(told, told)
+
+    largest(divisors(share), probe, room, dares=False, off=0.05)
+    _, *later = machine.tried
+    assert all(machine.needs(rows) * 0.95 <= room for rows in later)
