@@ -13,7 +13,7 @@ import torch
 from megadistill.core import log, seeds
 from megadistill.core.dist import World
 from megadistill.core.errors import refuse
-from megadistill.core.together import together
+from megadistill.core.together import on_main, together
 from megadistill.core.types import Batch
 from megadistill.data.config import DataConfig
 from megadistill.data.rows import Rows
@@ -36,7 +36,7 @@ from megadistill.run.fitting import (
     uninstalled,
 )
 from megadistill.run.trained import located, teacher_of
-from megadistill.tasks.augment.kept import make
+from megadistill.tasks.augment.kept import are_made, make
 from megadistill.tasks.base import TokenTask
 from megadistill.tasks.rows import TaskRows
 from megadistill.teachers.base import Source
@@ -138,6 +138,7 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
 
 def augment(config: RunConfig, share: tuple[int, int], device: torch.device | None = None) -> Path | None:
     """Make the variants of a task's examples, if it wants any and they are not there; each process its share of them.
+    Once all are there, one process encodes them for all.
 
     Returns:
         the folder that they are in.
@@ -152,7 +153,14 @@ def augment(config: RunConfig, share: tuple[int, int], device: torch.device | No
         for path in part.paths() if part is not None else []:
             load_config(path)
     method, examples = task.augment, task.chosen
-    return together("augment the examples", lambda: make(method, examples, share, device))[0]
+    folder = together("augment the examples", lambda: make(method, examples, share, device))[0]
+
+    def encode() -> None:
+        if are_made(method, examples):  # else other shares are still at it
+            task.open("train")
+
+    on_main("encode the examples", encode)
+    return folder
 
 
 def _trial(config: RunConfig, stream: Stream) -> Batch:

@@ -11,32 +11,32 @@ from numpy.typing import NDArray
 from megadistill.data.tokenization import load_tokenizer
 from megadistill.models.heads import TaskHead
 from megadistill.tasks import metrics
-from megadistill.tasks.augment.kept import variants
+from megadistill.tasks.augment.rows import augmented
 from megadistill.tasks.base import TokenTask
-from megadistill.tasks.encoding import Example, encode
+from megadistill.tasks.encoding import Encoded, encode
 from megadistill.tasks.rows import TaskRows
 
 
 def open_labelled(task: TokenTask, part: str, measured: Sequence[str]) -> Labelled:
     """A part of a task of such rows; `train` with its variants, which come behind all examples."""
     examples = task.chosen if part == "train" else task.examples(part)
+    head, tokenizer, length = task.head, load_tokenizer(task.tokenizer), task.sequence_length
     if part == "train" and task.augment is not None:
-        examples = [*examples, *variants(task.augment, examples)]
-    return Labelled(examples, task.head, measured, task.tokenizer, task.sequence_length)
+        encoded = augmented(task.augment, examples, head, tokenizer, length)
+    else:
+        encoded = encode(examples, head.kind, head.outputs, tokenizer, length)
+    return Labelled(encoded, head, measured, length)
 
 
 class Labelled:
     """One part of a task of such rows; one row an example."""
 
-    def __init__(
-        self, examples: Sequence[Example], head: TaskHead, measured: Sequence[str], tokenizer: str, length: int
-    ) -> None:
+    def __init__(self, encoded: Encoded, head: TaskHead, measured: Sequence[str], length: int) -> None:
         """Args:
         measured: names in `metrics.METRICS`.
         """
-        self.head, self.measured = head, measured
-        self.encoded = encode(examples, head.kind, head.outputs, load_tokenizer(tokenizer), length)
-        self.rows = TaskRows(self.encoded, length)
+        self.encoded, self.head, self.measured = encoded, head, measured
+        self.rows = TaskRows(encoded, length)
 
     def score(self, outputs: list[NDArray[np.float32]]) -> tuple[dict[str, float], list[Any]]:
         answers = np.stack(outputs)

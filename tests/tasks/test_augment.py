@@ -31,7 +31,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "tasks"
 
 def sst2(files, **fields):
     given = {"folder": files / "glue", "tokenizer": str(files / "model"), "sequence_length": 16}
-    return GlueTask(kind="glue", name="sst2", **given, **fields)
+    return GlueTask(kind="glue", name="sst2", **given | fields)
 
 
 def deviates(found, probability, number):
@@ -238,6 +238,44 @@ def test_a_damaged_part_is_named(files, tang):
         part.write_text(damaged)
         with pytest.raises(UserError, match=r"part-00000.jsonl is not as it was written(.|\n)*remove it"):
             kept.variants(tang(), examples)
+
+
+def test_rows_are_encoded_once_for_all_that_ask_for_the_same(files, tang, tmp_path, monkeypatch):
+    def rows(**fields):
+        return sst2(files, **{"augment": tang(samples=4), **fields}).open("train").encoded
+
+    made = rows()
+    folder = kept.make(tang(samples=4), sst2(files).examples("train"))
+    (file,) = folder.glob("rows-*")
+    assert file.stat().st_mode == (folder / kept.STATS).stat().st_mode
+    examples = sst2(files).examples("train")
+    every = [*examples, *kept.variants(tang(samples=4), examples)]
+    wanted = encode(every, "label", 2, load_tokenizer(str(files / "model")), 16)
+    with monkeypatch.context() as patched:
+        patched.setattr("megadistill.tasks.augment.rows.encode", None)
+        for found in (made, rows()):
+            for name in ("tokens", "segments", "starts", "answers", "counts"):
+                array, other = getattr(found, name), getattr(wanted, name)
+                assert array.dtype == other.dtype
+                np.testing.assert_array_equal(array, other)
+            assert (found.kind, found.padding, found.truncated, found.choices) == ("label", 0, wanted.truncated, 1)
+    assert rows(sequence_length=8).lengths.max() == 8 < made.lengths.max()
+    assert len(rows(max_train_examples=8)) < len(made)
+    assert not np.isnan(rows(augment=tang(samples=4, answers="original")).answers).any()
+    assert len(list(folder.parent.glob("*/rows-*"))) == 4
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(UserError, match=rf"{file.name} is not as it was written(.|\n)*remove it"):
+        rows()
+
+
+def test_rows_that_cannot_be_kept_are_encoded_all_the_same(files, tang, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "not yours")
+
+    monkeypatch.setattr("megadistill.tasks.augment.rows._write", refuse)
+    opened = sst2(files, augment=tang(samples=4)).open("train")
+    assert len(opened.encoded) > 200
+    assert not list(kept.make(tang(samples=4), sst2(files).examples("train")).glob("rows-*"))
 
 
 # ---------------------------------------------------------------------------------------------- who answers
