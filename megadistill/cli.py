@@ -132,11 +132,19 @@ def plan(
 
 @app.command()
 def schema(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="A config whose `plugins` are to be in it.")
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="A reference for people instead.")] = False,
 ) -> None:
     """Print the JSON schema of a config."""
+    from megadistill.core.schema import read_yaml
     from megadistill.run import reference
+    from megadistill.run.config import import_plugins
+    from megadistill.run.presets import resolve
 
+    if file is not None:
+        import_plugins(read_yaml(resolve(file)).get("plugins"))
     if markdown:
         typer.echo(reference.markdown(), nl=False)
     else:

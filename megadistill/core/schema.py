@@ -79,6 +79,19 @@ def discover(package: ModuleType) -> None:
         importlib.import_module(f"{package.__name__}.{module.name}")
 
 
+def rebuild(section: type[BaseModel], done: set[type[BaseModel]] | None = None) -> None:
+    """Let a section know the kinds that were imported since; what is in it first, for it keeps the schemas that it was
+    built with."""
+    done = set() if done is None else done
+    if section in done:
+        return
+    done.add(section)
+    for field in section.model_fields.values():
+        for inner in (*_sections(field.annotation), *_kind_choices(field.annotation).values()):
+            rebuild(inner, done)
+    section.model_rebuild(force=True)
+
+
 def _subclasses(base: type[Strict]) -> Iterator[type[Strict]]:
     for choice in base.__subclasses__():
         yield choice

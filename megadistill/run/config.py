@@ -15,7 +15,7 @@ import megadistill.objectives
 import megadistill.tasks
 import megadistill.teachers
 from megadistill.core.errors import UserError
-from megadistill.core.schema import OneOf, Problems, Strict, Tree, discover, explain, kinds, override, read_yaml
+from megadistill.core.schema import OneOf, Problems, Strict, Tree, discover, explain, override, read_yaml, rebuild
 
 for _package in (
     megadistill.data.corpora,
@@ -211,7 +211,7 @@ def check(tree: Tree, where: str) -> RunConfig:
     Raises:
         UserError: names every problem at once, with `where` it was read.
     """
-    _import_plugins(tree.get("plugins") or [])
+    import_plugins(tree.get("plugins") or [])
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
@@ -223,7 +223,12 @@ def dump(config: RunConfig) -> dict[str, Any]:
     return config.model_dump(mode="json")
 
 
-def _import_plugins(names: Any) -> None:
+def import_plugins(names: Any) -> None:
+    """Import modules that define kinds, which are then known everywhere in a config.
+
+    Raises:
+        UserError: one cannot be imported.
+    """
     if not isinstance(names, list) or not names:
         return
     for name in names:
@@ -231,7 +236,4 @@ def _import_plugins(names: Any) -> None:
             importlib.import_module(str(name))
         except ImportError as error:
             raise UserError(f"plugins: cannot import {name!r}", str(error), "put its folder on PYTHONPATH") from None
-    # the inner ones first: a section keeps the schemas it was built with
-    sections: list[type[Strict]] = [*kinds(Objective).values(), *kinds(Task).values(), DataConfig, RunConfig]
-    for section in sections:
-        section.model_rebuild(force=True)
+    rebuild(RunConfig)

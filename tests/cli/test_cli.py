@@ -71,6 +71,36 @@ def test_what_the_user_can_mend_has_exit_code_2_and_no_traceback(arguments: list
     assert "Traceback" not in result.stderr
 
 
+PLUGIN = """
+from typing import Literal
+from megadistill.models.initialize import Initialize
+from megadistill.tasks.augment.base import Augment
+
+class Mirror(Augment):
+    kind: Literal["mirror"]
+
+class Zeros(Initialize):
+    kind: Literal["zeros"]
+"""
+
+
+def test_a_plugins_kinds_are_known_deep_in_a_config_and_to_editors(tmp_path: Path) -> None:
+    (tmp_path / "my_kinds.py").write_text(PLUGIN)
+    environ = {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    changes = ["student.init={kind: zeros}", "plugins=[my_kinds]"]
+    result = megadistill("validate", PRESET, *changes, **environ)
+    assert result.returncode == 0, result.stderr
+    wrong = ["plugins=[my_kinds]", "task.augment={kind: miror}"]
+    result = megadistill("validate", "tasks/finetune_sst2", *wrong, **environ)
+    assert "task.augment (glue): unknown kind 'miror'; did you mean 'mirror'?" in result.stderr
+
+    (tmp_path / "mine.yaml").write_text(f"extends: {PRESET}\nplugins: [my_kinds]\n")
+    result = megadistill("schema", tmp_path / "mine.yaml", **environ)
+    assert result.returncode == 0, result.stderr
+    assert {"Mirror", "Zeros"} <= json.loads(result.stdout)["$defs"].keys()
+    assert "Mirror" not in json.loads(megadistill("schema", **environ).stdout)["$defs"]
+
+
 def test_our_own_mistakes_have_a_traceback_and_exit_code_1(tmp_path: Path) -> None:
     (tmp_path / "broken_plugin.py").write_text("1 / 0")
     result = megadistill("validate", PRESET, "plugins=[broken_plugin]", PYTHONPATH=f"{ROOT}:{tmp_path}")
