@@ -130,7 +130,9 @@ def _tree(task: str, model: str, tokenizer: str, plan: Plan) -> Tree:
     if student.get("kind", "hf") == "hf":
         init = {**student.get("init", {}), "kind": "folder", "path": model}
         student = {"kind": "hf", **student, "init": init}
-    kept = {key: value for key, value in (read.get("task") or {}).items() if key in _KEPT}
+    recipe = read.get("task") or {}
+    same = recipe.get("kind") == place["kind"] == "squad"  # the other kinds' fields are of one task of many
+    kept = {key: value for key, value in recipe.items() if same or key in _KEPT}
     tree = {**read, "task": {**kept, **place, "tokenizer": tokenizer}, "student": student}
     tree = override(tree, plan.assignments)
     train = tree.get("train") or {}

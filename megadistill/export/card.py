@@ -7,26 +7,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from megadistill.run.config import RunConfig, dump
+
 Tree = dict[str, Any]
 
 
-def card(config: Tree, step: int, evaluation: Path, checked: Tree | None = None) -> str:
+def card(run: RunConfig, step: int, evaluation: Path, checked: Tree | None = None) -> str:
     """Markdown with the hub's metadata.
 
     Args:
-        config: the run's resolved config.
+        run: the run's config.
         step: of the exported checkpoint.
         evaluation: the run's folder of scores; only those are shown that stand in it.
         checked: of an export to ONNX, what `export.check` found.
     """
-    teacher = config.get("teacher") or {}
+    config = dump(run)
+    teacher = config["teacher"] or {}
     members = [member["path"] for member in teacher.get("members", [])] or [teacher.get("path") or teacher.get("kind")]
-    steps = config["train"]["steps"] + sum(config["train"].get("more_steps") or [])
+    role = "teacher" if run.distils or not teacher else "first weights from"
     sections = [
         f"# {config['name']}",
-        f"{_kind(config)} with megadistill: step {step} of {steps}, "
+        f"{_kind(run)} with megadistill: step {step} of {run.steps}, "
         f"{config['batch']['global_size']} {_what(config)} a step.",
-        _list([f"teacher: {', '.join(f'`{m}`' for m in members) if teacher else 'none'}", *_facts(config)]),
+        _list([f"{role}: {', '.join(f'`{m}`' for m in members) if teacher else 'none'}", *_facts(config)]),
         "## Objectives",
         _list([json.dumps({k: v for k, v in o.items() if v is not None}) for o in config["objectives"]]),
         "## Data",
@@ -42,10 +45,10 @@ def card(config: Tree, step: int, evaluation: Path, checked: Tree | None = None)
     return head + "\n\n".join(sections) + "\n"
 
 
-def _kind(config: Tree) -> str:
-    if config.get("task"):
-        return "Distilled for a task" if config.get("teacher") else "Fine-tuned for a task"
-    return "Pretrained by distillation" if config.get("teacher") else "Pretrained"
+def _kind(run: RunConfig) -> str:
+    if run.task is not None:
+        return "Distilled for a task" if run.distils else "Fine-tuned for a task"
+    return "Pretrained by distillation" if run.distils else "Pretrained"
 
 
 _ANSWERS = {"teacher": "teacher", "original": "example's label"}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +31,27 @@ def compare(model: LanguageModel, path: Path, batches: Sequence[Batch]) -> dict[
         threads both; bytes of the ONNX file.
     """
     by_onnx, by_torch = answering(model, path), answering(model, None)
-    ours = np.concatenate([_attended(by_onnx(b), b, model.answers) for b in batches])
-    theirs = np.concatenate([_attended(by_torch(b), b, model.answers) for b in batches])
-    around = float(np.linalg.norm(theirs - theirs.mean(0)))
+    number, agreeing, off, most, squares = 0, 0, 0.0, 0.0, 0.0
+    total: NDArray[np.float64] | float = 0.0
+    for batch in _pieces(model, batches):
+        ours, theirs = (_attended(answer(batch), batch, model.answers) for answer in (by_onnx, by_torch))
+        between = ours.astype(np.float64) - theirs
+        number, agreeing = number + len(ours), agreeing + int((ours.argmax(-1) == theirs.argmax(-1)).sum())
+        off, most = off + float(np.square(between).sum()), max(most, float(np.abs(between).max()))
+        total, squares = (
+            total + theirs.sum(0, dtype=np.float64),
+            squares + float(np.square(theirs, dtype=np.float64).sum()),
+        )
+    around = math.sqrt(max(squares - float(np.square(total).sum()) / number, 0.0))
     facts: dict[str, Any] = {
         "num_rows": sum(len(b.ids) for b in batches),
-        "relative_error": float(np.linalg.norm(ours - theirs)) / max(around, 1e-12),
-        "max_difference": float(np.abs(ours - theirs).max()),
+        "relative_error": math.sqrt(off) / max(around, 1e-12),
+        "max_difference": most,
         "threads": torch.get_num_threads(),
         "bytes": path.stat().st_size,
     }
     if model.answers in ("tokens", "label", "image"):
-        facts["agreement_top1"] = float((ours.argmax(-1) == theirs.argmax(-1)).mean())
+        facts["agreement_top1"] = agreeing / number
     singles = batches[0].split(1)
     facts["seconds_torch"], facts["seconds_onnx"] = (_seconds(answer, singles) for answer in (by_torch, by_onnx))
     return facts
@@ -82,7 +92,7 @@ def scores(
     """
     found = {}
     for name, answer in (("torch", answering(model, None)), ("onnx", answering(model, path))):
-        found[name] = _loss(answer, batches) if config.task is None else _metrics(config, answer)
+        found[name] = _loss(answer, _pieces(model, batches)) if config.task is None else _metrics(config, answer)
     return {key: {name: float(values[key]) for name, values in found.items()} for key in found["torch"]}
 
 
@@ -97,7 +107,13 @@ def _metrics(config: RunConfig, answer: Answer) -> dict[str, float]:
     return opened.score(answered(opened.rows, of_examples))[0]
 
 
-def _loss(answer: Answer, batches: Sequence[Batch]) -> dict[str, float]:
+def _pieces(model: LanguageModel, batches: Sequence[Batch]) -> Iterator[Batch]:
+    """The batches; row by row where a row's answers are logits of a whole vocabulary at each position."""
+    for batch in batches:
+        yield from batch.split(1) if model.answers == "tokens" else [batch]
+
+
+def _loss(answer: Answer, batches: Iterable[Batch]) -> dict[str, float]:
     total, number = 0.0, 0
     for batch in batches:
         rows = batch.targets

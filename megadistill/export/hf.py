@@ -12,6 +12,9 @@ from megadistill.core.errors import UserError
 from megadistill.core.files import fsync_directory
 from megadistill.data.tokenization import Tokenizer, load_tokenizer
 from megadistill.export.card import card
+from megadistill.models.loading import load_config
+from megadistill.models.signals import tells_texts_apart
+from megadistill.run.config import check
 from megadistill.run.directory import RunDirectory
 from megadistill.run.trained import trained
 
@@ -28,16 +31,17 @@ def export(run: Path, output: Path | None = None) -> Path:
     """
     directory = RunDirectory(run)
     found = trained(directory)
-    config = yaml.safe_load(directory.resolved_config.read_text(encoding="utf-8"))
+    where = directory.resolved_config
+    config = check(yaml.safe_load(where.read_text(encoding="utf-8")), str(where))
     output = output or directory.export / "hf"
     if output.exists() and not (output / "distillation.yaml").exists():
         raise UserError(f"{output} exists and is no export", fix="give another --output")
     temporary = output.with_name(f".{output.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(found.path / "student", temporary)
-    rows = config.get("task") or config["data"]
-    if "tokenizer" in rows:  # an image model's processor is in its checkpoint
-        write_tokenizer(load_tokenizer(rows["tokenizer"]), rows["sequence_length"], temporary)
+    if config.words is not None:  # an image model's processor is in its checkpoint
+        typed = config.task is not None and tells_texts_apart(load_config(str(temporary)))
+        write_tokenizer(load_tokenizer(config.words.tokenizer), config.words.sequence_length, temporary, typed)
     shutil.copy(directory.resolved_config, temporary / "distillation.yaml")
     (temporary / "README.md").write_text(card(config, found.step, directory.evaluation), encoding="utf-8")
     shutil.rmtree(output, ignore_errors=True)
@@ -46,8 +50,12 @@ def export(run: Path, output: Path | None = None) -> Path:
     return output
 
 
-def write_tokenizer(tokenizer: Tokenizer, length: int, folder: Path) -> None:
-    """tokenizer.json with the document frame that training used, and the names of its special tokens."""
+def write_tokenizer(tokenizer: Tokenizer, length: int, folder: Path, typed: bool) -> None:
+    """tokenizer.json with the document frame that training used, and the names of its special tokens.
+
+    Args:
+        typed: give the model types of texts too, as it was trained with them.
+    """
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
@@ -67,5 +75,8 @@ def write_tokenizer(tokenizer: Tokenizer, length: int, folder: Path) -> None:
     if names["mask"] is None:  # a causal model: its separator opens and ends a text
         roles = {"eos_token": names["sep"], "bos_token": names["cls"] or names["sep"]}
     PreTrainedTokenizerFast(
-        tokenizer_object=backend, model_max_length=length, **{k: v for k, v in roles.items() if v}
+        tokenizer_object=backend,
+        model_max_length=length,
+        model_input_names=["input_ids", *(["token_type_ids"] if typed else []), "attention_mask"],
+        **{k: v for k, v in roles.items() if v},
     ).save_pretrained(folder)

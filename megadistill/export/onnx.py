@@ -78,9 +78,10 @@ def export(run: Path, to: str, output: Path | None = None) -> Path:
         if isinstance(model, ImageModel):
             model.processor.save_pretrained(temporary)
         elif config.words is not None:
-            write_tokenizer(load_tokenizer(config.words.tokenizer), config.words.sequence_length, temporary)
+            tokenizer = load_tokenizer(config.words.tokenizer)
+            write_tokenizer(tokenizer, config.words.sequence_length, temporary, model.typed)
         shutil.copy(directory.resolved_config, temporary / "distillation.yaml")
-        (temporary / "README.md").write_text(card(tree, found.step, directory.evaluation, facts), encoding="utf-8")
+        (temporary / "README.md").write_text(card(config, found.step, directory.evaluation, facts), encoding="utf-8")
         write_json(temporary / CHECK, facts)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

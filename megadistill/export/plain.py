@@ -33,7 +33,7 @@ class _Plain(nn.Module):
     def __init__(self, model: LanguageModel) -> None:
         super().__init__()
         self.hf, self.span, self.choice = model.hf, model.answers == "span", model.answers == "choice"
-        self.typed = getattr(model.hf.config, "type_vocab_size", 0) > 1 and model.answers != "tokens"
+        self.typed = model.typed
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
         given: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}

@@ -55,6 +55,11 @@ class LanguageModel(nn.Module):
         return answers(self.hf)
 
     @property
+    def typed(self) -> bool:
+        """Whether it is told which text of a pair a position belongs to; language models are trained without."""
+        return self.answers != "tokens" and tells_texts_apart(self.hf.config)
+
+    @property
     def num_tokens(self) -> int:
         """Token ids that it knows."""
         return _rows(self.hf.get_input_embeddings().weight)
@@ -104,7 +109,7 @@ class LanguageModel(nn.Module):
             inputs = {"attention_mask": None, "position_ids": positions(batch.segments) + first}
         if is_causal(self.hf):
             inputs["use_cache"] = False
-        if self.answers != "tokens" and getattr(self.hf.config, "type_vocab_size", 0) > 1:
+        if self.typed:
             inputs["token_type_ids"] = (batch.segments - 1).clamp(min=0)
         exchange = replacing(self.hf, replaced or {}, where, known)
         with self._attending(batch, frozenset(numbers.values())) as kept, exchange:
@@ -229,6 +234,11 @@ class LanguageModel(nn.Module):
 
     def _last(self, ids: Tensor) -> Tensor:
         return self.signals(_trial(ids), frozenset({-1})).hidden[-1]
+
+
+def tells_texts_apart(config: Any) -> bool:
+    """Whether models of this transformers config have types for the two texts of a pair."""
+    return getattr(config, "type_vocab_size", 0) > 1
 
 
 def _rows(weight: Tensor) -> int:

@@ -143,9 +143,8 @@ def measure(config: RunConfig, ranks: int, width: int | None = None) -> tuple[Pa
     student = models.student
     if student is None:
         raise UserError(f"plan cannot tell the sizes of student: {config.student.kind}", "", "use student: hf")
-    distils = any(o.needs().teacher for o in config.objectives)
     if head is not None:
-        check_answers(head, student, models.teachers if distils else ())
+        check_answers(head, student, models.teachers if config.distils else ())
         for model in models.teachers:
             if isinstance(model, ImageModel) and model.view is None:
                 model.sees(head.processor)
@@ -162,7 +161,7 @@ def measure(config: RunConfig, ranks: int, width: int | None = None) -> tuple[Pa
     )
     found = footprint(
         step,
-        models.teacher if distils else None,
+        models.teacher if config.distils else None,
         micro_batch(config, vocabulary or 0, width or config.sequence_length, head),
         lambda: Sharded(config.engine, groups, ranks, on_gpu=True),
         config.batch.accumulation(ranks),
@@ -187,16 +186,17 @@ def cheapest(config: RunConfig, machine: Machine) -> str | None:
 
 def _changes(config: RunConfig, ranks: int) -> Iterator[list[str]]:
     """Overrides, the cheapest first."""
-    engine, micro = config.engine, config.batch.rows_per_pass
+    engine = config.engine
     stage = ["engine.zero_stage=2"] if engine.zero_stage < 2 else []
     if stage and engine.gradient_accumulation_dtype == engine.precision != "fp32":
         stage.append("engine.gradient_accumulation_dtype=fp32")
     if stage:
         yield stage  # the same bytes are sent
-    smaller = []
-    while micro % 2 == 0:
-        micro //= 2
-        smaller.append([f"batch.micro_size={micro}"])
+    smaller, micro = [], config.batch.rows_per_pass
+    for rows in reversed(config.micro_sizes(config.students(ranks))):
+        if 2 * rows <= micro:
+            micro = rows
+            smaller.append([f"batch.micro_size={rows}"])
     yield from smaller[:2]  # the same gradient, in more and less busy passes
     spread = ["teacher.placement=sharded"] if getattr(config.teacher, "placement", "") == "replicated" else []
     if spread and ranks > 1:

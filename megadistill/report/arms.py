@@ -89,11 +89,11 @@ def _on_the_same_text(runs: Sequence[RunFacts]) -> list[Row]:
 
 
 def _gap(base: Arm, arm: Arm) -> str:
-    seeds = [seed for seed in arm.runs if seed in base.runs]
-    pairs = [(seed, seed) for seed in seeds] or [(next(iter(base.runs)), next(iter(arm.runs)))]
-    gaps = [arm.scores[theirs]["loss"] - base.scores[ours]["loss"] for ours, theirs in pairs]
-    ours, theirs = pairs[0]
-    rows = [run.evaluation.get("heldout_rows", {}) for run in (base.runs[ours], arm.runs[theirs])]
+    ours, theirs = ([seed for seed, its in one.scores.items() if is_number(its.get("loss"))] for one in (base, arm))
+    pairs = [(seed, seed) for seed in theirs if seed in ours] or [(ours[0], theirs[0])]
+    gaps = [arm.scores[other]["loss"] - base.scores[seed]["loss"] for seed, other in pairs]
+    first = base.runs[pairs[0][0]], arm.runs[pairs[0][1]]
+    rows = [run.evaluation.get("heldout_rows", {}) for run in first]
     by_row = paired(*rows) if len(gaps) == 1 else None
     error = statistics.stdev(gaps) if len(gaps) > 1 else by_row and by_row[1]
     return f"{statistics.fmean(gaps):+.4f}".replace("-", "−") + (f" ± {error:.4f}" if error is not None else "")

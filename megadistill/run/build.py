@@ -93,9 +93,8 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
         teacher.attach(student)
     for model in (student, *(teacher.models if teacher is not None else ())):
         model.attends = config.attention
-    distils = any(objective.needs().teacher for objective in config.objectives)
     if head is not None:
-        check_answers(head, student, models if distils else ())
+        check_answers(head, student, models if config.distils else ())
         if isinstance(student, ImageModel):
             show_images(head, student, [model for model in models if isinstance(model, ImageModel)])
     theirs = teacher.dims if teacher is not None else None
@@ -109,10 +108,10 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
     for model in (student, *models):
         model.check_head(min(8, config.sequence_length))
     if config.task is None:
-        for who, model in (("student", student), *(("teacher", model) for model in models if distils)):
+        for who, model in (("student", student), *(("teacher", model) for model in models if config.distils)):
             refuse_direction(config, who, model, model.sees_ahead(min(8, config.sequence_length)))
     report: dict[str, Any] | None = None
-    if teacher is not None and distils:
+    if teacher is not None and config.distils:
         where = next(models[0].parameters()).device if models else device
         trial = _trial(config, stream).to(where)
         student.to(where)
@@ -131,7 +130,7 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
             if isinstance(module, LanguageModel):
                 module.attends = config.attention
     made_by = None if tokenizer is None else tokenizer.fingerprint
-    if not distils:
+    if not config.distils:
         teacher = None  # it only gave the student its first weights
     return Parts(stream, teacher, student, losses, accumulation, report, made_by)
 

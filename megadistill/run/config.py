@@ -93,6 +93,11 @@ class RunConfig(Strict):
         return self.data
 
     @property
+    def distils(self) -> bool:
+        """Whether an objective learns from the teacher; else it gives the student its first weights at most."""
+        return any(objective.needs().teacher for objective in self.objectives)
+
+    @property
     def teacher_ranks(self) -> int:
         """How many of the ranks that a run is started with are its teacher's."""
         apart = getattr(self.teacher, "placement", "") == "own_ranks"

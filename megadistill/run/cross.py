@@ -40,8 +40,7 @@ def oddities(config: RunConfig) -> Iterator[str]:
         yield f"schedule.total_steps: the learning rate is 0 in the last {config.train.steps - end:,} steps; see floor"
     if config.checkpoint.keep_best and config.evaluate.every_steps is None:
         yield "checkpoint.keep_best: only the last step is evaluated; set evaluate.every_steps"
-    teaches = any(objective.needs().teacher for objective in config.objectives)
-    if config.teacher is not None and not teaches and not config.student.starts_from_teacher:
+    if config.teacher is not None and not config.distils and not config.student.starts_from_teacher:
         yield f"teacher ({config.teacher.kind}): no objective asks it, and the student does not start from it"
 
 
@@ -74,7 +73,7 @@ def _answers(config: RunConfig) -> Iterator[str]:
     if config.teacher is not None and asked not in config.teacher.suits:
         yield f"teacher ({config.teacher.kind}): it does not teach {_ASKED[asked]}; use online or ensemble"
     augment = config.task.augment if isinstance(config.task, TokenTask) else None
-    if augment is not None and augment.answers == "teacher" and not any(o.needs().teacher for o in config.objectives):
+    if augment is not None and augment.answers == "teacher" and not config.distils:
         yield (
             "task.augment: variants have no labels, and no objective learns from a teacher; give one that does "
             "(soft_ce, logits_mse, ...), or set task.augment.answers: original"

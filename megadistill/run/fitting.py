@@ -78,9 +78,8 @@ def _sizes(
         return
     if head is not None:
         found: list[UserError] = []
-        distils = any(objective.needs().teacher for objective in config.objectives)
         with collected(found):
-            check_answers(head, student, teachers if distils else ())
+            check_answers(head, student, teachers if config.distils else ())
         if isinstance(student, ImageModel):
             with collected(found):
                 refuse_misfits(student, [model for model in teachers if isinstance(model, ImageModel)], head.names)

@@ -22,6 +22,7 @@ _HARMLESS = (
     "train.timeout_seconds",
     "train.hang_seconds",
     "train.max_fruitless_restarts",
+    "task.metrics",
 )
 """Fields, or whole sections, that change nothing about what is trained."""
 LAYOUT = (

@@ -25,6 +25,13 @@ def f1(truth: Values, predicted: Values) -> float:
     return float(f1_score(truth, predicted, pos_label=1, zero_division=0))
 
 
+def macro_f1(truth: Values, predicted: Values) -> float:
+    """The mean over classes, those that are there or predicted, of each one's F1."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(truth, predicted, average="macro", zero_division=0))
+
+
 def matthews(truth: Values, predicted: Values) -> float:
     """Matthews' correlation; 0 where either side has one class only."""
     from sklearn.metrics import matthews_corrcoef
@@ -55,6 +62,7 @@ def _correlation(name: str, truth: Values, predicted: Values) -> float:
 METRICS: dict[str, Callable[[Values, Values], float]] = {
     "accuracy": accuracy,
     "f1": f1,
+    "macro_f1": macro_f1,
     "matthews": matthews,
     "pearson": pearson,
     "spearman": spearman,

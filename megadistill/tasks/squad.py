@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from megadistill.core.errors import UserError
 from megadistill.core.types import AnswerKind
@@ -70,6 +70,11 @@ class SquadTask(TokenTask):
     """Starts and ends of each window that are considered."""
     no_answer_threshold: float = 0.0
     """SQuAD 2.0: no answer is predicted when it scores this much better than the best answer."""
+
+    @field_validator("version", mode="before")
+    @classmethod
+    def _yaml_reads_a_number(cls, given: Any) -> Any:
+        return str(given) if isinstance(given, float) else given
 
     @model_validator(mode="after")
     def _a_window_has_room(self) -> SquadTask:

@@ -128,6 +128,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 def _tsv(path: Path, header: Sequence[str] | None, skip_short: bool) -> Iterator[Line]:
     for number, line in _lines(path):
         cells = line.split("\t")
+        if not line and len(header or ()) != 1:
+            continue
         if header is None:
             header = _told_apart(cells, f"{path}:{number}")
             continue
@@ -154,6 +156,8 @@ def _csv(path: Path) -> Iterator[Line]:
     reader = csv.reader((line + "\n" for _, line in _lines(path)), strict=True)
     try:
         for cells in reader:
+            if not cells:
+                continue
             if header is None:
                 header = _told_apart(cells, f"{path}:{reader.line_num}")
             elif len(cells) != len(header):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from megadistill.tasks.encoding import Example, refuse_empty
 from megadistill.tasks.labelled import Labelled, open_labelled
 from megadistill.tasks.tables import Line
 
-Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
+Metric = Literal["accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman"]
 
 
 class TextTask(TokenTask):
@@ -42,7 +42,7 @@ class TextTask(TokenTask):
     regression: bool = False
     """The answers are numbers."""
     metrics: list[Metric] = Field(default_factory=list)
-    """None given: accuracy, or pearson and spearman for numbers."""
+    """None given: accuracy, or pearson and spearman for numbers. f1 is of the second of two classes."""
 
     @model_validator(mode="after")
     def _metrics_suit_the_answers(self) -> TextTask:
@@ -54,7 +54,13 @@ class TextTask(TokenTask):
             )
         if self.regression and self.labels:
             raise ValueError("labels: numbers have none; leave out labels, or regression")
+        if problem := self._too_many(self.labels or ()):
+            raise ValueError(f"metrics: {problem}")
         return self
+
+    def _too_many(self, names: Sequence[str]) -> str:
+        """What is wrong with the metrics for so many classes."""
+        return f"f1 is of two classes, and there are {len(names)}: macro_f1" * ("f1" in self.metrics and len(names) > 2)
 
     @property
     def asks(self) -> AnswerKind:
@@ -125,4 +131,6 @@ class TextTask(TokenTask):
                 f"column {self.label!r}, such as {', '.join(list(found)[:4])}",
                 "name another column, list task.labels, or set task.regression for numbers",
             )
+        if problem := self._too_many(list(found)):
+            raise UserError(f"task.metrics: {problem}", ", ".join(list(found)[:8]), "name macro_f1, or accuracy, there")
         return tuple(sorted(found))
