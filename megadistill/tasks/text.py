@@ -54,13 +54,12 @@ class TextTask(TokenTask):
             )
         if self.regression and self.labels:
             raise ValueError("labels: numbers have none; leave out labels, or regression")
-        if problem := self._too_many(self.labels or ()):
-            raise ValueError(f"metrics: {problem}")
+        if self.labels and self._too_many(self.labels):
+            raise ValueError(f"metrics: f1 is of two classes, and there are {len(self.labels)}; use macro_f1")
         return self
 
-    def _too_many(self, names: Sequence[str]) -> str:
-        """What is wrong with the metrics for so many classes."""
-        return f"f1 is of two classes, and there are {len(names)}: macro_f1" * ("f1" in self.metrics and len(names) > 2)
+    def _too_many(self, names: Sequence[str]) -> bool:
+        return "f1" in self.metrics and len(names) > 2
 
     @property
     def asks(self) -> AnswerKind:
@@ -131,6 +130,10 @@ class TextTask(TokenTask):
                 f"column {self.label!r}, such as {', '.join(list(found)[:4])}",
                 "name another column, list task.labels, or set task.regression for numbers",
             )
-        if problem := self._too_many(list(found)):
-            raise UserError(f"task.metrics: {problem}", ", ".join(list(found)[:8]), "name macro_f1, or accuracy, there")
+        if self._too_many(list(found)):
+            raise UserError(
+                f"task.metrics: f1 is of two classes, and there are {len(found)}",
+                ", ".join(list(found)[:8]),
+                "use macro_f1",
+            )
         return tuple(sorted(found))

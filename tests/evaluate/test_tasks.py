@@ -1,6 +1,7 @@
 """Scores on tasks: which are asked for, by which configs, and what several seeds say together."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from megadistill.evaluate.ask import Request, ask
 from megadistill.evaluate.finetune import Plan, chosen
 from megadistill.evaluate.speed import flops, speed
 from megadistill.models.loading import load_pretrained, save_pretrained
+from megadistill.run.presets import resolve
 from megadistill.testing import processes, task_files, tiny
 
 SIZES = {"max_position_embeddings": 64, "initializer_range": 0.1}
@@ -54,6 +56,15 @@ def test_every_task_has_a_config_with_its_steps(data, model):
     small = Plan(data, assignments=("task.max_question=8", "task.stride=8", "task.sequence_length=32"))
     tree = finetune._tree("squad", str(model), str(model), small)
     assert tree["task"]["train"].endswith("squad-small/train.json")
+
+
+def test_a_recipe_for_squad_says_how_squad_is_asked(data, model, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(f"extends: {resolve(Path('tasks/finetune_squad'))}\ntask: {{version: 2.0, num_best: 7}}\n")
+    given = ("task.max_question=8", "task.stride=8", "task.sequence_length=32")
+    found = finetune._tree("squad", str(model), str(model), Plan(data, recipe=recipe, assignments=given))["task"]
+    assert (found["version"], found["num_best"], found["stride"]) == (2.0, 7, 8)
+    assert found["train"].endswith("squad-small/train.json")
 
 
 def test_other_tasks_of_the_same_model_and_recipe_stay_in_the_summary(data, tmp_path):

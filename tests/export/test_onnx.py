@@ -88,3 +88,21 @@ def test_the_loss_of_a_language_model_is_that_of_both(tmp_path):
     assert found["onnx"] == pytest.approx(found["torch"], rel=1e-5)
     logits = model.hf(input_ids=batch.ids, attention_mask=batch.mask.long()).logits
     assert found["torch"] == pytest.approx(torch.nn.functional.cross_entropy(logits.mT, batch.labels).item(), rel=1e-5)
+
+
+def test_a_language_models_answers_are_compared_row_by_row_and_as_one(tmp_path, monkeypatch):
+    models = [tiny.language_model("bert", initializer_range=0.3, seed=seed).eval() for seed in (0, 1)]
+    batch, answering, asked = tiny.batch(6), check.answering, []
+    monkeypatch.setattr(check, "answering", lambda model, path: counted(answering(models[path is not None], None)))
+
+    def counted(answer):
+        return lambda batch: (asked.append(len(batch.ids)), answer(batch))[1]
+
+    (tmp_path / "other.onnx").touch()
+    facts = check.compare(models[0], tmp_path / "other.onnx", batch.split(4))
+    assert set(asked) == {1}, "logits of a whole vocabulary at each position are large"
+    theirs, ours = (answering(model, None)(batch)[batch.mask.numpy()].astype(np.float64) for model in models)
+    wanted = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs - theirs.mean(0))
+    assert facts["relative_error"] == pytest.approx(wanted, rel=1e-6)
+    assert facts["max_difference"] == pytest.approx(np.abs(ours - theirs).max(), rel=1e-6)
+    assert facts["agreement_top1"] == (ours.argmax(-1) == theirs.argmax(-1)).mean()

@@ -94,6 +94,13 @@ def test_the_cheapest_change_is_named_and_makes_it_fit():
     assert mended.fits
 
 
+def test_an_odd_micro_batch_is_made_smaller_too():
+    given = ["batch.global_size=240", "batch.micro_size=15", "engine.zero_stage=2", "engine.reduce_bucket_mib=1"]
+    small = machine(memory=made(*given, "batch.micro_size=6").footprint.peak / USABLE * 1.01)
+    tight = made(*given, where=small)
+    assert (tight.fits, tight.change) == (False, "batch.micro_size=6")
+
+
 def test_accumulated_gradients_are_sent_for_every_micro_batch_from_stage_2_on():
     done = made(*ACCUMULATING)
     sent = {(p.ranks, p.zero_stage): p.sent for p in done.projections}

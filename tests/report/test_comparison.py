@@ -107,6 +107,21 @@ def test_arms_are_compared_seed_by_seed(tmp_path):
     assert comparison(base) is None  # one arm
 
 
+def test_a_seed_without_scores_yet_stays_out_of_the_difference(tmp_path):
+    base = [write_run(tmp_path, f"all-seed{n}", offset=0.01 * n) for n in (1, 2)]
+    other = [write_run(tmp_path, f"plain-seed{n}", offset=0.01 * n + 0.05) for n in (1, 2)]
+    for path in other:
+        changed(path, objectives=[{"kind": "hard_ce", "weight": 1.0}])
+    for path in (*base, *other):
+        shutil.rmtree(path / "evaluation")
+    (other[0] / "metrics.jsonl").write_text("")
+    table = comparison([collect(path) for path in (*base, *other)])
+    assert table.rows[1][1][1].startswith("+0.0500")
+    (base[1] / "metrics.jsonl").write_text("")  # no seed that both have scores of
+    table = comparison([collect(path) for path in (*base, *other)])
+    assert table.rows[1][1][1].startswith("+0.0600")
+
+
 def test_single_runs_are_compared_row_by_row(tmp_path):
     a = collect(write_run(tmp_path, "a"))
     path = write_run(tmp_path, "b")

@@ -152,8 +152,8 @@ def text_task(folder, name, lines, **options):
 def test_every_format_of_text_reads_alike(tmp_path):
     rows = [("a, b", "cat"), ("c", "dog"), ("d", "cat")]
     made = [
-        text_task(tmp_path, "a.csv", 'text,label\n"a, b",cat\nc,dog\nd,cat\n'),
-        text_task(tmp_path, "a.tsv", "text\tlabel\na, b\tcat\nc\tdog\nd\tcat\n"),
+        text_task(tmp_path, "a.csv", 'text,label\n"a, b",cat\n\nc,dog\nd,cat\n\n'),
+        text_task(tmp_path, "a.tsv", "text\tlabel\na, b\tcat\n\nc\tdog\nd\tcat\n\n"),
         text_task(tmp_path, "a.jsonl", "".join(json.dumps({"text": t, "label": c}) + "\n" for t, c in rows)),
     ]
     numbered = "".join(json.dumps({"t": t, "c": ["cat", "dog"].index(c)}) + "\n" for t, c in rows)
@@ -210,6 +210,12 @@ def test_a_dev_set_must_have_examples_with_the_labels_of_training(tmp_path, name
 def test_a_metric_must_suit_the_answers(tmp_path):
     with pytest.raises(ValueError, match="pearson cannot measure classes"):
         text_task(tmp_path, "a.tsv", "", metrics=["pearson"])
+    three = "text\tlabel\na\tx\nb\ty\nc\tz\n"
+    with pytest.raises(ValueError, match="f1 is of two classes, and there are 3; use macro_f1"):
+        text_task(tmp_path, "a.tsv", three, metrics=["f1"], labels=["x", "y", "z"])
+    with pytest.raises(UserError, match=r"task.metrics: f1 is of two classes, and there are 3(.|\n)*use macro_f1"):
+        text_task(tmp_path, "a.tsv", three, metrics=["f1"]).head  # noqa: B018
+    assert text_task(tmp_path, "a.tsv", three, metrics=["macro_f1"]).head.outputs == 3
 
 
 def test_imdb_in_both_layouts(tmp_path):
@@ -273,7 +279,7 @@ def test_pairs_of_roberta_and_its_like_have_two_separators(tmp_path):
             row = encode([example], "label", 2, ours, length)
             wanted = theirs(example.first, example.second, truncation="longest_first", max_length=length)
             assert row.tokens.tolist() == wanted["input_ids"]
-        write_tokenizer(ours, 30, tmp_path / f"exported-{name}")
+        write_tokenizer(ours, 30, tmp_path / f"exported-{name}", typed=False)
         exported = AutoTokenizer.from_pretrained(tmp_path / f"exported-{name}")
         assert exported("the film", "was good")["input_ids"] == theirs("the film", "was good")["input_ids"]
         assert not any(exported("the film", "was good", return_token_type_ids=True)["token_type_ids"])

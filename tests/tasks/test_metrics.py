@@ -49,6 +49,11 @@ def test_they_equal_their_definitions(seed):
     for name, definition in (("matthews", matthews), ("f1", f1), ("accuracy", accuracy)):
         found = metrics.METRICS[name](np.array(truth), np.array(predicted))
         assert found == pytest.approx(definition(truth, predicted), abs=1e-12), name
+    three = [draw.randrange(3) for _ in truth]
+    shuffled = [t if draw.random() < 0.5 else draw.randrange(3) for t in three]
+    each = [f1([t == c for t in three], [p == c for p in shuffled]) for c in range(3)]
+    found = metrics.macro_f1(np.array(three), np.array(shuffled))
+    assert found == pytest.approx(sum(each) / 3, abs=1e-12)
     rated = [round(draw.random() * 5, 1) for _ in range(97)]  # with ties
     given = [draw.gauss(r, 1) if draw.random() < 0.8 else 2.0 for r in rated]
     for name, definition in (("pearson", pearson), ("spearman", spearman)):

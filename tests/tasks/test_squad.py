@@ -209,6 +209,13 @@ def test_a_question_longer_than_its_context_loses_its_end(task, tmp_path):
     assert opened.score(perfect(opened))[0]["exact_match"] == 100
 
 
+def test_a_version_may_be_the_number_that_yaml_reads(task):
+    for given in (1.1, "1.1", 2.0, "2.0"):
+        assert SquadTask.model_validate({**task.model_dump(), "version": given}).version == str(given)
+    with pytest.raises(ValueError, match=r"'1.1' or '2.0'"):
+        SquadTask.model_validate({**task.model_dump(), "version": 2.1})
+
+
 def test_windows_that_would_skip_text_are_refused(tmp_path):
     with pytest.raises(ValueError, match="some would not be read"):
         SquadTask(kind="squad", tokenizer="t", train=tmp_path, dev=tmp_path, sequence_length=64, stride=32)
