@@ -43,7 +43,7 @@ def convert(shards: Path, output: Path) -> None:
     if done.returncode != 0:
         raise UserError(
             f"DeepSpeed could not convert {shards} to another layout",
-            (done.stderr.strip().splitlines() or ["no output"])[-1],
+            (done.stdout.strip().splitlines() or ["no output"])[-1],
             "continue with the number of ranks and the ZeRO stage that wrote the checkpoint",
         )
 
