@@ -162,7 +162,8 @@ class Checkpoints:
             return
         universal = self.directory.checkpoints / f".tmp-universal-{found.path.name}"
         log.get().info(f"converting {found.path.name} from {there} to {here}")
-        on_main("convert the checkpoint", partial(elastic.convert, found.path / "deepspeed", universal))
+        frozen = elastic.frozen_names(self.engine.module)
+        on_main("convert the checkpoint", partial(elastic.convert, found.path / "deepspeed", universal, frozen))
         try:
             self.engine.adopt(universal, found.manifest["facts"]["updates"])
         finally:
