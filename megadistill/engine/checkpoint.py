@@ -34,6 +34,7 @@ MANIFEST = "MANIFEST.json"
 SPACE = 1.2
 """Free disk wanted before a save, in sizes of the newest checkpoint."""
 _FREE_SPACE = "free some space, or lower checkpoint.keep; the committed checkpoints are untouched"
+_START_OVER = "start over with --fresh (which keeps the old run beside it)"
 
 Origin = tuple[int, int]
 """The (step, attempt) of a checkpoint."""
@@ -245,16 +246,19 @@ def newest(root: Path, history: History, log: Log, before: float = math.inf) -> 
     tried; of two of the same step the later attempt's is taken.
 
     Raises:
-        UserError: there are checkpoints and none verifies; a run never starts from zero silently.
+        UserError: there are checkpoints and none verifies, or all are undone although the run does not go back to its
+            beginning; it never starts from zero silently.
     """
     rank, size = rank_and_size()
     problems: list[str] = []
+    undone: list[str] = []
     for step, attempt, path in on_main("list the checkpoints", partial(committed, root)):
-        if step >= before:
-            log(f"checkpoint {path.name} is undone: the run goes back to before step {before:.0f}")
-            continue
         if not on_line(history, step, attempt):
             log(f"checkpoint {path.name} is ignored: a later attempt had already resumed from an earlier step")
+            continue
+        if step >= before:
+            log(f"checkpoint {path.name} is undone: the run goes back to before step {before:.0f}")
+            undone.append(path.name)
             continue
         manifest, wrong = on_main(f"read {path / MANIFEST}", partial(_read_manifest, path))
         if not wrong:
@@ -270,7 +274,13 @@ def newest(root: Path, history: History, log: Log, before: float = math.inf) -> 
         raise UserError(
             f"no checkpoint in {root} verifies",
             "\n  ".join(problems),
-            "bring back a good copy of one, or start over with --fresh (which keeps the old run beside it)",
+            f"bring back a good copy of one, or {_START_OVER}",
+        )
+    if undone and before > 1:
+        raise UserError(
+            f"no checkpoint in {root} is of a step before {before:.0f}, which the run goes back to",
+            f"there are {', '.join(undone)}",
+            f"bring back a copy of an earlier one, or {_START_OVER}",
         )
     return None
 

@@ -359,12 +359,27 @@ class Engine:
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
         """(name, whole fp32 CPU tensor) of every parameter; a collective, so every rank must exhaust it."""
+        for name, parameter in self.module.named_parameters():
+            value, shape = self._whole(parameter), _whole_shape(parameter)
+            assert value.shape == shape, f"{name} is {list(value.shape)}, not {list(shape)}"
+            yield name, value
+
+    def _whole(self, parameter: nn.Parameter) -> Tensor:
+        """A copy in fp32, from what the optimizer keeps where it trains the parameter; a collective."""
+        from deepspeed.runtime.zero import GatheredParameters
         from deepspeed.utils import safe_get_full_fp32_param
 
-        for name, parameter in self.module.named_parameters():
-            sharded = self.config.zero_stage > 0 or self.config.precision != "fp32"
-            value = safe_get_full_fp32_param(parameter) if sharded and parameter.requires_grad else None
-            yield name, (parameter if value is None else value).detach().float().cpu().clone()
+        sharded = self.config.zero_stage > 0 or self.config.precision != "fp32"
+        value = safe_get_full_fp32_param(parameter) if sharded and parameter.requires_grad else None
+        in_pieces = value is None and parameter.shape != _whole_shape(parameter)
+        with GatheredParameters([parameter], enabled=in_pieces):
+            return (parameter if value is None else value).detach().float().cpu().clone()
+
+
+def _whole_shape(parameter: nn.Parameter) -> torch.Size:
+    """Also where ZeRO 3 keeps it in pieces."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
 
 
 def on_host(value: Any) -> Any:

@@ -1,16 +1,18 @@
 """How a checkpoint goes on at another number of ranks, or another ZeRO stage.
 
 DeepSpeed's own converter turns the shards of all ranks into one file per parameter and kind of state (its universal
-form); every rank then takes its share of each into the engine that it has. The next save is a plain one of the new
+form); frozen parameters, which it leaves out, are put beside them. Every rank then takes its share of each into the
+engine that it has. The next save is a plain one of the new
 layout, so the universal form never outlives the start that needed it.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,15 @@ STATES = ("exp_avg", "exp_avg_sq")
 
 _SHARES = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition")
 """What DeepSpeed's optimizers call a rank's fp32 parameters: at ZeRO 3, at 1 and 2, and at 1 in bf16."""
+_RANK = re.compile(r"rank_(\d+)")
+"""In the name of a file of model states: that of the rank which wrote it comes first."""
 
 
-def convert(shards: Path, output: Path) -> None:
+def convert(shards: Path, output: Path, frozen: Sequence[str] = ()) -> None:
     """Write the universal form of DeepSpeed's `shards` (ZeRO 1 to 3) into `output`; for one process.
+
+    Args:
+        frozen: names of the parameters that are not trained.
 
     Raises:
         UserError: DeepSpeed could not.
@@ -43,9 +50,37 @@ def convert(shards: Path, output: Path) -> None:
     if done.returncode != 0:
         raise UserError(
             f"DeepSpeed could not convert {shards} to another layout",
-            (done.stderr.strip().splitlines() or ["no output"])[-1],
+            (done.stdout.strip().splitlines() or ["no output"])[-1],
             "continue with the number of ranks and the ZeRO stage that wrote the checkpoint",
         )
+    if frozen:
+        _put_beside(shards, output, frozen)
+
+
+def frozen_names(module: nn.Module) -> list[str]:
+    """Parameters that no optimizer has."""
+    return [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
+
+
+def _put_beside(shards: Path, output: Path, frozen: Sequence[str]) -> None:
+    """Write frozen parameters as the converter does the others."""
+    files = {int(_RANK.findall(file.name)[0]): file for file in shards.glob("*model_states.pt")}
+    ranks = [torch.load(files[rank], map_location="cpu", weights_only=False, mmap=True) for rank in sorted(files)]
+    for name in frozen:
+        folder = output / "zero" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(_joined(ranks, name), folder / "fp32.pt")
+
+
+def _joined(ranks: Sequence[dict[str, Any]], name: str) -> Tensor:
+    """One frozen parameter from the model states of all ranks that wrote some: ZeRO 3 keeps it in padded pieces, 2 has
+    it whole beside the module, and 1 in it."""
+    shapes = ranks[0].get("frozen_param_shapes")
+    if not shapes:
+        whole: Tensor = ranks[0]["module"][name]
+        return whole.clone()
+    pieces = [rank["frozen_param_fragments"][name].flatten() for rank in ranks]
+    return torch.cat(pieces)[: shapes[name].numel()].reshape(shapes[name])
 
 
 def adopt(engine: Any, module: nn.Module, universal: Path, updates: int, zero_stage: int) -> None:
@@ -83,7 +118,18 @@ def adopt(engine: Any, module: nn.Module, universal: Path, updates: int, zero_st
                 safe_set_full_fp32_param(parameter, value)
             else:
                 safe_set_full_optimizer_state(parameter, value, state)
+    for name in frozen_names(module):
+        _set_frozen(module.get_parameter(name), universal / "zero" / name / "fp32.pt", zero_stage)
     _to_working_precision(engine.optimizer, zero_stage)
+
+
+def _set_frozen(parameter: nn.Parameter, file: Path, zero_stage: int) -> None:
+    """Fill a parameter that has no fp32 master."""
+    value = _read(file, getattr(parameter, "ds_shape", parameter.shape))
+    if zero_stage == 3:
+        parameter.ds_tensor.copy_(_own_part(value, parameter))  # type: ignore[attr-defined]
+    else:
+        parameter.data.copy_(value)
 
 
 def _make_state(optimizer: Any, updates: int, zero_stage: int) -> None:

@@ -121,9 +121,11 @@ class TrainConfig(Strict):
     max_rollbacks: int = Field(3, ge=0)
     """Give up (exit code 93) when the run has gone back so often by itself and would have to again."""
     timeout_seconds: float = Field(1800, gt=0)
-    """How long a collective may wait for a rank, and how long anything but a step may take."""
+    """How long a collective may wait for a rank, and how long anything but a step may take, or an attempt's first two
+    steps."""
     hang_seconds: float = Field(120, gt=0)
-    """A step that takes longer, and ten times longer than any before, ends the run with every rank's stacks."""
+    """A later step that takes longer, and ten times longer than any before but the first, which compiles, ends the run
+    with every rank's stacks."""
     max_fruitless_restarts: int = Field(3, ge=1)
     """Give up (exit code 93) when a scheduler has restarted the run so often in a row without a new checkpoint."""
 

@@ -136,9 +136,12 @@ class Checkpoints:
             log.get().warning(f"{self.mirror.url} has not got everything after {seconds:.0f} s")
 
     def oldest(self) -> int:
-        """How far back the run can go: the step of the oldest checkpoint, 0 while there is none."""
-        committed = on_main("list the checkpoints", partial(checkpoint.committed, self.directory.checkpoints))
-        return min((step for step, _, _ in committed), default=0)
+        """How far back the run can go: the step of its oldest checkpoint, 0 while there is none."""
+        return on_main("look for the oldest checkpoint", self._oldest)
+
+    def _oldest(self) -> int:
+        history, found = self.directory.history(), checkpoint.committed(self.directory.checkpoints)
+        return min((step for step, attempt, _ in found if checkpoint.on_line(history, step, attempt)), default=0)
 
     def _mirror(self, path: Path) -> None:
         if self.mirror is not None and self.world.is_main:
@@ -159,7 +162,8 @@ class Checkpoints:
             return
         universal = self.directory.checkpoints / f".tmp-universal-{found.path.name}"
         log.get().info(f"converting {found.path.name} from {there} to {here}")
-        on_main("convert the checkpoint", partial(elastic.convert, found.path / "deepspeed", universal))
+        frozen = elastic.frozen_names(self.engine.module)
+        on_main("convert the checkpoint", partial(elastic.convert, found.path / "deepspeed", universal, frozen))
         try:
             self.engine.adopt(universal, found.manifest["facts"]["updates"])
         finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from megadistill.core.errors import Diverged
@@ -85,7 +85,7 @@ def give_up(rollback: RollBack, events: Sequence[Mapping[str, Any]], limit: int,
     Raises:
         Diverged: it has done so often enough, or cannot go back so far.
     """
-    done = sum(event["event"] == "rollback" and not event["asked_for"] for event in events)
+    done = sum(event["event"] == "rollback" and not event["asked_for"] for event in _of_owners(events))
     if oldest >= rollback.first:
         raise Diverged(
             f"step {rollback.last}: {rollback.why}",
@@ -102,15 +102,23 @@ def give_up(rollback: RollBack, events: Sequence[Mapping[str, Any]], limit: int,
 
 def skipped(events: Iterable[Mapping[str, Any]]) -> list[tuple[int, int]]:
     """The windows of draws that the run leaves out, by its journal."""
-    return [(start, stop) for event in events if event["event"] == "rollback" for start, stop in [event["skips"]]]
+    back = (event for event in _of_owners(events) if event["event"] == "rollback")
+    return [(start, stop) for event in back for start, stop in [event["skips"]]]
 
 
 def undone_from(events: Iterable[Mapping[str, Any]]) -> float:
     """The step from which on the last rollback undoes everything; infinite when an attempt has gone on since."""
     first = math.inf
-    for event in events:
-        if event["event"] == "rollback":
-            first = min(first, event["first"])
-        elif event["event"] in ("start", "resume"):
-            first = math.inf
+    for event in _of_owners(events):
+        first = min(first, event["first"]) if event["event"] == "rollback" else math.inf
     return first
+
+
+def _of_owners(events: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The starts, resumes and rollbacks of attempts that nobody had taken the run over from: what an attempt that lives
+    on beside its successor writes is not the run's."""
+    owner = 0
+    for event in events:
+        if event["event"] in ("start", "resume", "rollback") and event["attempt"] >= owner:
+            owner = event["attempt"]
+            yield event

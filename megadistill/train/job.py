@@ -125,8 +125,11 @@ class Job:
 
         Raises:
             RollBack: somebody asked for it.
+            StaleAttempt: the run is another attempt's now, and so are the files in `control/`.
             whatever kept a checkpoint from being written.
         """
+        if word:
+            self._still_ours()
         if word & stop.UNSAVED:
             self.checkpoints.wait()
         if word & stop.ROLLBACK:
@@ -262,7 +265,9 @@ class Job:
 
         Raises:
             Diverged: the run has gone back by itself often enough, or cannot go back so far.
+            StaleAttempt: it is not this attempt's to go back with.
         """
+        self._still_ours()
         self._save_through()
         if rollback.wrong:
             events = on_main("read the journal", self.directory.events)
@@ -293,6 +298,9 @@ class Job:
             f"control/ROLLBACK is ignored: steps {oldest + 1} to {step} can be undone, the oldest checkpoint being of "
             f"step {oldest}"
         )
+
+    def _still_ours(self) -> None:
+        on_main("see whose the run is", self.directory.still_ours)
 
     def _save_through(self) -> None:
         """See the last save through, whatever comes of it."""

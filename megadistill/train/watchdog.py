@@ -29,7 +29,8 @@ class Watchdog:
         Args:
             run: the run directory; gets `heartbeats/rank-0007.json` and `logs/hung-a0003-rank-0007.txt`.
             step_seconds: limit of a step, raised to SLACK times the longest step of this attempt.
-            other_seconds: limit of the first step (which compiles and allocates) and of every other phase.
+            other_seconds: limit of every other phase, and of the first two steps: the first one compiles and allocates,
+                so there is none before the second that tells how long a step takes.
         """
         self.step_seconds, self.other_seconds = step_seconds, other_seconds
         self.stacks = hung_file(run, attempt, rank)
@@ -59,7 +60,7 @@ class Watchdog:
 
     def limit(self) -> float:
         """Seconds that the phase now entered may take."""
-        if self._phase == "step" and self._steps:
+        if self._phase == "step" and self._steps > 1:
             return max(self.step_seconds, SLACK * self.longest_step)
         return max(self.step_seconds, self.other_seconds) + self._patience
 

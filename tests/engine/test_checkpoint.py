@@ -335,6 +335,20 @@ def test_only_what_was_before_a_rollback_is_found(tmp_path):
     assert found.step == 10
 
 
+def test_a_run_that_cannot_go_back_so_far_does_not_start_from_zero(tmp_path):
+    for step in (10, 20, 30):
+        save(tmp_path, step, attempt=2, keep=checkpoint.Keep(9))
+    save(tmp_path, 5, attempt=1, keep=checkpoint.Keep(9))
+    history = {1: None, 2: None}
+    with pytest.raises(UserError) as caught:
+        checkpoint.newest(tmp_path, history, lambda text: None, before=10)
+    assert "step-00000010-a0002" in caught.value.why
+    assert "a0001" not in caught.value.why, "it is of no use, and not undone either"
+    assert "--fresh" in caught.value.fix
+    assert checkpoint.newest(tmp_path, history, lambda text: None, before=1) is None, "back to the beginning"
+    assert checkpoint.newest(tmp_path / "none", history, lambda text: None, before=10) is None
+
+
 def test_a_victim_that_cannot_be_deleted_does_not_fail_the_save(tmp_path, monkeypatch):
     lines: list[str] = []
     save(tmp_path, 10)

@@ -42,6 +42,18 @@ SPLITS = {
 }  # fmt: skip
 
 
+ADDED = [*GROWING[1:], 'student.freeze=["*embeddings*"]', "batch.micro_size=4"]
+FROZEN = {f"frozen, {name}": [*PLAIN[stage], *ADDED, *more] for name, (stage, *more) in {
+    "ZeRO 1": (1,),
+    "ZeRO 2": (2,),
+    "ZeRO 3": (3,),
+    "ZeRO 3, small ones whole": (3, "engine.persistence_threshold=1000"),
+    "ZeRO 3, in host memory": (3, "engine.offload_optimizer=cpu", "engine.offload_parameters=cpu"),
+    "ZeRO 3, activations computed again": (3, "engine.activation_checkpointing=true"),
+}.items()}  # fmt: skip
+"""Embeddings, and with them the output matrix, never change."""
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """Of every case after a few steps in two processes, dropout on; one launch in all."""
@@ -51,6 +63,7 @@ def weights(tmp_path_factory):
     growing = {n: [f"engine.zero_stage={stage}", *more, *GROWING] for n, (stage, *more) in SPLITS.items()}
     cases = {
         **growing,
+        **FROZEN,
         **{f"plain {s}": PLAIN[s] for s in PLAIN},
         **{n: PLAIN[s] + more for n, (s, more) in OPTIONS.items()},
     }
@@ -74,3 +87,12 @@ def test_a_batch_that_grows_is_added_up_whole_however_it_is_split(weights, name)
     first, ours = weights["growing batch"], weights[name]
     for parameter, value in first.items():
         torch.testing.assert_close(ours[parameter], value, rtol=0, atol=1e-5, msg=lambda m, p=parameter: f"{p}: {m}")
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("name", list(FROZEN)[1:])
+def test_what_is_frozen_is_whole_and_the_rest_learns_the_same(weights, name):
+    first, ours = weights["frozen, ZeRO 1"], weights[name]
+    for parameter, value in first.items():
+        exact = 0 if "embeddings" in parameter else 1e-5
+        torch.testing.assert_close(ours[parameter], value, rtol=0, atol=exact, msg=lambda m, p=parameter: f"{p}: {m}")

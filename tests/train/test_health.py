@@ -58,12 +58,13 @@ def test_a_resumed_run_judges_as_it_would_have():
 
 
 def test_what_the_journal_says_of_rollbacks():
-    back = {"event": "rollback", "first": 5, "skips": [32, 64], "asked_for": False}
-    events = [{"event": "start"}, back]
+    back = {"event": "rollback", "attempt": 1, "first": 5, "skips": [32, 64], "asked_for": False}
+    events = [{"event": "start", "attempt": 1}, {"event": "save", "attempt": 1}, back]
     assert skipped(events) == [(32, 64)]
     assert undone_from(events) == 5
     assert undone_from([*events, {**back, "first": 9}]) == 5, "killed before it could go on, and asked once more"
-    assert undone_from([*events, {"event": "resume"}]) == math.inf
+    assert undone_from([*events, {"event": "save", "attempt": 1}]) == 5
+    assert undone_from([*events, {"event": "resume", "attempt": 2}]) == math.inf
     rollback = RollBack(5, 8, "4 bad steps")
     give_up(rollback, events, 2, oldest=4)
     give_up(rollback, [back, {**back, "asked_for": True}], 2, oldest=4)
@@ -71,6 +72,18 @@ def test_what_the_journal_says_of_rollbacks():
         give_up(rollback, [back, back], 2, oldest=4)
     with pytest.raises(Diverged, match="step 8: 4 bad steps"):
         give_up(rollback, [], 2, oldest=5)
+
+
+def test_a_rollback_of_an_attempt_that_was_overtaken_is_not_the_runs():
+    started, resumed = {"event": "start", "attempt": 1}, {"event": "resume", "attempt": 2}
+    back = {"event": "rollback", "attempt": 1, "first": 5, "skips": [32, 64], "asked_for": False}
+    assert undone_from([started, resumed, back]) == math.inf
+    assert skipped([started, resumed, back]) == []
+    give_up(RollBack(9, 9, "a bad step"), [started, resumed, back], 1, oldest=4)
+    newer = {**back, "attempt": 2, "first": 7, "skips": [48, 64]}
+    assert undone_from([started, resumed, back, newer, back]) == 7
+    assert undone_from([started, resumed, newer, started]) == 7
+    assert skipped([started, back, resumed, newer, back]) == [(32, 64), (48, 64)]
 
 
 def test_a_rank_that_is_slow_for_long_is_named_once():

@@ -79,10 +79,25 @@ def test_limits_follow_the_phase_and_the_pace(run, monkeypatch):
         watchdog.enter("step", 1)
         assert watchdog.limit() == 1000  # the first step compiles
         clock[0] = 500.0
+        watchdog.enter("evaluate and save", 1)
+        clock[0] = 510.0
         watchdog.enter("step", 2)
-        assert watchdog.limit() == 100
-        clock[0] = 560.0
+        assert watchdog.limit() == 1000  # how long a step takes is not known yet
+        clock[0] = 570.0
         watchdog.enter("step", 3)
         assert watchdog.limit() == SLACK * 60  # a step that is always slow is not hung
-        watchdog.enter("evaluate and save", 3)
+        clock[0] = 571.0
+        watchdog.enter("step", 4)
+        assert watchdog.limit() == SLACK * 60
+        watchdog.enter("evaluate and save", 4)
         assert watchdog.limit() == 1000
+
+
+def test_quick_steps_have_the_limit_that_was_set(run, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with Watchdog(run, 1, 0, step_seconds=100, other_seconds=1000) as watchdog:
+        for step in (1, 2, 3):
+            watchdog.enter("step", step)
+            clock[0] += 1
+        assert watchdog.limit() == 100
