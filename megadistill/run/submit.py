@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from megadistill.core.errors import UserError
-from megadistill.core.files import atomic_write
+from megadistill.core.files import atomic_write, sha256_json
 from megadistill.core.schema import Strict, explain, read_yaml
 from megadistill.run.config import RunConfig, load
 
@@ -86,7 +86,8 @@ class Job:
     """Those it is given besides the present ones."""
     logs: Path
     sweep: Path | None
-    """Where the array's tasks read their overrides, a line each, tabs between."""
+    """Where the array's tasks read their overrides, a line each, tabs between; its name is that of its content, since
+    they read it whenever they start, and again when they are requeued."""
     members: list[list[str]]
 
     def __str__(self) -> str:
@@ -113,8 +114,8 @@ def job(
     for member in members or [()]:
         one = load(file, [*assignments, *member]) if member else config
         one.batch.check(one.students(nodes * cluster.tasks_per_node))
-    logs = config.directory / "slurm"
-    sweep = (logs / f"{config.name}.sweep").resolve() if members else None
+    logs, lines = config.directory / "slurm", [list(member) for member in members]
+    sweep = (logs / f"{config.name}-{sha256_json(lines)[:12]}.sweep").resolve() if members else None
     number = "%A_%a" if members else "%j"
     options = [f"--job-name={config.name}", f"--output={logs / config.name}-{number}.out", *cluster.options(nodes)]
     options += [f"--array=0-{len(members) - 1}"] if members else []
@@ -125,7 +126,7 @@ def job(
     }
     given = {name: value for name, value in variables.items() if value}
     arguments = ["sbatch", *options, str(SCRIPT), str(file), *assignments]
-    return Job(arguments, given, logs, sweep, [list(member) for member in members])
+    return Job(arguments, given, logs, sweep, lines)
 
 
 def submit(job: Job, environ: dict[str, str]) -> str:
