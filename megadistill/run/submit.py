@@ -83,7 +83,7 @@ class Job:
     arguments: list[str]
     """The sbatch command."""
     variables: dict[str, str]
-    """Those it is given besides the present ones."""
+    """Those it is given besides the present ones; in its own environment, where commas and tabs stay what they are."""
     logs: Path
     sweep: Path | None
     """Where the array's tasks read their overrides, a line each, tabs between; its name is that of its content, since
@@ -92,7 +92,7 @@ class Job:
 
     def __str__(self) -> str:
         """The command as it can be pasted into a shell, behind what it needs."""
-        given = (f"{name}={shlex.quote(value)}" for name, value in self.variables.items())
+        given = (f"{name}={_quoted(value)}" for name, value in self.variables.items())
         lines = [f"# {self.sweep}, a line each: {shlex.join(member)}" for member in self.members]
         return "\n".join([*lines, " ".join([*given, shlex.join(self.arguments)])])
 
@@ -121,7 +121,7 @@ def job(
     options += [f"--array=0-{len(members) - 1}"] if members else []
     variables = {
         "MEGADISTILL_SETUP": cluster.setup,
-        "MEGADISTILL_SRUN": shlex.join(cluster.srun),
+        "MEGADISTILL_SRUN": "\t".join(cluster.srun),
         "MEGADISTILL_SWEEP": str(sweep or ""),
     }
     given = {name: value for name, value in variables.items() if value}
@@ -147,3 +147,11 @@ def submit(job: Job, environ: dict[str, str]) -> str:
     if done.returncode != 0:
         raise UserError("Slurm refuses the job", done.stderr.strip(), "mend the cluster's profile (--cluster)")
     return done.stdout.strip()
+
+
+def _quoted(text: str) -> str:
+    """For bash and zsh; tabs as escapes, since a terminal takes those that are pasted for a wish to complete."""
+    if "\t" not in text:
+        return shlex.quote(text)
+    escaped = text.replace("\\", r"\\").replace("'", r"\'").replace("\t", r"\t")
+    return f"$'{escaped}'"

@@ -81,6 +81,18 @@ def test_the_command_says_all_that_the_profile_and_the_run_say(config):
     assert shown.endswith(f"slurm/train.sbatch {config} seed=3")
 
 
+def test_options_of_srun_arrive_as_the_profile_has_them(config, programs):
+    options = ["--container-image=nvcr.io#nvidia/pytorch:24.01-py3", "--container-mounts=/a b:/b,/c:/d", r"--x='\"$y"]
+    job = submit.job(cluster(srun=options), 1, load(config), config, [])
+    ran = script(job)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert [line for line in ran.stdout.splitlines() if line in options] == options
+    shown = str(job).partition(" sbatch ")[0]
+    assert "\t" not in shown
+    pasted = subprocess.run(["bash", "-c", f'{shown}; printf %s "$MEGADISTILL_SRUN"'], capture_output=True, text=True)
+    assert pasted.stdout.split("\t") == options
+
+
 def test_every_member_is_checked_before_anything_is_queued(config):
     given = load(config)
     job = submit.job(cluster(), 1, given, config, [], members("tiny", ["seed=0,1,2"]))
