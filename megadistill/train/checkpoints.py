@@ -124,16 +124,15 @@ class Checkpoints:
         """
         self.publisher.wait()
 
-    def finish(self) -> None:
-        """Until the last one is committed, and copied to where copies go.
-
-        Raises:
-            as `wait`; copying never does.
-        """
-        self.wait()
-        seconds = self.config.train.timeout_seconds
-        if self.mirror is not None and not self.mirror.wait(seconds):
-            log.get().warning(f"{self.mirror.url} has not got everything after {seconds:.0f} s")
+    def wait_for_copies(self) -> None:
+        """Until rank 0 has copied the last one to where copies go, or has tried for half the time that a collective
+        may take. All ranks stay until then: a launcher may end the others when one has left."""
+        if self.mirror is None:
+            return
+        seconds = self.config.train.timeout_seconds / 2
+        if not on_main("wait for the copies", partial(self.mirror.wait, seconds)):
+            still = "the same command copies the rest, and waits longer with a larger train.timeout_seconds"
+            log.get().warning(f"{self.mirror.url} has not got everything after {seconds:.0f} s; {still}")
 
     def oldest(self) -> int:
         """How far back the run can go: the step of the oldest checkpoint, 0 while there is none."""

@@ -227,12 +227,14 @@ class Job:
         return Exit.STOPPED
 
     def finish(self) -> Exit:
-        """The last checkpoint, and the end."""
+        """The last checkpoint, and the end; after it only the copy is waited for."""
         steps = self.config.steps
         self.save(steps)
-        self.checkpoints.finish()
+        self.checkpoints.wait()
         self.directory.journal("end", step=steps)
         self.directory.status("done", step=steps)
+        self.watchdog.enter("copy", steps)
+        self.checkpoints.wait_for_copies()
         run, more = self.directory.path, [*self.config.train.more_steps, self.config.train.steps]
         again = f"train.more_steps={more}".replace(", ", ",")
         on = ["train", self.directory.config, again]  # quoted: zsh would look for files of such a name
