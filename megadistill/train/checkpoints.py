@@ -11,7 +11,6 @@ from typing import Any
 
 from megadistill.core import faults, log
 from megadistill.core.dist import World
-from megadistill.core.errors import UserError
 from megadistill.core.together import on_main
 from megadistill.engine import checkpoint, elastic
 from megadistill.engine.deepspeed import Engine
@@ -51,11 +50,7 @@ class Checkpoints:
         self.mirror = Mirror(f"{url.rstrip('/')}/{config.name}", directory, self._uncopied) if url else None
 
     def restore(self) -> checkpoint.Found | None:
-        """Load the newest checkpoint that verifies and that no rollback has undone; None: there is none.
-
-        Raises:
-            UserError: the run is longer than it shall be.
-        """
+        """Load the newest checkpoint that verifies and that no rollback has undone; None: there is none."""
         passed_over: list[str] = []
         # one view of a shared disk, for all ranks
         history, undone = on_main("read the attempts", self._past)
@@ -66,12 +61,6 @@ class Checkpoints:
         faults.place("restore.verified", self.world.rank)
         if found is None:
             return None
-        if found.step > self.config.steps:
-            raise UserError(
-                f"the run is at step {found.step} already, and it is to end at step {self.config.steps}",
-                f"{found.path}",
-                "give the train.steps and train.more_steps that it had, or this run another `name`",
-            )
         self._load(found)
         if self.parts.teacher is not None:
             self.parts.teacher.load(found.path / "teacher")

@@ -58,8 +58,9 @@ class Job:
         self.engine = wrap(config, parts, device, self.step)
         teacher = parts.teacher.identity() if parts.teacher is not None else None
         refuse_different(teacher)
-        on_main("look at the run", partial(refuse_to_continue, directory, layout(config, world), teacher))
+        on_main("look at the run", partial(refuse_to_continue, directory, config.steps, layout(config, world), teacher))
         self.attempt = directory.claim()
+        log.setup(world.rank, directory.log_file(world.rank))  # not before: a start that is refused changes nothing
         on_main("look at the attempts before", partial(look_back, directory, self.attempt, config))
         spread_teacher(parts, device, world)
         self.health = Health(config.train)
