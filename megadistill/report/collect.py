@@ -84,6 +84,11 @@ class RunFacts:
         )
 
     @property
+    def course(self) -> list[Row]:
+        """The journal without copies that failed, which may be told of even after the end."""
+        return [row for row in self.journal if row.get("event") != "uncopied"]
+
+    @property
     def resumes(self) -> list[int]:
         """The steps that attempts continued from."""
         return sorted({row["step"] for row in self.journal if row.get("event") == "resume" and row.get("step")})
@@ -143,7 +148,7 @@ def warnings(run: RunFacts) -> list[str]:
         if reasons := row.get("not_bitwise"):
             text = "; ".join(reasons) if isinstance(reasons, list) else str(reasons)
             told.append(f"attempt {row.get('attempt')} is not bitwise a continuation: {text}")
-    told += _interruptions(run.journal)
+    told += _interruptions(run.course)
     unlogged = sum(not is_number(row["train/loss"]) for row in run.metrics if "train/loss" in row)
     if unlogged:
         told.append(f"{unlogged} logged step(s) with a loss that is not finite; they are left out of the curves")

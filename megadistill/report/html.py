@@ -186,7 +186,7 @@ def _short(value: Any, most: int = 300) -> str:
 
 
 def _state(run: RunFacts) -> str:
-    ended = bool(run.journal) and run.journal[-1].get("event") == "end"
+    ended = bool(run.course) and run.course[-1].get("event") == "end"
     return str(run.status.get("state") or ("done" if ended else "unknown"))
 
 

@@ -27,7 +27,11 @@ if TYPE_CHECKING:
     from megadistill.run.config import RunConfig
 
 _START_OVER = "give this run another `name`, or start over with --fresh (which keeps the old run beside it)"
-_TRAIN_ON = "to train on, leave train.steps and give train.more_steps=[N]"
+_INSTEAD = {
+    "train.steps: ": "to train on, leave train.steps and give train.more_steps=[N]",
+    "train.more_steps.": "give the train.more_steps that it has had, further ones behind them",
+}
+"""What mends a difference, by how its line begins."""
 _LET_IT_RUN = "let the newer one run; this one has committed nothing since"
 
 
@@ -134,9 +138,9 @@ class RunDirectory:
         if consequential:
             if identity["code"] != now["code"]:
                 consequential.append("(megadistill itself has changed since the run was created)")
-            longer = any(line.startswith("train.steps: ") for line in consequential)
-            fix = f"{_TRAIN_ON}; or {_START_OVER}" if longer else _START_OVER
-            raise UserError(f"{self.path} holds a run of another config", "\n  ".join(consequential), fix)
+            fixes = [fix for start, fix in _INSTEAD.items() if any(line.startswith(start) for line in consequential)]
+            why, fix = "\n  ".join(consequential), "; or ".join([*fixes, _START_OVER])
+            raise UserError(f"{self.path} holds a run of another config", why, fix)
         before = json.loads(self.environment.read_text(encoding="utf-8"))
         splits = [line for line in self.changed if line.partition(":")[0] in sameness.LAYOUT]
         self.not_bitwise = environment.differences(before, now) + splits

@@ -41,7 +41,7 @@ LAYOUT = (
 _LENGTH = ("train.steps", "schedule.total_steps")
 """Harmless as long as both together still say that the learning rate's decay ends at the same step."""
 _MORE = "train.more_steps."
-"""May be added to; what is there already has shaped the learning rate."""
+"""May be added to; what is there already has shaped the learning rate, and cannot be left out again."""
 _ABSENT = "(absent)"
 
 
@@ -54,8 +54,8 @@ def compare(here: Tree, there: Tree) -> tuple[list[str], list[str]]:
     for key in {**mine, **theirs}:
         a, b = mine.get(key, _ABSENT), theirs.get(key, _ABSENT)
         if a != b:
-            added = _ABSENT in (a, b)
-            lines = harmless if _is_harmless(key, same_length) and (added or _MORE not in key) else consequential
+            settled = key.startswith(_MORE) and b != _ABSENT
+            lines = harmless if _is_harmless(key, same_length) and not settled else consequential
             lines.append(f"{key}: {a} here / {b} in the run")
     return harmless, consequential
 

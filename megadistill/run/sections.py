@@ -143,7 +143,8 @@ class CheckpointConfig(Strict):
     """Keep the one with the lowest held-out loss too, of those whose step was evaluated (`evaluate.every_steps`)."""
     copy_to: str | None = None
     """An fsspec url, as in s3://bucket/runs: while training goes on, checkpoints are copied to <copy_to>/<name>, with
-    all that the run needs to go on from there when that folder is copied back. Nothing there is ever deleted."""
+    all that the run needs to go on from there when that folder is copied back. Nothing there is ever deleted. At its
+    end a run waits for the last copy, for up to half of `train.timeout_seconds`."""
     asynchronous: bool = False
     """Write while training goes on, which then stops only to copy the state to host memory (which must have room for
     it). A kill may cost the steps made during the writing on top of one interval."""

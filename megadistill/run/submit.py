@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from megadistill.core.errors import UserError
-from megadistill.core.files import atomic_write
+from megadistill.core.files import atomic_write, sha256_json
 from megadistill.core.schema import Strict, explain, read_yaml
 from megadistill.run.config import RunConfig, load
 
@@ -83,15 +83,16 @@ class Job:
     arguments: list[str]
     """The sbatch command."""
     variables: dict[str, str]
-    """Those it is given besides the present ones."""
+    """Those it is given besides the present ones; in its own environment, where commas and tabs stay what they are."""
     logs: Path
     sweep: Path | None
-    """Where the array's tasks read their overrides, a line each, tabs between."""
+    """Where the array's tasks read their overrides, a line each, tabs between; its name is that of its content, since
+    they read it whenever they start, and again when they are requeued."""
     members: list[list[str]]
 
     def __str__(self) -> str:
         """The command as it can be pasted into a shell, behind what it needs."""
-        given = (f"{name}={shlex.quote(value)}" for name, value in self.variables.items())
+        given = (f"{name}={_quoted(value)}" for name, value in self.variables.items())
         lines = [f"# {self.sweep}, a line each: {shlex.join(member)}" for member in self.members]
         return "\n".join([*lines, " ".join([*given, shlex.join(self.arguments)])])
 
@@ -113,19 +114,19 @@ def job(
     for member in members or [()]:
         one = load(file, [*assignments, *member]) if member else config
         one.batch.check(one.students(nodes * cluster.tasks_per_node))
-    logs = config.directory / "slurm"
-    sweep = (logs / f"{config.name}.sweep").resolve() if members else None
+    logs, lines = config.directory / "slurm", [list(member) for member in members]
+    sweep = (logs / f"{config.name}-{sha256_json(lines)[:12]}.sweep").resolve() if members else None
     number = "%A_%a" if members else "%j"
     options = [f"--job-name={config.name}", f"--output={logs / config.name}-{number}.out", *cluster.options(nodes)]
     options += [f"--array=0-{len(members) - 1}"] if members else []
     variables = {
         "MEGADISTILL_SETUP": cluster.setup,
-        "MEGADISTILL_SRUN": shlex.join(cluster.srun),
+        "MEGADISTILL_SRUN": "\t".join(cluster.srun),
         "MEGADISTILL_SWEEP": str(sweep or ""),
     }
     given = {name: value for name, value in variables.items() if value}
     arguments = ["sbatch", *options, str(SCRIPT), str(file), *assignments]
-    return Job(arguments, given, logs, sweep, [list(member) for member in members])
+    return Job(arguments, given, logs, sweep, lines)
 
 
 def submit(job: Job, environ: dict[str, str]) -> str:
@@ -146,3 +147,11 @@ def submit(job: Job, environ: dict[str, str]) -> str:
     if done.returncode != 0:
         raise UserError("Slurm refuses the job", done.stderr.strip(), "mend the cluster's profile (--cluster)")
     return done.stdout.strip()
+
+
+def _quoted(text: str) -> str:
+    """For bash and zsh; tabs as escapes, since a terminal takes those that are pasted for a wish to complete."""
+    if "\t" not in text:
+        return shlex.quote(text)
+    escaped = text.replace("\\", r"\\").replace("'", r"\'").replace("\t", r"\t")
+    return f"$'{escaped}'"

@@ -11,7 +11,6 @@ from typing import Any
 
 from megadistill.core import faults, log
 from megadistill.core.dist import World
-from megadistill.core.errors import UserError
 from megadistill.core.together import on_main
 from megadistill.engine import checkpoint, elastic
 from megadistill.engine.deepspeed import Engine
@@ -51,11 +50,7 @@ class Checkpoints:
         self.mirror = Mirror(f"{url.rstrip('/')}/{config.name}", directory, self._uncopied) if url else None
 
     def restore(self) -> checkpoint.Found | None:
-        """Load the newest checkpoint that verifies and that no rollback has undone; None: there is none.
-
-        Raises:
-            UserError: the run is longer than it shall be.
-        """
+        """Load the newest checkpoint that verifies and that no rollback has undone; None: there is none."""
         passed_over: list[str] = []
         # one view of a shared disk, for all ranks
         history, undone = on_main("read the attempts", self._past)
@@ -66,12 +61,6 @@ class Checkpoints:
         faults.place("restore.verified", self.world.rank)
         if found is None:
             return None
-        if found.step > self.config.steps:
-            raise UserError(
-                f"the run is at step {found.step} already, and it is to end at step {self.config.steps}",
-                f"{found.path}",
-                "give the train.steps and train.more_steps that it had, or this run another `name`",
-            )
         self._load(found)
         if self.parts.teacher is not None:
             self.parts.teacher.load(found.path / "teacher")
@@ -124,16 +113,15 @@ class Checkpoints:
         """
         self.publisher.wait()
 
-    def finish(self) -> None:
-        """Until the last one is committed, and copied to where copies go.
-
-        Raises:
-            as `wait`; copying never does.
-        """
-        self.wait()
-        seconds = self.config.train.timeout_seconds
-        if self.mirror is not None and not self.mirror.wait(seconds):
-            log.get().warning(f"{self.mirror.url} has not got everything after {seconds:.0f} s")
+    def wait_for_copies(self) -> None:
+        """Until rank 0 has copied the last one to where copies go, or has tried for half the time that a collective
+        may take. All ranks stay until then: a launcher may end the others when one has left."""
+        if self.mirror is None:
+            return
+        seconds = self.config.train.timeout_seconds / 2
+        if not on_main("wait for the copies", partial(self.mirror.wait, seconds)):
+            still = "the same command copies the rest, and waits longer with a larger train.timeout_seconds"
+            log.get().warning(f"{self.mirror.url} has not got everything after {seconds:.0f} s; {still}")
 
     def oldest(self) -> int:
         """How far back the run can go: the step of its oldest checkpoint, 0 while there is none."""

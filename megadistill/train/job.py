@@ -58,8 +58,9 @@ class Job:
         self.engine = wrap(config, parts, device, self.step)
         teacher = parts.teacher.identity() if parts.teacher is not None else None
         refuse_different(teacher)
-        on_main("look at the run", partial(refuse_to_continue, directory, layout(config, world), teacher))
+        on_main("look at the run", partial(refuse_to_continue, directory, config.steps, layout(config, world), teacher))
         self.attempt = directory.claim()
+        log.setup(world.rank, directory.log_file(world.rank))  # not before: a start that is refused changes nothing
         on_main("look at the attempts before", partial(look_back, directory, self.attempt, config))
         spread_teacher(parts, device, world)
         self.health = Health(config.train)
@@ -230,12 +231,14 @@ class Job:
         return Exit.STOPPED
 
     def finish(self) -> Exit:
-        """The last checkpoint, and the end."""
+        """The last checkpoint, and the end; after it only the copy is waited for."""
         steps = self.config.steps
         self.save(steps)
-        self.checkpoints.finish()
+        self.checkpoints.wait()
         self.directory.journal("end", step=steps)
         self.directory.status("done", step=steps)
+        self.watchdog.enter("copy", steps)
+        self.checkpoints.wait_for_copies()
         run, more = self.directory.path, [*self.config.train.more_steps, self.config.train.steps]
         again = f"train.more_steps={more}".replace(", ", ",")
         on = ["train", self.directory.config, again]  # quoted: zsh would look for files of such a name

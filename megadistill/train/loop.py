@@ -98,7 +98,6 @@ def _attempt(config: RunConfig, world: World, device: torch.device, fresh: bool)
     directory = RunDirectory.open(config, fresh, world)
     directory.data_is(parts.stream.fingerprint)
     parts.stream.leave_out(on_main("read the journal", lambda: skipped(directory.events())))
-    log.setup(world.rank, directory.log_file(world.rank))
     with memory.explained(config, world, device):
         job = Job(config, parts, held_out_rows, directory, world, device)
     try:

@@ -14,20 +14,27 @@ from megadistill.engine import checkpoint
 from megadistill.run.config import RunConfig
 from megadistill.run.directory import RunDirectory
 from megadistill.run.restarts import refuse_fruitless, refuse_live, restarted_by_scheduler
+from megadistill.train.health import undone_from
 from megadistill.train.watchdog import hung_file, hung_ranks, last_heard
 
 
-def refuse_to_continue(directory: RunDirectory, layout: Mapping[str, Any], teacher: Mapping[str, Any] | None) -> None:
-    """Before the run is claimed, for one process: a start that cannot continue it must not fence off one that does.
+def refuse_to_continue(
+    directory: RunDirectory, steps: int, layout: Mapping[str, Any], teacher: Mapping[str, Any] | None
+) -> None:
+    """Before the run is claimed, for one process: a start that cannot continue it must change nothing, nor fence off
+    one that can.
 
     Args:
+        steps: where the run is to end.
         layout: what the checkpoint of this attempt will call so.
         teacher: its identity.
 
     Raises:
-        UserError: the run lives, or its newest checkpoint is of another layout or teacher.
+        UserError: the run lives, or is longer than it shall be, or its newest checkpoint is of another layout or
+            teacher.
     """
     refuse_live(directory.owner())
+    _refuse_fewer_steps(directory, steps)
     facts = _newest_facts(directory)
     if facts is not None:
         _refuse_other_layout(facts["layout"], layout)
@@ -76,6 +83,17 @@ def _newest_facts(directory: RunDirectory) -> dict[str, Any] | None:
         except (OSError, ValueError, KeyError):
             continue
     return None
+
+
+def _refuse_fewer_steps(directory: RunDirectory, steps: int) -> None:
+    history, undone = directory.history(), undone_from(directory.events())
+    for step, attempt, path in checkpoint.committed(directory.checkpoints):
+        if steps < step < undone and checkpoint.on_line(history, step, attempt):
+            raise UserError(
+                f"the run is at step {step} already, and it is to end at step {steps}",
+                f"{path}",
+                "give the train.steps and train.more_steps that it had, or this run another `name`",
+            )
 
 
 def _refuse_other_layout(there: Mapping[str, Any], here: Mapping[str, Any]) -> None:

@@ -27,6 +27,16 @@ def train(config, *assignments, ranks=2):
     return processes.run(["-m", "megadistill", "train", str(config), *assignments], ranks)
 
 
+def refused(config, *assignments):
+    done = processes.megadistill("train", config, *assignments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    return done.stderr
+
+
+def contents(run):
+    return {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
 def trace(run, attempt):
     rows = [row for row in read_lines(run / "metrics.jsonl") if row["attempt"] == attempt and "loss_hex" in row]
     return {row["step"]: (row["loss_hex"], row["train/gradient_norm"], row["parameter_hash"]) for row in rows}
@@ -108,6 +118,10 @@ def test_a_finished_run_is_given_more_steps(config):
     assert "nothing is left to do: the run is at its end, step 7" in said
     assert trace(run, 3) == {}
 
+    before = contents(run)
+    assert "train.more_steps.0: (absent) here / 3 in the run" in refused(config, "name=longer", "train.steps=4")
+    assert contents(run) == before
+
 
 @pytest.mark.distributed
 def test_another_number_of_ranks_sees_the_same_batches(config):
@@ -135,20 +149,22 @@ def test_a_request_to_stop_is_answered_once_even_where_nothing_is_left_to_save(c
     train(config, "name=asked", "train.steps=5", "schedule.total_steps=9", ranks=1)
     assert json.loads((run / "STATUS").read_text())["state"] == "done"
 
-    fewer = processes.launch(
-        ["-m", "megadistill", "train", str(config), "name=asked", "train.steps=3", "schedule.total_steps=9"], 1
-    )[0]
-    told = fewer.communicate(timeout=120)[0]
-    assert fewer.returncode == 2
-    assert "the run is at step 5 already" in told
+
+@pytest.mark.distributed
+def test_a_run_that_is_longer_than_it_shall_be_is_refused_and_stays_as_it_is(config):
+    run = config.parent / "runs" / "ended"
+    train(config, "name=ended", "train.steps=3", "schedule.total_steps=9", ranks=1)
+    before = contents(run)
+    told = refused(config, "name=ended", "train.steps=2", "schedule.total_steps=9")
+    assert "the run is at step 3 already, and it is to end at step 2" in told
+    assert contents(run) == before
 
 
 @pytest.mark.distributed
 def test_what_cannot_be_continued_is_refused_before_the_run_is_claimed(config):
     run = config.parent / "runs" / "stage0"
     train(config, "name=stage0", "train.steps=2", "engine.zero_stage=0", ranks=1)
-    other = processes.launch(["-m", "megadistill", "train", str(config), "name=stage0", "train.steps=2"], 1)[0]
-    told = other.communicate(timeout=120)[0]
+    before = contents(run)
+    told = refused(config, "name=stage0", "train.steps=2")
     assert "a checkpoint of ZeRO stage 0 cannot be continued at another stage" in told
-    assert other.returncode == 2
-    assert [path.name for path in (run / "attempts").iterdir()] == ["000001.json"]
+    assert contents(run) == before

@@ -151,6 +151,18 @@ def test_warnings(tmp_path: Path, row: str, told: str) -> None:
     assert told in warnings(collect(path))[0]
 
 
+def test_a_copy_that_failed_after_the_end_is_told_and_leaves_the_end_one(tmp_path: Path) -> None:
+    path = write_run(tmp_path, "distilled")
+    (path / "STATUS").unlink()
+    with (path / "journal.jsonl").open("a") as journal:
+        journal.write('{"event": "uncopied", "attempt": 2, "why": "no room"}\n')
+    assert "unknown" not in report([path]).read_text()
+    with (path / "journal.jsonl").open("a") as journal:
+        journal.write('{"event": "resume", "attempt": 3, "step": 300}\n')
+    (told,) = warnings(collect(path))
+    assert "not copied to remote storage" in told
+
+
 def test_a_loss_that_is_not_finite_is_told_not_drawn(tmp_path: Path) -> None:
     path = write_run(tmp_path, "distilled")
     with (path / "metrics.jsonl").open("a") as metrics:

@@ -157,8 +157,9 @@ def test_steps_may_be_added_and_what_was_added_stays(tmp_path):
     assert run.changed == ["train.more_steps.0: 50 here / (absent) in the run"]
     run.claim()
     open_run(tmp_path, train={"more_steps": [50, 70]}).claim()
-    with pytest.raises(UserError, match=r"train.more_steps.0: 60 here / 50 in the run"):
-        open_run(tmp_path, train={"more_steps": [60, 70]})
+    for given, told in (([60, 70], "0: 60 here / 50"), ([50], r"1: \(absent\) here / 70")):
+        with pytest.raises(UserError, match=rf"more_steps.{told} in the run(.|\n)*give the train.more_steps that"):
+            open_run(tmp_path, train={"more_steps": given})
     with pytest.raises(UserError, match=r"train.more_steps=\[N\]"):
         open_run(tmp_path, train={"steps": 150})
 

@@ -1,6 +1,10 @@
 """Checkpoints copied to another storage: a run comes back from there bit for bit; a broken one stops nothing."""
 
+import json
+import os
 import shutil
+import time
+from pathlib import Path
 
 import pytest
 
@@ -42,8 +46,29 @@ def test_a_storage_that_takes_nothing_is_told_and_stops_nothing(config, tmp_path
     said = train(config, "name=uncopied", "train.steps=2", f"checkpoint.copy_to={tmp_path / 'file'}")
     assert "was not copied" in said
     events = read_lines(config.parent / "runs" / "uncopied" / "journal.jsonl")
-    assert "uncopied" in [row["event"] for row in events]
-    assert events[-1]["event"] == "end"
+    assert {"uncopied", "end"} <= {row["event"] for row in events}
+
+
+@pytest.mark.distributed
+def test_a_run_is_over_before_its_last_copy_and_all_ranks_wait_for_that_for_a_while(config, tmp_path):
+    run = config.parent / "runs" / "slow"
+    command = ["-m", "megadistill", "train", str(config), "name=slow", "train.steps=2", "plugins=[slow_storage]"]
+    command += [f"checkpoint.copy_to=slow://{tmp_path}", "batch.micro_size=8"]
+    command += ["train.hang_seconds=5", "train.timeout_seconds=40"]
+    environ = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])}
+    ranks = processes.launch(command, 2, environ)
+    deadline = time.monotonic() + 120
+    while not (run / "STATUS").exists() or json.loads((run / "STATUS").read_text())["state"] != "done":
+        assert time.monotonic() < deadline
+        assert ranks[0].poll() is None, ranks[0].communicate()[0]
+        time.sleep(0.2)
+    assert read_lines(run / "journal.jsonl")[-1]["event"] == "end"
+    time.sleep(5)
+    assert [rank.poll() for rank in ranks] == [None, None], "one that leaves has its launcher end the other"
+    outputs = [rank.communicate(timeout=60)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], outputs
+    assert f"slow://{tmp_path}/slow has not got everything after 20 s; the same command" in outputs[0]
+    assert json.loads((run / "STATUS").read_text())["state"] == "done"
 
 
 def test_a_storage_that_nothing_installed_knows_is_told_at_once(config):
