@@ -6,7 +6,6 @@ import queue
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,12 +18,14 @@ from megadistill.core.files import sha256_json
 from megadistill.core.types import Batch
 from megadistill.data.config import DataConfig
 from megadistill.data.hashing import row_keys
-from megadistill.data.index import INDEX, TABLE, Index, read_index
+from megadistill.data.index import INDEX, TABLE, Index
 from megadistill.data.masking import Vocabulary
 from megadistill.data.order import ORDER_VERSION, BatchSizes, Order, Places
 from megadistill.data.reader import Shards
 from megadistill.data.rows import Rows
+from megadistill.data.settings import checked_index
 from megadistill.data.staging import Stage, Staging, fetch_small
+from megadistill.data.statistics import STATS
 from megadistill.data.tokenization import load_tokenizer
 
 COUNTS = "token_counts.npy"
@@ -51,16 +52,7 @@ class Part:
         for corpus in config.corpora:
             folder = config.dir / corpus.name / part
             _fetch_index(config, corpus.name, part)
-            index = read_index(folder)
-            found, wanted = index.sequence_length, config.sequence_length
-            if found != wanted:
-                raise _prepared_otherwise(folder, f"rows of {found} tokens, data.sequence_length is {wanted}")
-            if index.tokenizer != tokenizer.fingerprint:
-                raise _prepared_otherwise(
-                    folder,
-                    f"made with another tokenizer than {config.tokenizer}: its fingerprint is "
-                    f"{index.tokenizer[:12]}, not {tokenizer.fingerprint[:12]}",
-                )
+            index = checked_index(config, corpus, part, tokenizer)
             self.shards.append(Shards(folder, config.read, _stage(config, corpus.name, part, index.fingerprint)))
         self.starts = np.cumsum([0, *map(len, self.shards)])
         """Number of the first row of each corpus, counted over all of them; and the number of all rows."""
@@ -367,10 +359,10 @@ def check_locality(config: DataConfig, indexes: Mapping[str, Index]) -> None:
 
 
 def _fetch_index(config: DataConfig, corpus: str, part: str) -> None:
-    """Shards in an object store: their index and counts are needed near before anything else."""
+    """Shards in an object store: their index, counts and settings are needed near before anything else."""
     staging = config.read.staging
     if staging is not None and staging.source is not None:
-        for name in (f"{part}/{TABLE}", f"{part}/{INDEX}", COUNTS):
+        for name in (f"{part}/{TABLE}", f"{part}/{INDEX}", COUNTS, STATS):
             fetch_small(f"{staging.source.rstrip('/')}/{corpus}/{name}", config.dir / corpus / name)
 
 
@@ -390,7 +382,3 @@ def _token_counts(config: DataConfig, size: int) -> I64:
             raise UserError(f"{path} is missing", "", "run `megadistill prepare FILE`")
         total += np.load(path)
     return total
-
-
-def _prepared_otherwise(folder: Path, why: str) -> UserError:
-    return UserError(f"{folder} was prepared otherwise", why, "run `megadistill prepare FILE`, or set another data.dir")

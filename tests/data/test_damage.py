@@ -287,6 +287,8 @@ def test_a_stream_reads_an_object_store_through_its_staging_folder(prepared, cha
         assert ours.ids.equal(theirs.ids)
     assert len(list((tmp_path / "near").rglob("*.tar"))) == 2
     assert not list((tmp_path / "indexes").rglob("*.tar"))
+    with pytest.raises(UserError, match=r"data\.packing was"):
+        Stream(changed(far, packing="split", dir=tmp_path / "elsewhere"), World(), 24, 24, 0)
 
 
 def test_a_corpus_larger_than_the_cap_needs_order_block(prepared, changed, tmp_path):
