@@ -37,6 +37,9 @@ from megadistill.data.workers import Log, Workers, cores
 
 PARTS = ("train", "held_out")
 
+KEY_DIGITS = 16
+"""Hexadecimal digits of the key in the name of the folder of what is half made."""
+
 _OTHER_DIR = "set another data.dir"
 
 
@@ -139,7 +142,7 @@ class _Making:
         self.tasks = tasks(sources)
         key = sha256_json([self.settings, [[s.name, s.stamp] for s in sources]])
         self.key = done.key if done is not None and not sources else key
-        self.folders = Folders(self.final.with_name(f".{self.corpus.name}.{self.key[:16]}.making"))
+        self.folders = Folders(self.final.with_name(f".{self.corpus.name}.{self.key[:KEY_DIGITS]}.making"))
         if done is None or done.key != self.key:
             return None
         problems = [problem for part in PARTS for problem in verify(self.final / part)]
@@ -268,7 +271,8 @@ class _Making:
 
     def _tidy(self) -> None:
         """Nothing else of this corpus stays."""
-        for pattern in (f".{self.corpus.name}.*.making", f".{self.corpus.name}.old"):
+        key = "[0-9a-f]" * KEY_DIGITS
+        for pattern in (f".{self.corpus.name}.{key}.making", f".{self.corpus.name}.old"):
             for folder in self.config.dir.glob(pattern):
                 shutil.rmtree(folder, ignore_errors=True)
 
