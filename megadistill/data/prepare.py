@@ -23,7 +23,7 @@ from megadistill.data.config import DataConfig
 from megadistill.data.corpora.base import Corpus, Source
 from megadistill.data.decide import Fate, Fates, decide, enough
 from megadistill.data.encode import Encoded, Recipe, Task, encode, encoded, tasks
-from megadistill.data.index import INDEX, read_index, write_index
+from megadistill.data.index import INDEX, read_index, read_table, write_index
 from megadistill.data.pack import Folders, Packed, Shape, documents, merged, pack, pack_task, packed
 from megadistill.data.packing import Frame
 from megadistill.data.reader import verify
@@ -92,7 +92,8 @@ def prepare(config: DataConfig, log: Log, *, workers: int | None = None, share: 
                 fresh += [corpus.name] if is_fresh else []
     finally:
         team.close()
-    check_locality(config, {stats.name: read_index(config.dir / stats.name / "train") for stats in made})
+    folders = {stats.name: config.dir / stats.name / "train" for stats in made}
+    check_locality(config, {name: read_table(folder, read_index(folder)) for name, folder in folders.items()})
     return Prepared(config.dir, made, fresh, unfinished)
 
 
