@@ -25,6 +25,8 @@ from megadistill.data.corpora.files import expand, lines, open_file
 U64 = NDArray[np.uint64]
 
 WORD = re.compile(r"[^\W_]+")
+PARQUET_READS = "every text"
+"""Part of the key of shards that are compared with parquet; change it with what is read of such a file."""
 _MULTIPLIER = 0x9E3779B97F4A7C15
 
 
@@ -43,14 +45,13 @@ class Contamination:
     """Recognises documents that share a run of words with evaluation files.
 
     Raises:
-        UserError: a file is missing, or not what its name says.
+        UserError: a file is missing, not what its name says, or without any text.
     """
 
     def __init__(self, config: Decontaminate) -> None:
         self.words = config.words
-        texts = (text for source in sources(config) for text in _texts(source))
-        runs = [_runs(text, self.words) for text in texts]
-        self.known: U64 = np.unique(np.concatenate(runs)) if runs else np.empty(0, dtype=np.uint64)
+        runs = [run for source in sources(config) for run in self._runs_of(source)]
+        self.known: U64 = np.unique(np.concatenate(runs))
 
     def found_in(self, text: str) -> bool:
         """Whether a document holds a known run."""
@@ -60,11 +61,22 @@ class Contamination:
         place = np.minimum(np.searchsorted(self.known, runs), len(self.known) - 1)
         return bool((self.known[place] == runs).any())
 
+    def _runs_of(self, source: Source) -> list[U64]:
+        runs = [_runs(text, self.words) for text in _texts(source) if text.strip()]
+        if not runs:
+            fix = "take it out of data.decontaminate: files, or give the file that holds the text"
+            raise UserError(f"{source.name} holds no text to recognise", "", fix)
+        return runs
+
 
 def sources(config: Decontaminate) -> list[Source]:
-    """The evaluation files, each stamped with its content where it is local."""
-    found = expand(config.files, "decontaminate")
-    return [Source(s.name, sha256_file(Path(s.name)) if "://" not in s.name else s.stamp, s.size) for s in found]
+    """The evaluation files, each stamped with its content where it is local, and with what is read of it."""
+    return [Source(s.name, _stamp(s), s.size) for s in expand(config.files, "decontaminate")]
+
+
+def _stamp(source: Source) -> str:
+    content = source.stamp if "://" in source.name else sha256_file(Path(source.name))
+    return f"{content}:{PARQUET_READS}" if source.name.endswith(".parquet") else content
 
 
 def _runs(text: str, words: int) -> U64:
@@ -103,7 +115,7 @@ def _texts(source: Source) -> Iterator[str]:
 def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
-    elif isinstance(value, list | dict):
+    elif isinstance(value, list | tuple | dict):
         for child in value.values() if isinstance(value, dict) else value:
             yield from _strings(child)
 
@@ -115,9 +127,20 @@ def _parquet(source: Source) -> Iterator[str]:
     with open_file(source) as raw:
         try:
             table = pq.ParquetFile(raw)
-            names = [field.name for field in table.schema_arrow if pa.types.is_string(field.type)]
+            names = [field.name for field in table.schema_arrow if _holds_text(field.type)]
             for batch in table.iter_batches(batch_size=256, columns=names):
                 for column in batch.columns:
-                    yield from (text for text in column.to_pylist() if text is not None)
+                    yield from _strings(column.to_pylist())
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{source.name} cannot be read as parquet", str(error), "get it again") from None
+
+
+def _holds_text(kind: Any) -> bool:
+    """Whether values of an arrow type are strings, or hold some at any depth."""
+    import pyarrow.types as types
+
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return True
+    if types.is_dictionary(kind):
+        return _holds_text(kind.value_type)
+    return any(_holds_text(kind.field(number).type) for number in range(kind.num_fields))

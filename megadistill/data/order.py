@@ -36,7 +36,7 @@ class Blocks(Strict):
     rows: int = Field(16_384, gt=0)
     """Consecutive rows that form a block."""
     window: int = Field(64, gt=0)
-    """Blocks whose rows are mixed; rows x window x bytes of a row is what must be near at a time."""
+    """Blocks whose rows are mixed; the shards that two windows of them lie in are what must be near at a time."""
 
 
 class Places(NamedTuple):

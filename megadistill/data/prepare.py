@@ -20,14 +20,14 @@ import numpy as np
 from megadistill.core.errors import UserError
 from megadistill.core.files import atomic_write, fsync_directory, sha256_json, write_json
 from megadistill.data.config import DataConfig
-from megadistill.data.contamination import sources as evaluation_sources
 from megadistill.data.corpora.base import Corpus, Source
 from megadistill.data.decide import Fate, Fates, decide, enough
 from megadistill.data.encode import Encoded, Recipe, Task, encode, encoded, tasks
-from megadistill.data.index import INDEX, read_index, write_index
+from megadistill.data.index import INDEX, read_index, read_table, write_index
 from megadistill.data.pack import Folders, Packed, Shape, documents, merged, pack, pack_task, packed
 from megadistill.data.packing import Frame
 from megadistill.data.reader import verify
+from megadistill.data.settings import hashed, recorded
 from megadistill.data.shards import ROWS_PER_MEMBER, token_dtype
 from megadistill.data.statistics import STATS, CorpusStats, PartStats, named_bins, read_stats
 from megadistill.data.stream import COUNTS, check_locality
@@ -35,10 +35,10 @@ from megadistill.data.tokenization import Tokenizer, load_tokenizer
 from megadistill.data.tokenizer_training import train_tokenizer
 from megadistill.data.workers import Log, Workers, cores
 
-PREPARE_VERSION = 2
-"""Part of the key; raise it when the same corpus would give other rows."""
-
 PARTS = ("train", "held_out")
+
+KEY_DIGITS = 16
+"""Hexadecimal digits of the key in the name of the folder of what is half made."""
 
 _OTHER_DIR = "set another data.dir"
 
@@ -92,7 +92,8 @@ def prepare(config: DataConfig, log: Log, *, workers: int | None = None, share: 
                 fresh += [corpus.name] if is_fresh else []
     finally:
         team.close()
-    check_locality(config, {stats.name: read_index(config.dir / stats.name / "train") for stats in made})
+    folders = {stats.name: config.dir / stats.name / "train" for stats in made}
+    check_locality(config, {name: read_table(folder, read_index(folder)) for name, folder in folders.items()})
     return Prepared(config.dir, made, fresh, unfinished)
 
 
@@ -102,7 +103,7 @@ class _Making:
     def __init__(self, config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, team: Workers, log: Log) -> None:
         self.config, self.corpus, self.tokenizer, self.team, self.log = config, corpus, tokenizer, team, log
         self.final = config.dir / corpus.name
-        self.settings = _settings(config, corpus, tokenizer)
+        self.settings = hashed(config, corpus, tokenizer)
         special = tokenizer.special
         frame = Frame(special.cls, special.sep, special.padding, tokenizer.sentence_ends)
         self.shape = Shape(config.packing, config.sequence_length, frame, tokenizer.vocabulary_size)
@@ -142,7 +143,7 @@ class _Making:
         self.tasks = tasks(sources)
         key = sha256_json([self.settings, [[s.name, s.stamp] for s in sources]])
         self.key = done.key if done is not None and not sources else key
-        self.folders = Folders(self.final.with_name(f".{self.corpus.name}.{self.key[:16]}.making"))
+        self.folders = Folders(self.final.with_name(f".{self.corpus.name}.{self.key[:KEY_DIGITS]}.making"))
         if done is None or done.key != self.key:
             return None
         problems = [problem for part in PARTS for problem in verify(self.final / part)]
@@ -254,6 +255,7 @@ class _Making:
             document_lengths=named_bins(train.lengths + held_out.lengths),
             train=_part_stats(train, self.config.sequence_length),
             held_out=_part_stats(held_out, self.config.sequence_length),
+            made_with=recorded(self.config, self.corpus),
         )
 
     def _swap_in(self) -> None:
@@ -270,7 +272,8 @@ class _Making:
 
     def _tidy(self) -> None:
         """Nothing else of this corpus stays."""
-        for pattern in (f".{self.corpus.name}.*.making", f".{self.corpus.name}.old"):
+        key = "[0-9a-f]" * KEY_DIGITS
+        for pattern in (f".{self.corpus.name}.{key}.making", f".{self.corpus.name}.old"):
             for folder in self.config.dir.glob(pattern):
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -340,20 +343,3 @@ def _refuse_foreign(final: Path) -> None:
             f"it holds {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}",
             _OTHER_DIR,
         )
-
-
-def _settings(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer) -> str:
-    """A hash of what decides the rows besides the sources."""
-    near, against = config.near_duplicates, config.decontaminate
-    return sha256_json(
-        {
-            "version": PREPARE_VERSION,
-            "corpus": corpus.model_dump(mode="json", exclude={"weight", "repeats", "epochs"}),
-            "tokenizer": tokenizer.fingerprint,
-            "sequence_length": config.sequence_length,
-            "packing": config.packing,
-            "held_out": config.held_out.model_dump(mode="json"),
-            "near_duplicates": near and near.model_dump(mode="json"),
-            "decontaminate": against and [against.words, [s.stamp for s in evaluation_sources(against)]],
-        }
-    )

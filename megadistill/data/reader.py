@@ -55,7 +55,7 @@ class Lost(NamedTuple):
 
 
 class Shards:
-    """Random access to the rows of one folder.
+    """Random access to the rows of one folder, by one thread; another may `fetch`.
 
     Args:
         folder: of the index, and of the tars where `stage` does not fetch them.
@@ -114,6 +114,7 @@ class Shards:
         segments = self._segments[segment_at // 2].view(np.uint16).reshape(shape)
         if lost.any():
             tokens[lost], segments[lost] = self._replacement()
+        self._let_go()
         return tokens, segments
 
     def shards_of(self, indices: I64) -> I64:
@@ -129,8 +130,12 @@ class Shards:
         return (self.folder if self.stage is None else self.stage.folder) / self.name(shard)
 
     def fetch(self, shard: int) -> None:
-        """Bring a shard's tar near, if it has to be."""
-        if self.stage is not None:
+        """Bring a shard's tar near, if it has to be; one that is mapped can be read, even if it was removed."""
+        if self.stage is None:
+            return
+        if self._span.mapped[shard]:
+            self.stage.used(self.name(shard))
+        else:
             sha256 = self.table.sha256[shard].tobytes()
             self.stage.fetch(self.name(shard), int(self.table.bytes[shard]), sha256)
 
@@ -212,6 +217,13 @@ class Shards:
             self._span.map(shard, self.path(shard))
         except Damage as damage:
             self._give_up(members, damage)
+
+    def _let_go(self) -> None:
+        """Of copies that were removed near by, map none any more."""
+        if self.stage is not None and self.stage.changed():
+            for shard in np.flatnonzero(self._span.mapped).tolist():
+                if not self._span.is_mapped(shard, self.path(shard)):
+                    self._span.drop(shard)
 
     def _examine(self, number: int) -> None:
         """Check a member once, as `read.verify` says."""

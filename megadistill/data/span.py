@@ -41,6 +41,7 @@ class Span:
         """`starts` [files]: where each file begins, counted from `base`."""
         self._blank = int(ends[0])
         self.mapped = np.zeros(len(sizes), dtype=np.bool_)
+        self._inode = np.zeros(len(sizes), dtype=np.uint64)
         self._number = 0
         self.base = _map(None, self.bytes, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE, -1)
         release = weakref.finalize(self, _library().munmap, self.base, self.bytes)
@@ -66,10 +67,26 @@ class Span:
         try:
             at = self.base + int(self.starts[file])
             _map(at, int(self.sizes[file]), mmap.PROT_READ, mmap.MAP_SHARED | _FIXED, handle)
+            self._inode[file] = os.fstat(handle).st_ino
         finally:
             os.close(handle)
         self.mapped[file] = True
         self._number += 1
+
+    def is_mapped(self, file: int, path: Path) -> bool:
+        """Whether it is this very file that is in its place: not one that was removed, or another since."""
+        try:
+            return bool(self.mapped[file]) and path.stat().st_ino == self._inode[file]
+        except FileNotFoundError:
+            return False
+
+    def drop(self, file: int) -> None:
+        """Empty the place of a mapped file: a removed one takes room on its disk until then."""
+        assert self.mapped[file]
+        self.mapped[file] = False
+        self._number -= 1
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _FIXED | _NO_RESERVE
+        _map(self.base + int(self.starts[file]), int(self.sizes[file]), 0, flags, -1)
 
     def bytes_of(self, file: int) -> memoryview:
         """The bytes of a mapped file; not to be kept longer than this object."""

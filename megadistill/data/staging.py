@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,9 @@ from megadistill.core.schema import Strict
 from megadistill.data.index import Damage
 
 CHUNK = 1 << 20
+
+TICK = 1_000_000_000
+"""Nanoseconds that times of a folder may be apart without being different."""
 
 
 class Staging(Strict):
@@ -52,6 +56,7 @@ class Stage:
     def __init__(self, config: Staging, far: str, name: str) -> None:
         self.config, self.far = config, far.rstrip("/")
         self.folder = config.dir / name
+        self._looked = 0
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -71,6 +76,20 @@ class Stage:
             else:
                 self._make_room(size)
                 self._copy(name, local, size, sha256)
+
+    def used(self, name: str) -> None:
+        """A copy that is there is not to be among those that were used longest ago."""
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(self.folder / name)
+
+    def changed(self) -> bool:
+        """Whether copies may have come or gone since this was last asked."""
+        try:
+            now, before = self.folder.stat().st_mtime_ns, self._looked
+        except FileNotFoundError:  # what is mapped can still be read, and could not be fetched again
+            return False
+        self._looked = now if time.time_ns() - now > TICK else 0  # another change may yet have the same time
+        return now != before
 
     def staged_bytes(self) -> int:
         return sum(size for _, _, size in self._staged())
@@ -102,7 +121,8 @@ class Stage:
             temporary.unlink(missing_ok=True)
 
     def _make_room(self, size: int) -> None:
-        """Remove what was used longest ago. Who still maps a removed file keeps reading it."""
+        """Remove what was used longest ago. Who maps a removed file can read it, and keeps its room taken, until he
+        lets it go."""
         staged = sorted(self._staged())
         total = size + sum(bytes_ for _, _, bytes_ in staged)
         for _, path, bytes_ in staged:

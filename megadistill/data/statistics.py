@@ -52,6 +52,8 @@ class CorpusStats:
     """Documents by their tokens: {"64-127": 10, ...}."""
     train: PartStats
     held_out: PartStats
+    made_with: dict[str, Any] | None = None
+    """The settings that a config must have to read the rows as its own; None: not known."""
 
 
 def length_histogram(lengths: NDArray[np.int64]) -> NDArray[np.int64]:

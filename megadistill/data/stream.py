@@ -6,7 +6,6 @@ import queue
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,12 +18,14 @@ from megadistill.core.files import sha256_json
 from megadistill.core.types import Batch
 from megadistill.data.config import DataConfig
 from megadistill.data.hashing import row_keys
-from megadistill.data.index import INDEX, TABLE, Index, read_index
+from megadistill.data.index import INDEX, TABLE, Table
 from megadistill.data.masking import Vocabulary
-from megadistill.data.order import ORDER_VERSION, BatchSizes, Order, Places
+from megadistill.data.order import ORDER_VERSION, BatchSizes, Blocks, Order, Places
 from megadistill.data.reader import Shards
 from megadistill.data.rows import Rows
+from megadistill.data.settings import checked_index
 from megadistill.data.staging import Stage, Staging, fetch_small
+from megadistill.data.statistics import STATS
 from megadistill.data.tokenization import load_tokenizer
 
 COUNTS = "token_counts.npy"
@@ -51,16 +52,7 @@ class Part:
         for corpus in config.corpora:
             folder = config.dir / corpus.name / part
             _fetch_index(config, corpus.name, part)
-            index = read_index(folder)
-            found, wanted = index.sequence_length, config.sequence_length
-            if found != wanted:
-                raise _prepared_otherwise(folder, f"rows of {found} tokens, data.sequence_length is {wanted}")
-            if index.tokenizer != tokenizer.fingerprint:
-                raise _prepared_otherwise(
-                    folder,
-                    f"made with another tokenizer than {config.tokenizer}: its fingerprint is "
-                    f"{index.tokenizer[:12]}, not {tokenizer.fingerprint[:12]}",
-                )
+            index = checked_index(config, corpus, part, tokenizer)
             self.shards.append(Shards(folder, config.read, _stage(config, corpus.name, part, index.fingerprint)))
         self.starts = np.cumsum([0, *map(len, self.shards)])
         """Number of the first row of each corpus, counted over all of them; and the number of all rows."""
@@ -95,7 +87,7 @@ class Part:
                 raise UserError(f"corpus {corpus.name} has no training rows", f"{folder}", "give it more text")
         order = _order(self, seed, skips)
         pairs = zip(config.corpora, self.shards, strict=True)
-        check_locality(config, {corpus.name: shards.index for corpus, shards in pairs})
+        check_locality(config, {corpus.name: shards.table for corpus, shards in pairs})
         return order
 
     def fingerprint(self, seed: int) -> str:
@@ -341,8 +333,11 @@ def _order(part: Part, seed: int, skips: Sequence[tuple[int, int]]) -> Order:
     )
 
 
-def check_locality(config: DataConfig, indexes: Mapping[str, Index]) -> None:
-    """A corpus that does not fit near by must be read block by block, and a window of blocks must fit.
+def check_locality(config: DataConfig, tables: Mapping[str, Table]) -> None:
+    """A corpus that does not fit near by must be read block by block, and windows of blocks must fit.
+
+    Args:
+        tables: the training shards of each corpus.
 
     Raises:
         UserError: one of these corpora does not.
@@ -350,27 +345,38 @@ def check_locality(config: DataConfig, indexes: Mapping[str, Index]) -> None:
     staging = config.read.staging
     if staging is None:
         return
-    for corpus, index in indexes.items():
-        if config.order == "global" and index.bytes > staging.max_bytes:
+    for corpus, table in tables.items():
+        total = int(table.bytes.sum())
+        if config.order == "global" and total > staging.max_bytes:
             raise UserError(
                 f"corpus {corpus} is larger than data.read.staging: max_gigabytes",
-                f"{index.bytes / 1e9:,.1f} GB, and data.order is global: every step needs all of it",
+                f"{total / 1e9:,.1f} GB, and data.order is global: every step needs all of it",
                 "set data.order: block (before the run starts), or a larger max_gigabytes",
             )
-        window = config.blocks.rows * config.blocks.window / max(1, index.rows) * index.bytes
-        if config.order == "block" and min(window, index.bytes) * 1.25 > staging.max_bytes:
+        needed = near_bytes(table, config.blocks)
+        if config.order == "block" and needed > staging.max_bytes:
             raise UserError(
                 f"corpus {corpus}: a window of blocks does not fit into data.read.staging: max_gigabytes",
-                f"{window / 1e9:,.1f} GB, and a quarter more for shards at its edges",
+                f"whole shards are copied: those of {config.blocks.window} blocks of {config.blocks.rows:,} rows, and "
+                f"of the window after it, are {needed / 1e9:,.2f} of {total / 1e9:,.2f} GB",
                 "set a smaller data.blocks: window (before the run starts), or a larger max_gigabytes",
             )
 
 
+def near_bytes(table: Table, blocks: Blocks) -> int:
+    """Bytes of the shards that must be near for none to be copied twice in a window: those that a window's blocks
+    reach into, on average, and those of the next, which are fetched before the window ends; one more for chance."""
+    rows = np.diff(table.first_row)
+    reached = np.minimum(1, blocks.window * (rows + blocks.rows - 1) / max(1, int(rows.sum())))
+    largest = int(table.bytes.max(initial=0))
+    return min(int(table.bytes.sum()), 2 * int((reached * table.bytes).sum()) + largest)
+
+
 def _fetch_index(config: DataConfig, corpus: str, part: str) -> None:
-    """Shards in an object store: their index and counts are needed near before anything else."""
+    """Shards in an object store: their index, counts and settings are needed near before anything else."""
     staging = config.read.staging
     if staging is not None and staging.source is not None:
-        for name in (f"{part}/{TABLE}", f"{part}/{INDEX}", COUNTS):
+        for name in (f"{part}/{TABLE}", f"{part}/{INDEX}", COUNTS, STATS):
             fetch_small(f"{staging.source.rstrip('/')}/{corpus}/{name}", config.dir / corpus / name)
 
 
@@ -390,7 +396,3 @@ def _token_counts(config: DataConfig, size: int) -> I64:
             raise UserError(f"{path} is missing", "", "run `megadistill prepare FILE`")
         total += np.load(path)
     return total
-
-
-def _prepared_otherwise(folder: Path, why: str) -> UserError:
-    return UserError(f"{folder} was prepared otherwise", why, "run `megadistill prepare FILE`, or set another data.dir")

@@ -12,7 +12,9 @@ import torch
 from megadistill.core import log
 from megadistill.core.errors import UserError
 from megadistill.core.types import Dims, Needs, union_of_needs
+from megadistill.data.index import INDEX
 from megadistill.data.masking import Vocabulary
+from megadistill.data.settings import checked_index
 from megadistill.data.tokenization import Tokenizer, load_tokenizer
 from megadistill.models.heads import TaskHead, output_layers
 from megadistill.models.images import ImageModel, refuse_misfits
@@ -48,6 +50,10 @@ def misfits(config: RunConfig) -> tuple[list[UserError], list[str]]:
         words = Vocabulary(tokenizer.vocabulary_size, special.mask, special.ids(), None, tokenizer.opens_word)
         with collected(problems):
             config.data.targets.check(words)
+        for corpus in config.data.corpora:
+            if (config.data.dir / corpus.name / "train" / INDEX).exists():
+                with collected(problems):
+                    checked_index(config.data, corpus, "train", tokenizer)
     for who, found_part in (("teacher", partial(teacher_of, config)), ("student", partial(located, config.student))):
         paths = None
         with collected(problems):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from megadistill.data.prepare import prepare
 from megadistill.data.reader import ReadConfig, Shards, verify
 from megadistill.data.shards import Layout, ShardWriter, write_shards
 from megadistill.data.staging import Stage, Staging
-from megadistill.data.stream import Stream
+from megadistill.data.stream import Stream, near_bytes
 from megadistill.testing.processes import largest_file
 
 ABOUT = {
@@ -261,6 +263,74 @@ def test_staged_shards_are_the_same_and_stay_below_the_cap(folder, rows, tmp_pat
     assert 0 < len(tars(tmp_path / "near" / "text")) < opened.index.shards
 
 
+def removed_but_mapped(folder):
+    """Files below a folder that take room though they have no name any more."""
+    return [
+        line for line in Path("/proc/self/maps").read_text().splitlines() if f"{folder}/" in line and "(del" in line
+    ]
+
+
+def test_copies_that_were_removed_take_no_more_room(folder, rows, tmp_path):
+    opened, stage = staged(folder, tmp_path, 1.5 * tars(folder)[0].stat().st_size / 1e9)
+    for start in range(0, 1100, 50):
+        chosen = np.arange(start, min(start + 50, 1100))
+        assert np.array_equal(opened.rows(chosen)[0], rows[0][chosen])
+        assert not removed_but_mapped(tmp_path)
+    for path in tars(stage.folder):  # as another process may do, and one more may copy it again
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content)
+    assert removed_but_mapped(tmp_path)
+    assert np.array_equal(opened.rows(EVERY[-1:])[0], rows[0][-1:])
+    assert not removed_but_mapped(tmp_path)
+
+
+def test_a_mapped_shard_is_not_copied_again_and_counts_as_used(folder, tmp_path, monkeypatch):
+    opened, stage = staged(folder, tmp_path, 1)
+    opened.rows(EVERY)
+    first, second = tars(stage.folder)[:2]
+    for path in tars(stage.folder):
+        os.utime(path, (0, 0))
+    second.unlink()
+    monkeypatch.setattr(stage, "_copy", lambda *_: pytest.fail("copied again"))
+    opened.fetch(0), opened.fetch(1)
+    assert first.stat().st_mtime > 0
+    assert np.array_equal(opened.rows(EVERY[:1])[0], Shards(folder).rows(EVERY[:1])[0])
+
+
+def test_a_cap_that_holds_two_windows_of_whole_shards_copies_each_once_a_window(
+    prepared, changed, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("megadistill.data.prepare.ROWS_PER_MEMBER", 4)
+    monkeypatch.setattr(module, "ROWS_PER_MEMBER", 4)
+    monkeypatch.setattr(module, "SHARD_BYTES", 1000)
+    blocks = {"rows": 6, "window": 5}
+    small = changed(prepared, dir=tmp_path / "far", corpora=prepared.corpora[:1], order="block", blocks=blocks)
+    prepare(small, lambda line: None, workers=1)
+    table = Stream(small, World(), 8, 8, 0).part.shards[0].table
+    total, cap = int(table.bytes.sum()), near_bytes(table, small.blocks)
+    assert 2 * (5 + 1) * table.bytes.max() <= cap < total / 2
+
+    def staging(size):
+        return changed(small, read={"staging": {"dir": tmp_path / "near", "max_gigabytes": size / 1e9, "ahead": 2}})
+
+    with pytest.raises(UserError, match=r"whole shards are copied: those of 5 blocks of 6 rows"):
+        Stream(staging(cap - 1), World(), 8, 8, 0)
+    stream = Stream(staging(cap), World(), 8, 8, 0)
+    shards = stream.part.shards[0]
+    copied = []
+    copy = shards.stage._copy
+    monkeypatch.setattr(shards.stage, "_copy", lambda name, *rest: copied.append(name) or copy(name, *rest))
+    steps = stream.rows_per_epoch // 8
+    for _ in stream.prefetching(0, steps):
+        assert shards.stage.staged_bytes() <= cap + table.bytes.max()  # one on its way
+    stream.take(steps - 1)
+    assert not removed_but_mapped(tmp_path)
+    rows = np.concatenate([stream.places(step).row for step in range(steps)])
+    wanted = set(zip((np.arange(len(rows)) // 30).tolist(), shards.shards_of(rows).tolist(), strict=True))
+    assert len(copied) <= len(wanted) < 2 * shards.index.shards
+
+
 def test_a_staged_shard_is_checked_and_named(folder, tmp_path):
     flip(tars(folder)[0], 5000)
     opened, _ = staged(folder, tmp_path, 1)
@@ -287,6 +357,8 @@ def test_a_stream_reads_an_object_store_through_its_staging_folder(prepared, cha
         assert ours.ids.equal(theirs.ids)
     assert len(list((tmp_path / "near").rglob("*.tar"))) == 2
     assert not list((tmp_path / "indexes").rglob("*.tar"))
+    with pytest.raises(UserError, match=r"data\.packing was"):
+        Stream(changed(far, packing="split", dir=tmp_path / "elsewhere"), World(), 24, 24, 0)
 
 
 def test_a_corpus_larger_than_the_cap_needs_order_block(prepared, changed, tmp_path):

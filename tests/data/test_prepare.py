@@ -84,6 +84,15 @@ def test_a_second_time_does_nothing_until_something_changes(config, changed, tmp
     assert sorted(p.name for p in config.dir.iterdir()) == [".text.lock", "text"]
 
 
+def test_the_half_made_work_of_a_corpus_of_a_longer_name_stays(config):
+    ours, other = (config.dir / f".{name}.0123456789abcdef.making" for name in ("text", "text.en"))
+    for folder in (ours, other):
+        (folder / "encoded").mkdir(parents=True)
+    prepare(config, quiet)
+    assert other.exists()
+    assert not ours.exists()
+
+
 def test_damaged_shards_are_made_again(config):
     prepare(config, quiet)
     tar = next((config.dir / "text" / "train").glob("*.tar"))

@@ -16,6 +16,7 @@ from megadistill.core.errors import UserError
 from megadistill.core.files import sha256_file
 from megadistill.data import encode, workers
 from megadistill.data.config import DataConfig
+from megadistill.data.contamination import Contamination, Decontaminate
 from megadistill.data.prepare import prepare
 from megadistill.data.reader import Shards
 from megadistill.data.workers import Progress
@@ -92,6 +93,7 @@ import os, random, signal, sys, time
 from pathlib import Path
 from megadistill.data import encode, prepare, shards, workers
 from megadistill.data.config import DataConfig
+from megadistill.data.contamination import Contamination, Decontaminate
 
 encode.TASK_BYTES, shards.ROWS_PER_MEMBER, shards.SHARD_BYTES = 1, 16, 4000
 config = DataConfig.model_validate_json(Path(sys.argv[1]).read_text())
@@ -237,9 +239,47 @@ def test_documents_that_share_text_with_evaluation_files_go(config, changed, tmp
     stats = prepare(against, quiet, workers=1).corpora[0]
     assert stats.contaminated == 1
     assert stats.documents == 19 * FILES
-    path.write_text("[]" if name.endswith("json") else "")
+    path.write_text('["other"]' if "json" in name else "other")
     if not name.endswith("parquet"):
         assert prepare(against, quiet, workers=1).corpora[0].contaminated == 0  # its content is in the key
+
+
+RUN = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (lambda pa: pa.large_string(), RUN),
+        (lambda pa: pa.string_view(), RUN),
+        (lambda pa: pa.dictionary(pa.int32(), pa.string()), RUN),
+        (lambda pa: pa.list_(pa.string()), ["a", RUN]),
+        (lambda pa: pa.map_(pa.string(), pa.string()), [("text", RUN)]),
+        (lambda pa: pa.struct({"n": pa.int64(), "texts": pa.large_list(pa.large_string())}), {"n": 1, "texts": [RUN]}),
+    ],
+)
+def test_every_text_of_a_parquet_evaluation_file_is_known(tmp_path, kind, value):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "test.parquet"
+    values = pa.array([value, None], kind(pa))
+    pq.write_table(pa.table({"n": [1, 2], "picture": [b"1", b"2"], "text": values}), path)
+    assert Contamination(Decontaminate(files=[str(path)])).found_in(f"so: {RUN.upper()}!")
+
+
+@pytest.mark.parametrize("name", ["test.txt", "test.jsonl", "test.parquet"])
+def test_an_evaluation_file_without_text_is_refused(tmp_path, name):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / name
+    if name.endswith("parquet"):
+        pq.write_table(pa.table({"n": [1], "text": [RUN.encode()], "empty": [""]}), path)
+    else:
+        path.write_text('{"n": 1}\n' if name.endswith("jsonl") else "\n \n")
+    with pytest.raises(UserError, match=f"{path} holds no text(.|\n)*data.decontaminate: files"):
+        Contamination(Decontaminate(files=[str(path)]))
 
 
 def test_statistics_tell_what_there_is(config, documents):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 
@@ -13,6 +14,7 @@ from megadistill.core.dist import World
 from megadistill.core.errors import UserError
 from megadistill.core.types import IGNORE, Batch
 from megadistill.data import stream as module
+from megadistill.data.prepare import prepare
 from megadistill.data.stream import HeldOut, Stream
 
 
@@ -157,7 +159,7 @@ def test_held_out_batches_are_fixed_and_equally_many_on_every_rank(prepared, siz
 def test_held_out_rows_are_opened_once_for_many_evaluations(prepared, monkeypatch):
     expected = rows_of(HeldOut(prepared).batches(5, 0, World(1, 2), 32))
     held_out = HeldOut(prepared)
-    for name in ("load_tokenizer", "read_index", "Shards", "_token_counts"):
+    for name in ("load_tokenizer", "checked_index", "Shards", "_token_counts"):
         monkeypatch.setattr(module, name, lambda *_: pytest.fail("opened again"))
     for _ in range(2):
         assert rows_of(held_out.batches(5, 0, World(1, 2), 32)) == expected
@@ -200,6 +202,50 @@ def test_what_was_prepared_otherwise_or_not_at_all_is_refused(prepared, changed,
     tar.write_bytes(tar.read_bytes()[:-1])
     with pytest.raises(UserError, match=f"{tar.name} is damaged"):
         stream(dir=tmp_path / "shards")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"packing": "split"}, r'data\.packing was "concat", and is "split"'),
+        ({"held_out": {"fraction": 0.5}}, r"data\.held_out\.fraction was 0\.1, and is 0\.5"),
+        ({"held_out": {"fraction": 0.1, "max_rows": 3}}, r"data\.held_out\.max_rows was null, and is 3"),
+        ({"near_duplicates": {}}, r"data\.near_duplicates was null, and is \{.*0\.8"),
+        ({"decontaminate": {"files": ["nowhere.txt"]}}, r'data\.decontaminate was null, and is \{"words": 13\}'),
+    ],
+)
+def test_rows_of_other_settings_are_refused_with_what_differs(prepared, changed, change, told):
+    for part in (lambda config: Stream(config, World(), 24, 24, 0), HeldOut):
+        with pytest.raises(UserError, match=f"was prepared otherwise(.|\n)*{told}(.|\n)*megadistill prepare FILE"):
+            part(changed(prepared, **change))
+
+
+def test_settings_of_a_corpus_are_compared_but_neither_its_place_nor_its_mixing(prepared, changed, tmp_path):
+    def fingerprint(**values):
+        corpora = [corpus.model_dump() | values for corpus in prepared.corpora]
+        return Stream(changed(prepared, corpora=corpora), World(), 24, 24, 0).fingerprint
+
+    with pytest.raises(UserError, match=r"data\.corpora \(one\)\.max_documents was null, and is 5"):
+        fingerprint(max_documents=5)
+    with pytest.raises(UserError, match=r'data\.corpora \(one\)\.document was "line", and is "file"'):
+        fingerprint(document="file")
+    assert fingerprint(files=["moved/*.txt"]) == Stream(prepared, World(), 24, 24, 0).fingerprint
+    fingerprint(weight=2)
+    against = {"words": 5, "files": [prepared.corpora[0].files[0]]}
+    cleaned = changed(prepared, dir=tmp_path, corpora=prepared.corpora[1:], decontaminate=against)
+    prepare(cleaned, lambda line: None, workers=1)
+    Stream(changed(cleaned, decontaminate=against | {"files": ["moved.txt"]}), World(), 24, 24, 0)
+    with pytest.raises(UserError, match=r"data\.decontaminate\.words was 5, and is 6"):
+        Stream(changed(cleaned, decontaminate=against | {"words": 6}), World(), 24, 24, 0)
+
+
+def test_shards_that_do_not_say_how_they_were_made_are_opened(prepared, changed, tmp_path):
+    shutil.copytree(prepared.dir, tmp_path / "shards")
+    for path in (tmp_path / "shards").glob("*/stats.json"):
+        path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "made_with"}))
+    old = changed(prepared, dir=tmp_path / "shards")
+    assert prepare(old, lambda line: None).fresh == []
+    Stream(changed(old, packing="split"), World(), 24, 24, 0)
 
 
 def prepared_vocabulary(config) -> str:

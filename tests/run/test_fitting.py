@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from megadistill.data.prepare import prepare
 from megadistill.run.config import load
 from megadistill.run.fitting import misfits
 from megadistill.run.presets import presets
@@ -233,3 +234,13 @@ def test_a_tokenizer_that_is_none_or_lacks_what_targets_need_is_told_before_prep
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
     (problem,) = told(bert, f"data.tokenizer={tmp_path}")[0]
     assert problem.startswith("data.targets: mlm needs a tokenizer with a mask token")
+
+
+def test_shards_of_other_settings_are_told(bert):
+    made = f"data.dir={bert.parent / 'made'}"
+    prepare(load(bert, [made]).text, lambda line: None, workers=1)
+    assert told(bert, made) == ([], [])
+    problems, _ = told(bert, made, "data.packing=split")
+    assert len(problems) == 1
+    assert 'data.packing was "concat", and is "split"' in problems[0]
+    assert "megadistill prepare" in problems[0]

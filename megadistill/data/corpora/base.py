@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -28,6 +28,8 @@ class Source:
 class Corpus(Strict):
     """Base of every kind of corpus. Documents come out in a fixed order."""
 
+    places: ClassVar[frozenset[str]] = frozenset({"files", "path", "folder"})
+    """Names of fields that say where the text lies: what was prepared may be read where they say otherwise."""
     kind: str
     name: str = Field("", pattern=r"^[\w.-]+$")
     """Names its folder and keys its masks; the kind when not given. Unique among the corpora."""

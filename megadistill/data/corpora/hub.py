@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from megadistill.core.errors import UserError
 from megadistill.data.corpora.base import Corpus, Source
@@ -12,6 +12,7 @@ from megadistill.data.corpora.base import Corpus, Source
 class Hub(Corpus):
     """`datasets.load_dataset(path, config, ..., streaming=True)`, in the order of the data set's files."""
 
+    places: ClassVar[frozenset[str]] = Corpus.places | {"data_files"}
     kind: Literal["hub"] = "hub"
     path: str
     """A repository (wikimedia/wikipedia), a local folder, or a format (json, text) with `data_files`."""
