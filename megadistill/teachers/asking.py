@@ -27,11 +27,12 @@ from megadistill.data.tokenization import load_tokenizer
 from megadistill.kernels.chunks import chunks, fp32_logits
 from megadistill.teachers.answers import (
     INDEX,
-    Answers,
     Index,
     Keep,
     block_files,
     chosen,
+    damaged_blocks,
+    read_index,
     row_keys,
     write_block,
     write_index,
@@ -81,7 +82,7 @@ class Asking:
         self.making = folder.with_name(f".{folder.name}.{self.key[:16]}.making")
 
     def run(self, share: tuple[int, int]) -> bool:
-        """Make the answers that are not there yet.
+        """Make the answers that are not there yet, or are damaged.
 
         Args:
             share: (i, n): only every n-th block, from the i-th on. Whoever ends last finishes the folder.
@@ -94,22 +95,24 @@ class Asking:
         """
         first, number = share
         with self._locked(fcntl.LOCK_EX if number == 1 else fcntl.LOCK_SH):
-            if self._is_there():
+            there = self._there()
+            if not (wanted := self._wanted(there)):
                 return True
-            self._make(range(first, len(self.jobs), number))
+            self._make([n for n in wanted if n % number == first])
             if number == 1:
-                self._finish()
+                self._finish(there, wanted)
                 return True
         with self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB) as alone:
             if not alone:
                 self.say("answers: other shares are at work; the last of them finishes")
                 return False
-            if self._is_there():
+            there = self._there()
+            if not (wanted := self._wanted(there)):
                 return True
-            if missing := len(self._left(range(len(self.jobs)))):
-                self.say(f"answers: {missing:,} of {len(self.jobs):,} blocks to do; other shares have them")
+            if missing := len(self._left(wanted)):
+                self.say(f"answers: {missing:,} of {len(wanted):,} blocks to do; other shares have them")
                 return False
-            self._finish()
+            self._finish(there, wanted)
             return True
 
     def _locked(self, kind: int) -> AbstractContextManager[bool]:
@@ -137,11 +140,11 @@ class Asking:
             for row in [np.arange(start, min(start + BLOCK_ROWS, rows), dtype=np.int64)]
         ]
 
-    def _left(self, numbers: range) -> list[int]:
+    def _left(self, numbers: list[int]) -> list[int]:
         """Those of the blocks that are not made."""
         return [n for n in numbers if not block_files(self.making, n)[1].exists()]
 
-    def _make(self, numbers: range) -> None:
+    def _make(self, numbers: list[int]) -> None:
         left = self._left(numbers)
         self.making.mkdir(exist_ok=True)
         source = self._asked() if left else None
@@ -151,31 +154,45 @@ class Asking:
             if done % 16 == 0:
                 self.say(f"answers: {done:,} of {len(left):,} blocks of {BLOCK_ROWS:,} rows")
 
-    def _finish(self) -> None:
-        """All blocks are there: the new folder takes the place of one of before."""
-        facts, blocks = {**self.facts, "key": self.key}, len(self.jobs)
-        index = write_index(self.making, blocks, facts, self.weights, self.vocabulary, self.keep, self.temperature)
-        if self.final.exists():
-            shutil.rmtree(self.final)
-        self.making.rename(self.final)
+    def _finish(self, there: Index | None, made: list[int]) -> None:
+        """What was made becomes the folder, or goes into the one that is there."""
+        if there is None:
+            index = self._index(self.making, len(self.jobs))
+            if self.final.exists():
+                shutil.rmtree(self.final)
+            self.making.rename(self.final)
+        else:
+            for path in (file for number in made for file in reversed(block_files(self.making, number))):
+                path.replace(self.final / path.name)  # the second file first: without it a block is not made
+            index = self._index(self.final, len(there.blocks))
+            shutil.rmtree(self.making)
         fsync_directory(self.final.parent)
         self.say(f"answers: {_told(index)} in {self.final}")
 
-    def _is_there(self) -> bool:
-        if (index := self._there()) is None:
-            return False
-        self.say(f"answers: made already and sound, {_told(index)} in {self.final}")
-        return True
+    def _index(self, folder: Path, blocks: int) -> Index:
+        facts = {**self.facts, "key": self.key}
+        return write_index(folder, blocks, facts, self.weights, self.vocabulary, self.keep, self.temperature)
+
+    def _wanted(self, there: Index | None) -> list[int]:
+        """The blocks that are to be made: all, or those of a finished folder that are damaged."""
+        if there is None:
+            return list(range(len(self.jobs)))
+        damaged = damaged_blocks(self.final, there)
+        if damaged:
+            self.say(f"answers: making {len(damaged):,} of {len(there.blocks):,} blocks again, damaged in {self.final}")
+        else:
+            self.say(f"answers: made already and sound, {_told(there)} in {self.final}")
+        return damaged
 
     def _there(self) -> Index | None:
-        """The index of the finished folder, where it is what is asked for."""
+        """The index of the finished folder, where it is of what is asked for."""
         folder = self.final
         if not folder.exists():
             return None
         if not (folder / INDEX).exists():
             raise UserError(f"{folder} was not made by prepare, and would be replaced", "", "set another teacher.dir")
         try:
-            return index if (index := Answers(folder).index).facts.get("key") == self.key else None
+            return index if (index := read_index(folder)).facts.get("key") == self.key else None
         except UserError as error:
             self.say(f"answers: making them again: {error.what}")
             return None

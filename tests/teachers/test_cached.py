@@ -316,6 +316,25 @@ def test_a_flipped_bit_is_told_when_its_block_is_read(copy):
         signals.kept(batch.attended)
 
 
+@pytest.mark.parametrize("share", [(0, 1), (1, 2)])
+def test_prepare_makes_damaged_blocks_again_and_no_others(causal, tmp_path, monkeypatch, share):
+    monkeypatch.setattr(asking, "BLOCK_ROWS", 64)
+    data, said, written = load(causal / "run.yaml").data, [], []
+    teacher = cached(causal, dir=str(tmp_path / "answers"))
+    teacher.prepare(data, 0, said.append, (0, 1))
+    before, write = files(teacher.dir), asking.write_block
+    spoil(teacher.dir / "000001.answers.npy")
+    spoil(teacher.dir / "000003.rows.npy", at=-12)
+    (teacher.dir / "000005.rows.npy").unlink()
+    monkeypatch.setattr(asking, "write_block", lambda *args: written.append(args[1]) or write(*args))
+    assert teacher.prepare(data, 0, said.append, share) is True
+    assert written == [1, 3, 5]
+    assert files(teacher.dir) == before
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["answers"]
+    assert teacher.prepare(data, 0, said.append, share) is True
+    assert "made already and sound" in said[-1]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
