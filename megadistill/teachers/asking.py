@@ -131,7 +131,7 @@ class Asking:
 
     @cached_property
     def jobs(self) -> list[Places]:
-        """The rows of each block: all rows of each corpus with every drawing of their targets."""
+        """The rows of each block but the last: all rows of each corpus with every drawing of their targets."""
         return [
             Places(np.full_like(row, corpus), np.full_like(row, drawing), row)
             for corpus, rows in enumerate(np.diff(self.part.starts).tolist())
@@ -139,6 +139,11 @@ class Asking:
             for start in range(0, rows, BLOCK_ROWS)
             for row in [np.arange(start, min(start + BLOCK_ROWS, rows), dtype=np.int64)]
         ]
+
+    @property
+    def blocks(self) -> int:
+        """How many: the last one is of the row that stands for damaged ones (`data.read.damaged: quarantine`)."""
+        return len(self.jobs) + 1
 
     def _left(self, numbers: list[int]) -> list[int]:
         """Those of the blocks that are not made."""
@@ -157,7 +162,7 @@ class Asking:
     def _finish(self, there: Index | None, made: list[int]) -> None:
         """What was made becomes the folder, or goes into the one that is there."""
         if there is None:
-            index = self._index(self.making, len(self.jobs))
+            index = self._index(self.making, self.blocks)
             if self.final.exists():
                 shutil.rmtree(self.final)
             self.making.rename(self.final)
@@ -176,7 +181,7 @@ class Asking:
     def _wanted(self, there: Index | None) -> list[int]:
         """The blocks that are to be made: all, or those of a finished folder that are damaged."""
         if there is None:
-            return list(range(len(self.jobs)))
+            return list(range(self.blocks))
         damaged = damaged_blocks(self.final, there)
         if damaged:
             self.say(f"answers: making {len(damaged):,} of {len(there.blocks):,} blocks again, damaged in {self.final}")
@@ -221,6 +226,9 @@ class Asking:
         write_block(self.making, number, np.concatenate(records), np.concatenate(keys), tokens)
 
     def _batches(self, number: int) -> Iterator[Batch]:
+        if number == len(self.jobs):
+            yield self.part.replacement()
+            return
         places = self.jobs[number]
         for start in range(0, len(places.row), BATCH_ROWS):
             here = Places(*(field[start : start + BATCH_ROWS] for field in places))

@@ -103,6 +103,25 @@ def test_masked_rows_are_found_where_their_masks_are_drawn_again(tmp_path):
     assert "data.targets.seed" in caught.value.fix
 
 
+@pytest.mark.parametrize("drawn", ["clm", "mlm"])
+def test_rows_that_are_given_up_as_damaged_have_an_answer(causal, tmp_path, drawn):
+    data = load(causal / "run.yaml").data
+    targets = "{kind: clm}" if drawn == "clm" else "{kind: mlm, maskings: 1}"
+    options = [f"data.dir={tmp_path / 'prepared'}", f"data.targets={targets}", "data.read.damaged=quarantine"]
+    shutil.copytree(data.dir, tmp_path / "prepared")
+    data = load(causal / "run.yaml", options).data
+    teacher = cached(causal, dir=str(tmp_path / "answers"))
+    teacher.prepare(data, 0, lambda line: None, (0, 1))
+    spoil(next((data.dir / "text" / "train").glob("*.tar")), at=5000)
+    source, stream = teacher.build(CPU), Stream(data, World(), 16, 16, seed=0)
+    alone = 0
+    for step in range(stream.rows_per_epoch // 16):
+        batch = stream.take(step)[0]
+        alone += int((batch.mask.sum(1) == 1).sum())
+        assert bool(source.signals(batch, Needs(teacher=True)).kept(batch.attended).log_probs.isfinite().all())
+    assert alone > 0
+
+
 # ------------------------------------------------------------------ what is kept
 
 
