@@ -206,7 +206,7 @@ class Asking:
         """The teacher, after it has proved itself."""
         source = self.teacher.build(self.device)
         for model in source.models:
-            model.to(self.device).attends = self.data.attention
+            model.to(self.device).attends = self.data.attends
         if self.teacher.guard is not None:
             part = self.part
             rows = np.arange(min(8, int(part.starts[1])), dtype=np.int64)

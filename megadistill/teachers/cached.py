@@ -128,7 +128,7 @@ class CachedTeacher(Teacher):
                 corpus.name: shards.read_index(data.dir / corpus.name / "train").fingerprint for corpus in data.corpora
             },
             "targets": data.targets.model_dump(mode="json"),
-            "attention": data.attention,
+            "attention": data.attends,
             "keep": self.keep.model_dump(mode="json"),
             "temperature": self.temperature,
         }

@@ -18,6 +18,7 @@ from megadistill.core.errors import UserError
 from megadistill.core.types import Needs
 from megadistill.data.prepare import prepare
 from megadistill.data.stream import Stream
+from megadistill.models.signals import LanguageModel
 from megadistill.objectives.mixture import ask_heads
 from megadistill.objectives.soft_ce import SoftCE
 from megadistill.run.build import build
@@ -101,6 +102,19 @@ def test_masked_rows_are_found_where_their_masks_are_drawn_again(tmp_path):
     with pytest.raises(UserError, match=r"4 of 4 rows are not in") as caught:
         source.signals(Stream(own.data, World(), 16, 4, seed=99).take(0)[0], Needs(teacher=True))
     assert "data.targets.seed" in caught.value.fix
+
+
+def test_who_is_asked_about_pairs_is_told_which_text_is_which(tmp_path, monkeypatch):
+    targets = "data.targets={kind: mlm, maskings: 1}"
+    config = load(workspace.make(tmp_path), [targets, "data.packing=pairs", "data.corpora.0.max_documents=40"])
+    prepare(config.data, lambda line: None)
+    teacher, signals, typed = cached(tmp_path), LanguageModel.signals, set()
+    monkeypatch.setattr(LanguageModel, "signals", lambda self, *args: typed.add(self.typed) or signals(self, *args))
+    teacher.prepare(config.data, 0, lambda line: None, (0, 1))
+    assert typed == {True}
+    teacher.check(config.data)
+    with pytest.raises(UserError, match="attention: 'pair' there, 'row' here"):
+        teacher.check(config.data.model_copy(update={"packing": "split"}))
 
 
 @pytest.mark.parametrize("drawn", ["clm", "mlm"])
