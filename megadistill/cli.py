@@ -185,10 +185,16 @@ def prepare(
             typer.echo(f"their variants: {made}")
         return _next("train", file, assignments)
     prepared = prepare_data(config.text, typer.echo, workers=workers, share=_share(share))
-    if teacher is not None and not prepared.unfinished:
-        teacher.prepare(config.text, config.seed, typer.echo, _share(share))
-    if not prepared.unfinished:
+    ready = not prepared.unfinished
+    if teacher is not None and ready:
+        ready = teacher.prepare(config.text, config.seed, typer.echo, _share(share))
+    if ready:
         _next("train", file, assignments)
+    elif teacher is not None and teacher.answers_first:
+        typer.echo(
+            "still to do: the teacher's answers; when all shares have ended, run the same command (of an array, the "
+            "same line) again, unless one of them has said what is next"
+        )
 
 
 def _next(verb: str, file: Path, assignments: list[str] | None = None) -> None:

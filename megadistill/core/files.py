@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import fcntl
 import hashlib
 import json
 import os
@@ -27,6 +28,18 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         fsync_directory(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, kind: int = fcntl.LOCK_EX) -> Iterator[bool]:
+    """Hold the lock that a file stands for; a kill releases it. False: it is taken, and was not to be waited for."""
+    with open(path, "w") as handle:
+        try:
+            fcntl.flock(handle, kind)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def write_json(path: Path, value: Any) -> None:

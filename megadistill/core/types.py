@@ -24,6 +24,10 @@ AnswerKind = Literal["tokens", "label", "value", "span", "choice", "image"]
 """What a batch asks a model for: tokens at positions, or of each row a class, a number, or a span of its positions, or
 which one of several rows is right, or of each image its class."""
 
+Attends = Literal["row", "pair", "document"]
+"""What a position is shown of its row: all of it; all of it, and which of two texts each position belongs to; or only
+its own document, with positions that restart there."""
+
 HeadName = Literal["class", "distillation"]
 """A vision model with a distillation token answers twice, from that token and from the class token."""
 

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 import megadistill.data.corpora
 from megadistill.core.schema import OneOf, Strict, discover
+from megadistill.core.types import Attends
 from megadistill.data.contamination import Decontaminate
 from megadistill.data.corpora.base import Corpus
 from megadistill.data.duplicates import NearDuplicates
@@ -48,7 +49,8 @@ class DataConfig(Strict):
     packing: Packing = "concat"
     """concat: documents one after another, cut where a row is full, hardly any padding. best_fit: documents that fit
     into a row are never cut, at the price of some padding. split: each document by itself in framed pieces, padded
-    (DistilBERT). pairs: [CLS] A [SEP] B [SEP] with sentences of one document, A being segment 1 and B 2 (BERT)."""
+    (DistilBERT). pairs: [CLS] A [SEP] B [SEP] with sentences of one document, A being segment 1 and B 2; models with
+    types for two texts are told which is which (BERT)."""
     attention: Literal["row", "document"] = "row"
     """What a position sees: its whole row, or its own document only, with positions that restart in each."""
     targets: OneOf[Targets] = Mlm()
@@ -81,6 +83,17 @@ class DataConfig(Strict):
             if not unweighted and corpus.repeats > 1:
                 raise ValueError(f"corpora: {corpus.name}: repeats is for mixtures without weights; raise its weight")
         return self
+
+    @model_validator(mode="after")
+    def _pairs_see_each_other(self) -> DataConfig:
+        if self.packing == "pairs" and self.attention == "document":
+            raise ValueError("attention: document keeps A and B of packing: pairs apart; set attention: row")
+        return self
+
+    @property
+    def attends(self) -> Attends:
+        """What models are shown of a row."""
+        return "pair" if self.packing == "pairs" else self.attention
 
     @property
     def weights(self) -> list[float] | None:

@@ -11,14 +11,14 @@ import errno
 import fcntl
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from megadistill.core.errors import UserError
-from megadistill.core.files import atomic_write, fsync_directory, sha256_json, write_json
+from megadistill.core.files import atomic_write, fsync_directory, locked, sha256_json, write_json
 from megadistill.data.config import DataConfig
 from megadistill.data.corpora.base import Corpus, Source
 from megadistill.data.decide import Fate, Fates, decide, enough
@@ -279,22 +279,14 @@ class _Making:
 
     # ------------------------------------------------------------------ guards
 
-    @contextmanager
-    def _locked(self, kind: int) -> Iterator[bool]:
-        """Only one process finishes a corpus; shares read together. A kill releases the lock. False: it is taken, and
-        was not to be waited for."""
+    def _locked(self, kind: int) -> AbstractContextManager[bool]:
+        """Only one process finishes a corpus; shares read together."""
         path = self.config.dir / f".{self.corpus.name}.lock"
         try:
-            handle = open(path, "w")  # noqa: SIM115
+            path.touch()
         except OSError as error:
             raise UserError(f"data.dir {self.config.dir} cannot be written to", str(error), _OTHER_DIR) from None
-        with handle:
-            try:
-                fcntl.flock(handle, kind)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
+        return locked(path, kind)
 
     @contextmanager
     def _room(self) -> Iterator[None]:

@@ -113,7 +113,7 @@ class Shards:
         tokens = self._tokens[token_at // self.layout.itemsize].view(self.index.dtype).reshape(shape)
         segments = self._segments[segment_at // 2].view(np.uint16).reshape(shape)
         if lost.any():
-            tokens[lost], segments[lost] = self._replacement()
+            tokens[lost], segments[lost] = self.replacement()
         self._let_go()
         return tokens, segments
 
@@ -184,8 +184,8 @@ class Shards:
                 PREPARE_AGAIN,
             )
 
-    def _replacement(self) -> Rows:
-        """A row of one separator and padding."""
+    def replacement(self) -> Rows:
+        """Tokens and segments [length] of what stands for a row that was given up: one separator and padding."""
         ids, length = self.index.special_ids, self.index.sequence_length
         pad = next((i for i in (ids.get("pad"), ids.get("sep")) if i is not None), 0)
         tokens, segments = np.full(length, pad, dtype=self.index.dtype), np.zeros(length, dtype=np.uint16)

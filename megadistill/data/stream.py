@@ -17,7 +17,7 @@ from megadistill.core.errors import UserError
 from megadistill.core.files import sha256_json
 from megadistill.core.types import Batch
 from megadistill.data.config import DataConfig
-from megadistill.data.hashing import row_keys
+from megadistill.data.hashing import U64, row_keys
 from megadistill.data.index import INDEX, TABLE, Table
 from megadistill.data.masking import Vocabulary
 from megadistill.data.order import ORDER_VERSION, BatchSizes, Blocks, Order, Places
@@ -116,6 +116,15 @@ class Part:
             keys[here] = row_keys(
                 self.config.targets.seed_for(seed), purpose, self.config.corpora[number].name, drawing, rows
             )
+        return self._batch(tokens, segments, keys, places)
+
+    def replacement(self) -> Batch:
+        """[1] what stands for each row that was given up as damaged, of whatever corpus."""
+        tokens, segments = (part[None].astype(np.int64) for part in self.shards[0].replacement())
+        first = np.zeros(1, dtype=np.int64)
+        return self._batch(tokens, segments, first.astype(np.uint64), Places(first, first, first))
+
+    def _batch(self, tokens: I64, segments: I64, keys: U64, places: Places) -> Batch:
         self._check_range(tokens)
         ids, labels = self.config.targets.apply(tokens, segments, keys, self.vocabulary)
         return Batch(

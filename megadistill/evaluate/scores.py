@@ -60,7 +60,7 @@ def evaluate(
     found = trained(directory)
     device = best_device()
     student = load_pretrained(str(found.path / "student")).to(device)
-    student.attends = config.attention
+    student.attends = config.attends
     if config.task is not None:
         scores = {"step": found.step, "num_parameters": num_parameters(student)}
         scores |= score_task(config.task, student, directory.evaluation)
@@ -126,5 +126,5 @@ def _teacher(config: RunConfig, device: torch.device) -> LanguageModel | None:
     origin = part.origin()
     models = part.build(device).models if origin is None else (origin.to(device),)
     for model in models:
-        model.attends = config.attention
+        model.attends = config.attends
     return models[0] if models else None

@@ -40,7 +40,7 @@ def export(run: Path, output: Path | None = None) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(found.path / "student", temporary)
     if config.words is not None:  # an image model's processor is in its checkpoint
-        typed = config.task is not None and tells_texts_apart(load_config(str(temporary)))
+        typed = config.attends == "pair" and tells_texts_apart(load_config(str(temporary)))
         write_tokenizer(load_tokenizer(config.words.tokenizer), config.words.sequence_length, temporary, typed)
     shutil.copy(directory.resolved_config, temporary / "distillation.yaml")
     (temporary / "README.md").write_text(card(config, found.step, directory.evaluation), encoding="utf-8")

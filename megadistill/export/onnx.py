@@ -59,6 +59,7 @@ def export(run: Path, to: str, output: Path | None = None) -> Path:
     if output.exists() and not (output / CHECK).exists():
         raise UserError(f"{output} exists and is no export", fix="give another --output")
     model = load_pretrained(str(found.path / "student")).eval()
+    model.attends = config.attends
     batches = _real_rows(config)
     temporary = output.with_name(f".{output.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

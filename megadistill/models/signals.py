@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from megadistill.core.errors import UserError
-from megadistill.core.types import IGNORE, AnswerKind, Attention, Batch, Dims, Head, HeadFunction, Signals
+from megadistill.core.types import IGNORE, AnswerKind, Attends, Attention, Batch, Dims, Head, HeadFunction, Signals
 from megadistill.models.attention import attending, has_interface, noticing_direction, positions
 from megadistill.models.heads import answers, as_entries, is_causal, output_layer, output_layers, read_at, transform
 from megadistill.models.interventions import replacing
@@ -36,8 +36,8 @@ class LanguageModel(nn.Module):
     """A transformers model with a vocabulary head (BERT, DistilBERT, RoBERTa, ALBERT, ModernBERT, GPT-2, Llama, Qwen
     and alike) or a task's head on such a body, as a signal source."""
 
-    attends: Literal["row", "document"] = "row"
-    """What a position may see: its whole row, or (and then positions restart) its own document only."""
+    attends: Attends = "row"
+    """What a position is shown of its row; a pair's texts are told apart where the model has types for them."""
     placement: Literal["replicated", "sharded", "offloaded", "own_ranks"] = "replicated"
     """Where its weights are while it trains others (see `teachers.online`)."""
 
@@ -56,8 +56,8 @@ class LanguageModel(nn.Module):
 
     @property
     def typed(self) -> bool:
-        """Whether it is told which text of a pair a position belongs to; language models are trained without."""
-        return self.answers != "tokens" and tells_texts_apart(self.hf.config)
+        """Whether it is told which text of a pair a position belongs to; a task's rows are pairs, or one text."""
+        return (self.answers != "tokens" or self.attends == "pair") and tells_texts_apart(self.hf.config)
 
     @property
     def num_tokens(self) -> int:
@@ -154,7 +154,7 @@ class LanguageModel(nn.Module):
 
     def _attending(self, batch: Batch, layers: frozenset[int]) -> Any:
         plain = self.hf.config._attn_implementation != "sdpa" or not self.looks_attention_up
-        if self.attends == "row" and not layers and plain:
+        if self.attends != "document" and not layers and plain:
             nothing: dict[int, Attention] = {}
             return nullcontext(nothing)
         padded = len(batch.attended) < batch.mask.numel()

@@ -92,7 +92,7 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
     if teacher is not None:
         teacher.attach(student)
     for model in (student, *(teacher.models if teacher is not None else ())):
-        model.attends = config.attention
+        model.attends = config.attends
     if head is not None:
         check_answers(head, student, models if config.distils else ())
         if isinstance(student, ImageModel):
@@ -128,7 +128,7 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
     for loss in losses:  # one may hold a second model that learns
         for module in loss.modules() if isinstance(loss, torch.nn.Module) else ():
             if isinstance(module, LanguageModel):
-                module.attends = config.attention
+                module.attends = config.attends
     made_by = None if tokenizer is None else tokenizer.fingerprint
     if not config.distils:
         teacher = None  # it only gave the student its first weights

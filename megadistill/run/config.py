@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -16,6 +16,7 @@ import megadistill.tasks
 import megadistill.teachers
 from megadistill.core.errors import UserError
 from megadistill.core.schema import OneOf, Problems, Strict, Tree, discover, explain, override, read_yaml, rebuild
+from megadistill.core.types import Attends
 
 for _package in (
     megadistill.data.corpora,
@@ -147,9 +148,9 @@ class RunConfig(Strict):
         return 1 if self.words is None else self.words.sequence_length
 
     @property
-    def attention(self) -> Literal["row", "document"]:
-        """What a position sees; a task's row is one example."""
-        return self.text.attention if self.task is None else "row"
+    def attends(self) -> Attends:
+        """What models are shown of a row; a task's is a pair, or one text."""
+        return self.text.attends if self.task is None else "pair"
 
     def micro_sizes(self, ranks: int) -> list[int]:
         """What `batch.micro_size: auto` may come to at so many students' ranks, ascending.

@@ -80,5 +80,5 @@ def empty(
     made = Empty(student, teacher)
     for model in (student, *made.teachers):
         if model is not None:
-            model.attends = config.attention
+            model.attends = config.attends
     return made

@@ -13,7 +13,9 @@ K would give. Of a sample, an id stands there as often as it was drawn.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +37,7 @@ UNITS = 2048
 """Of one nat: the error of a probability is 1 / 4096 of it, where fp16 would make it 1 / 500."""
 NOTHING = 0xFFFF
 """The code of probabilities below exp(-32)."""
-AGAIN = "run `megadistill prepare FILE`, which makes the answers again"
+AGAIN = "run `megadistill prepare FILE`, which makes again what is missing, damaged or stale"
 
 U64 = NDArray[np.uint64]
 
@@ -249,6 +251,18 @@ class Answers:
                 raise UserError(f"{files[0]} is damaged", "its sha256 is not the one in the index", AGAIN)
             self._opened[number] = np.load(files[0], mmap_mode="r")
         return self._opened[number]
+
+
+def damaged_blocks(folder: Path, index: Index) -> list[int]:
+    """Read every byte of a finished folder: the numbers of the blocks that are missing or not what was written."""
+
+    def is_damaged(number: int) -> bool:
+        files = block_files(folder, number)
+        return not all(path.is_file() for path in files) or _sha256(files) != index.blocks[number].sha256
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing releases the interpreter's lock
+        found = pool.map(is_damaged, range(len(index.blocks)))
+        return [number for number, damaged in enumerate(found) if damaged]
 
 
 def _sha256(files: Sequence[Path]) -> str:

@@ -11,7 +11,7 @@ import queue
 import threading
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 import torch.distributed as dist
@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from megadistill.core.dist import World
 from megadistill.core.errors import Exit
-from megadistill.core.types import IGNORE, Batch, Signals
+from megadistill.core.types import IGNORE, Attends, Batch, Signals
 from megadistill.models.signals import LanguageModel
 
 _HEADER = 256
-"""Numbers in the head of a message: what it is, rows, positions, document attention, how many states, which."""
+"""Numbers in the head of a message: what it is, rows, positions, how it attends, how many states, which."""
 _ASK, _BYE = 1, 2
+_ATTENDS: tuple[Attends, ...] = get_args(Attends)
 
 
 class Link:
@@ -36,12 +37,12 @@ class Link:
         self._on_wish = on_wish
 
     def ask(
-        self, batch: Batch, hidden: frozenset[int], attends: Literal["row", "document"], width: int, dtype: torch.dtype
+        self, batch: Batch, hidden: frozenset[int], attends: Attends, width: int, dtype: torch.dtype
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """The last hidden state [B, L, H] of a batch and those asked for by number, on the batch's device."""
         home, layers = batch.home, sorted(hidden - {-1})
         rows, length = home.ids.shape
-        self._send([_ASK, rows, length, attends == "document", len(layers), *layers])
+        self._send([_ASK, rows, length, _ATTENDS.index(attends), len(layers), *layers])
         self._group.send([torch.stack([home.ids, home.segments, home.mask.long()])], 1, 0).wait()
         wish = torch.empty(1, dtype=torch.int64)
         states = torch.empty(1 + len(layers), rows, length, width, dtype=dtype)
@@ -177,7 +178,7 @@ def _answer(model: LanguageModel, group: Any, lock: threading.Lock, wish: Callab
             group.recv([header], 0, 0).wait()
         except RuntimeError as error:
             raise RuntimeError("a student's rank went away without a word") from error
-        what, rows, length, document, count, *layers = header.tolist()
+        what, rows, length, attends, count, *layers = header.tolist()
         if what == _BYE:
             return int(rows)
         given = torch.empty(3, rows, length, dtype=torch.int64)
@@ -185,7 +186,7 @@ def _answer(model: LanguageModel, group: Any, lock: threading.Lock, wish: Callab
         ids, segments, mask = given
         batch = Batch(ids, mask.bool(), segments, torch.full_like(ids, IGNORE), torch.arange(rows)).to(device)
         with lock:
-            model.attends = "document" if document else "row"
+            model.attends = _ATTENDS[attends]
             states = model.signals(batch, frozenset([-1, *layers[:count]])).hidden
         together = torch.stack([states[layer] for layer in (-1, *layers[:count])]).cpu()
         group.send([torch.tensor([int(wish())])], 0, 0).wait()

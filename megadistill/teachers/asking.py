@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from torch import Tensor
 
 from megadistill.core.dist import best_device
 from megadistill.core.errors import UserError
-from megadistill.core.files import fsync_directory, sha256_json
+from megadistill.core.files import fsync_directory, locked, sha256_json
 from megadistill.core.types import Batch, Needs
 from megadistill.data.config import DataConfig
 from megadistill.data.hashing import uniform
@@ -24,11 +27,12 @@ from megadistill.data.tokenization import load_tokenizer
 from megadistill.kernels.chunks import chunks, fp32_logits
 from megadistill.teachers.answers import (
     INDEX,
-    Answers,
     Index,
     Keep,
     block_files,
     chosen,
+    damaged_blocks,
+    read_index,
     row_keys,
     write_block,
     write_index,
@@ -77,60 +81,134 @@ class Asking:
         self.key = sha256_json([facts, models, data.targets.seed_for(seed)])
         self.making = folder.with_name(f".{folder.name}.{self.key[:16]}.making")
 
-    def run(self, share: tuple[int, int]) -> None:
-        """Make the answers that are not there yet."""
-        if (index := self._there()) is not None:
-            self.say(f"answers: made already and sound, {_told(index)} in {self.final}")
-            return
-        part = Part(self.data, "train")
-        jobs = list(self._jobs(part))
-        self.making.mkdir(parents=True, exist_ok=True)
-        left = [n for n in range(share[0], len(jobs), share[1]) if not block_files(self.making, n)[1].exists()]
-        if left:
-            source = self._asked(part)
-            for done, number in enumerate(left):
-                self._block(source, part, number, jobs[number])
-                if done % 16 == 15:
-                    self.say(f"answers: {done + 1:,} of {len(left):,} blocks of {BLOCK_ROWS:,} rows")
-        missing = sum(not block_files(self.making, n)[1].exists() for n in range(len(jobs)))
-        if missing:
-            self.say(f"answers: {missing:,} of {len(jobs):,} blocks to do; other shares have them")
-            return
-        facts = {**self.facts, "key": self.key}
-        index = write_index(self.making, len(jobs), facts, self.weights, self.vocabulary, self.keep, self.temperature)
-        if self.final.exists():
-            shutil.rmtree(self.final)
-        self.making.rename(self.final)
+    def run(self, share: tuple[int, int]) -> bool:
+        """Make the answers that are not there yet, or are damaged.
+
+        Args:
+            share: (i, n): only every n-th block, from the i-th on. Whoever ends last finishes the folder.
+
+        Returns:
+            whether all are there; else other shares have some to make, or are about to finish.
+
+        Raises:
+            UserError: the folder cannot be made, or the teacher does not prove itself.
+        """
+        first, number = share
+        with self._locked(fcntl.LOCK_EX if number == 1 else fcntl.LOCK_SH):
+            there = self._there()
+            if not (wanted := self._wanted(there)):
+                return True
+            self._make([n for n in wanted if n % number == first])
+            if number == 1:
+                self._finish(there, wanted)
+                return True
+        with self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB) as alone:
+            if not alone:
+                self.say("answers: other shares are at work; the last of them finishes")
+                return False
+            there = self._there()
+            if not (wanted := self._wanted(there)):
+                return True
+            if missing := len(self._left(wanted)):
+                self.say(f"answers: {missing:,} of {len(wanted):,} blocks to do; other shares have them")
+                return False
+            self._finish(there, wanted)
+            return True
+
+    def _locked(self, kind: int) -> AbstractContextManager[bool]:
+        """Only one process finishes the folder; shares work together."""
+        path = self.final.with_name(f".{self.final.name}.lock")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        except OSError as error:
+            raise UserError(f"{self.final} cannot be made", str(error), "set another teacher.dir") from None
+        return locked(path, kind)
+
+    @cached_property
+    def part(self) -> Part:
+        return Part(self.data, "train")
+
+    @cached_property
+    def jobs(self) -> list[Places]:
+        """The rows of each block but the last: all rows of each corpus with every drawing of their targets."""
+        return [
+            Places(np.full_like(row, corpus), np.full_like(row, drawing), row)
+            for corpus, rows in enumerate(np.diff(self.part.starts).tolist())
+            for drawing in range(self.data.targets.num_drawings or 0)
+            for start in range(0, rows, BLOCK_ROWS)
+            for row in [np.arange(start, min(start + BLOCK_ROWS, rows), dtype=np.int64)]
+        ]
+
+    @property
+    def blocks(self) -> int:
+        """How many: the last one is of the row that stands for damaged ones (`data.read.damaged: quarantine`)."""
+        return len(self.jobs) + 1
+
+    def _left(self, numbers: list[int]) -> list[int]:
+        """Those of the blocks that are not made."""
+        return [n for n in numbers if not block_files(self.making, n)[1].exists()]
+
+    def _make(self, numbers: list[int]) -> None:
+        left = self._left(numbers)
+        self.making.mkdir(exist_ok=True)
+        source = self._asked() if left else None
+        for done, number in enumerate(left, 1):
+            assert source is not None
+            self._block(source, number)
+            if done % 16 == 0:
+                self.say(f"answers: {done:,} of {len(left):,} blocks of {BLOCK_ROWS:,} rows")
+
+    def _finish(self, there: Index | None, made: list[int]) -> None:
+        """What was made becomes the folder, or goes into the one that is there."""
+        if there is None:
+            index = self._index(self.making, self.blocks)
+            if self.final.exists():
+                shutil.rmtree(self.final)
+            self.making.rename(self.final)
+        else:
+            for path in (file for number in made for file in reversed(block_files(self.making, number))):
+                path.replace(self.final / path.name)  # the second file first: without it a block is not made
+            index = self._index(self.final, len(there.blocks))
+            shutil.rmtree(self.making)
         fsync_directory(self.final.parent)
         self.say(f"answers: {_told(index)} in {self.final}")
 
+    def _index(self, folder: Path, blocks: int) -> Index:
+        facts = {**self.facts, "key": self.key}
+        return write_index(folder, blocks, facts, self.weights, self.vocabulary, self.keep, self.temperature)
+
+    def _wanted(self, there: Index | None) -> list[int]:
+        """The blocks that are to be made: all, or those of a finished folder that are damaged."""
+        if there is None:
+            return list(range(self.blocks))
+        damaged = damaged_blocks(self.final, there)
+        if damaged:
+            self.say(f"answers: making {len(damaged):,} of {len(there.blocks):,} blocks again, damaged in {self.final}")
+        else:
+            self.say(f"answers: made already and sound, {_told(there)} in {self.final}")
+        return damaged
+
     def _there(self) -> Index | None:
-        """The index of the finished folder, where it is what is asked for."""
+        """The index of the finished folder, where it is of what is asked for."""
         folder = self.final
         if not folder.exists():
             return None
         if not (folder / INDEX).exists():
             raise UserError(f"{folder} was not made by prepare, and would be replaced", "", "set another teacher.dir")
         try:
-            return index if (index := Answers(folder).index).facts.get("key") == self.key else None
+            return index if (index := read_index(folder)).facts.get("key") == self.key else None
         except UserError as error:
             self.say(f"answers: making them again: {error.what}")
             return None
 
-    def _jobs(self, part: Part) -> Iterator[Places]:
-        """The rows of each block: all rows of each corpus with every drawing of their targets."""
-        for corpus, rows in enumerate(np.diff(part.starts).tolist()):
-            for drawing in range(self.data.targets.num_drawings or 0):
-                for start in range(0, rows, BLOCK_ROWS):
-                    row = np.arange(start, min(start + BLOCK_ROWS, rows), dtype=np.int64)
-                    yield Places(np.full_like(row, corpus), np.full_like(row, drawing), row)
-
-    def _asked(self, part: Part) -> Source:
+    def _asked(self) -> Source:
         """The teacher, after it has proved itself."""
         source = self.teacher.build(self.device)
         for model in source.models:
-            model.to(self.device).attends = self.data.attention
+            model.to(self.device).attends = self.data.attends
         if self.teacher.guard is not None:
+            part = self.part
             rows = np.arange(min(8, int(part.starts[1])), dtype=np.int64)
             trial = part.batch(Places(np.zeros_like(rows), np.zeros_like(rows), rows), self.seed, "targets")
             counts = part.vocabulary.counts
@@ -138,16 +216,23 @@ class Asking:
         return source
 
     @torch.no_grad()
-    def _block(self, source: Source, part: Part, number: int, places: Places) -> None:
+    def _block(self, source: Source, number: int) -> None:
         records, keys, tokens = [], [], []
-        for start in range(0, len(places.row), BATCH_ROWS):
-            here = Places(*(field[start : start + BATCH_ROWS] for field in places))
-            batch = part.batch(here, self.seed, "targets")
+        for batch in self._batches(number):
             keys.append(row_keys(batch))
             tokens += batch.mask.sum(1).tolist()
             u = torch.from_numpy(uniform(keys[-1], 0, batch.mask.shape[1]))[batch.mask]
             records.append(self._records(source, batch.to(self.device), u))
         write_block(self.making, number, np.concatenate(records), np.concatenate(keys), tokens)
+
+    def _batches(self, number: int) -> Iterator[Batch]:
+        if number == len(self.jobs):
+            yield self.part.replacement()
+            return
+        places = self.jobs[number]
+        for start in range(0, len(places.row), BATCH_ROWS):
+            here = Places(*(field[start : start + BATCH_ROWS] for field in places))
+            yield self.part.batch(here, self.seed, "targets")
 
     def _records(self, source: Source, batch: Batch, u: Tensor) -> NDArray[Any]:
         """[attended tokens] what is kept of the distributions; `u` decides what is drawn."""

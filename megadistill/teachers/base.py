@@ -62,6 +62,8 @@ class Teacher(Strict):
     """What a batch may ask for where this teacher can answer."""
     reads_student: ClassVar[bool] = False
     """Whether it reads the student's whole weights after a step."""
+    answers_first: ClassVar[bool] = False
+    """Whether its `prepare` has something to make."""
     guard: Guard | None = Guard()
     """What it must prove before the first step; None: nothing."""
 
@@ -81,9 +83,14 @@ class Teacher(Strict):
         """Folders or hub names of its models, whose tokenizers must be the data's."""
         return []
 
-    def prepare(self, data: DataConfig, seed: int, say: Callable[[str], None], share: tuple[int, int]) -> None:
+    def prepare(self, data: DataConfig, seed: int, say: Callable[[str], None], share: tuple[int, int]) -> bool:
         """Make from the finished shards whatever training will read besides; `prepare` calls it last, with the run's
-        seed and the (i, n) of its --share."""
+        seed and the (i, n) of its --share.
+
+        Returns:
+            whether all of it is there; else other shares have some to make.
+        """
+        return True
 
     def cannot(self, needs: Needs) -> str:
         """Why it cannot give all of `needs`, and what would; empty where it can."""

@@ -38,6 +38,7 @@ class CachedTeacher(Teacher):
 
     kind: Literal["cached"]
     suits: ClassVar[frozenset[AnswerKind]] = frozenset({"tokens"})
+    answers_first: ClassVar[bool] = True
     dir: Path
     """Where `prepare` writes the answers and training reads them."""
     of: OnlineTeacher | EnsembleTeacher = Field(discriminator="kind")
@@ -81,9 +82,10 @@ class CachedTeacher(Teacher):
             )
         return self.of.cannot_read(data)
 
-    def prepare(self, data: DataConfig, seed: int, say: Callable[[str], None], share: tuple[int, int]) -> None:
+    def prepare(self, data: DataConfig, seed: int, say: Callable[[str], None], share: tuple[int, int]) -> bool:
         weights = {path: weights_sha256(path) for path in self.paths()}
-        Asking(self.of, self.keep, self.temperature, self.facts(data), weights, self.dir, data, seed, say).run(share)
+        asking = Asking(self.of, self.keep, self.temperature, self.facts(data), weights, self.dir, data, seed, say)
+        return asking.run(share)
 
     def origin(self, empty: bool = False) -> LanguageModel | None:
         return (self.of.empty if empty else self.of.build)(torch.device("cpu")).models[0]
@@ -126,7 +128,7 @@ class CachedTeacher(Teacher):
                 corpus.name: shards.read_index(data.dir / corpus.name / "train").fingerprint for corpus in data.corpora
             },
             "targets": data.targets.model_dump(mode="json"),
-            "attention": data.attention,
+            "attention": data.attends,
             "keep": self.keep.model_dump(mode="json"),
             "temperature": self.temperature,
         }

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from megadistill.data import packing
+from megadistill.data.config import DataConfig
 from megadistill.data.packing import PACKERS, Frame
 
 FRAMES = [Frame(1, 2, 0), Frame(None, 2, 2), Frame(1, None, 0), Frame(None, None, 0)]
@@ -133,6 +135,20 @@ def test_pairs_are_two_parts_of_one_document_and_lose_only_its_last_few_tokens(d
             expected.append(body)
             left = left[len(body) :]
     assert expected == bodies
+
+
+def test_what_models_are_shown_of_rows_is_told_by_packing_and_attention():
+    """Segments of other packings number documents, which have no types."""
+    needed = {"dir": "prepared", "corpora": [{"kind": "text", "files": ["a.txt"]}], "tokenizer": "tokenizer"}
+
+    def attends(**fields):
+        return DataConfig.model_validate(needed | fields).attends
+
+    assert attends(packing="pairs") == "pair"
+    for name in ("concat", "best_fit", "split"):
+        assert (attends(packing=name), attends(packing=name, attention="document")) == ("row", "document")
+    with pytest.raises(ValidationError, match="document keeps A and B of packing: pairs apart"):
+        attends(packing="pairs", attention="document")
 
 
 def test_pairs_end_and_divide_at_sentences():

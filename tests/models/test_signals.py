@@ -44,6 +44,21 @@ def test_padding_changes_nothing_at_the_other_positions():
     torch.testing.assert_close(ours[batch.mask], theirs[batch.mask])
 
 
+@pytest.mark.parametrize(("architecture", "knows"), [("bert", True), ("albert", True), ("roberta", False)])
+def test_only_of_a_pair_a_language_model_is_told_the_texts(architecture, knows):
+    model, batch = tiny.language_model(architecture, 1).eval(), tiny.packed([[5, 4, 3], [6, 2]])
+    types, states = (batch.segments - 1).clamp(min=0).clamp(max=1), {}
+    batch = replace(batch, segments=torch.where(batch.mask, types + 1, 0))
+    for attends in ("row", "pair"):
+        model.attends = attends
+        assert model.typed == (knows and attends == "pair")
+        states[attends] = model.signals(batch, frozenset({-1})).hidden[-1]
+    given = {"input_ids": batch.ids, "attention_mask": batch.mask.long()}
+    assert torch.equal(states["row"], model.hf.base_model(**given).last_hidden_state)
+    given |= {"token_type_ids": types} if knows else {}
+    assert torch.equal(states["pair"], model.hf.base_model(**given).last_hidden_state)
+
+
 def test_a_head_that_is_not_known_is_refused_before_it_misleads():
     model = tiny.language_model("bert", 2)
     model.check_head()

@@ -75,7 +75,7 @@ class Recipe:
         student = config.student.model_copy(update={"config": fields}).build(model, tiny.VOCABULARY, causal, seed=3)
         self.teacher.attach(student)
         for one in (student, *self.teacher.models):
-            one.attends = config.data.attention
+            one.attends = config.data.attends
         torch.manual_seed(0)
         losses = [objective.build(student.dims, self.teacher.dims) for objective in config.objectives]
         self.step = DistillStep(student, config.objectives, losses)

@@ -4,10 +4,12 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from megadistill.core.dist import World
 from megadistill.core.errors import UserError
 from megadistill.data.prepare import prepare
+from megadistill.models.signals import LanguageModel
 from megadistill.run.build import build
 from megadistill.run.config import load
 from megadistill.testing import tiny, workspace
@@ -33,11 +35,14 @@ def built(path, *assignments):
     return build(load(path, assignments), World(0, 1), tiny.CPU)
 
 
+SMALL = {
+    "bert": "{num_hidden_layers: 1, hidden_size: 16, num_attention_heads: 2, intermediate_size: 32}",
+    "gpt2": "{n_layer: 1, n_embd: 16, n_head: 2}",
+}
+
+
 def as_architecture(architecture):
-    sizes = {
-        "bert": "{num_hidden_layers: 1, hidden_size: 16, num_attention_heads: 2, intermediate_size: 32}",
-        "gpt2": "{n_layer: 1, n_embd: 16, n_head: 2}",
-    }[architecture]
+    sizes = SMALL[architecture]
     return [f"student.architecture={architecture}", f"student.config={sizes}", "student.init={kind: random}"]
 
 
@@ -47,6 +52,21 @@ HARD = "objectives=[{kind: hard_ce}]"
 def test_models_of_the_targets_direction_are_taken(bert, gpt2):
     built(bert)
     assert built(gpt2).student.training
+
+
+def test_models_of_a_run_on_pairs_are_told_which_text_is_which(bert, tmp_path):
+    pairs = ["data.packing=pairs", f"data.dir={tmp_path}"]
+    prepare(load(bert, pairs).data, lambda line: None)
+    member = f"{{kind: hf, architecture: bert, config: {SMALL['bert']}}}"
+    parts = built(bert, *pairs, f"objectives=[{{kind: soft_ce}}, {{kind: mutual, member: {member}}}]")
+    member = next(m for loss in parts.losses for m in getattr(loss, "modules", list)() if isinstance(m, LanguageModel))
+    batch = parts.stream.take(0)[0]
+    for model in (parts.student, *parts.teacher.models, member):
+        types = model.hf.bert.embeddings.token_type_embeddings.weight.requires_grad_()
+        states = model.signals(batch, frozenset({-1})).hidden[-1]
+        (gradient,) = torch.autograd.grad(states[batch.segments == 2].square().sum(), types)
+        assert bool((gradient.abs().sum(1) > 0).all())
+    assert not built(bert).student.typed
 
 
 def test_a_student_that_sees_its_answers_is_refused(bert, gpt2):

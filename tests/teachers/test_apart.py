@@ -1,15 +1,21 @@
 """A teacher on ranks of its own teaches what one on every rank teaches, and ends when its students do."""
 
 import signal
+import threading
 import time
+from typing import get_args
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from megadistill.core.errors import UserError
 from megadistill.core.files import read_lines
+from megadistill.core.types import Attends
 from megadistill.data.prepare import prepare
 from megadistill.run.config import load
-from megadistill.testing import processes, workspace
+from megadistill.teachers import apart
+from megadistill.testing import processes, tiny, workspace
 
 pytestmark = pytest.mark.distributed
 APART = ["teacher.placement=own_ranks", "teacher.own_ranks=1"]
@@ -49,6 +55,26 @@ def test_losses_are_those_of_a_replicated_teacher_also_after_a_resume(config):
     assert ours[-1] == theirs[-1]
     events = read_lines(runs / "apart" / "journal.jsonl")
     assert [event["world_size"] for event in events if "world_size" in event] == [2, 2]
+
+
+def test_how_a_position_attends_is_sent_along():
+    model, batch = tiny.language_model("bert", 1).eval(), tiny.packed([[5, 4], [6, 6]])
+    store, states = dist.HashStore(), []
+
+    def serve():
+        apart._answer(model, apart._pair(store, 0, 1, 60), threading.Lock(), lambda: False)
+
+    server = threading.Thread(target=serve, daemon=True)
+    server.start()
+    link = apart.Link(store, 0, 60, lambda: None)
+    for attends in get_args(Attends):
+        states.append(link.ask(batch, frozenset(), attends, tiny.WIDTH, torch.float32)[0])
+    link.close(0)
+    server.join()
+    for attends, theirs in zip(get_args(Attends), states, strict=True):
+        model.attends = attends
+        assert torch.equal(model.signals(batch, frozenset({-1})).hidden[-1], theirs)
+    assert not torch.equal(states[0], states[1])
 
 
 def test_a_signal_to_the_teachers_rank_stops_the_run(config):

@@ -1,24 +1,30 @@
 """Answers that were made once are found by content, are what the teacher said, and are refused when they are not."""
 
+import contextlib
 import re
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from typer.testing import CliRunner
 
+from megadistill.cli import app
 from megadistill.core.dist import World
 from megadistill.core.errors import UserError
 from megadistill.core.types import Needs
 from megadistill.data.prepare import prepare
 from megadistill.data.stream import Stream
+from megadistill.models.signals import LanguageModel
 from megadistill.objectives.mixture import ask_heads
 from megadistill.objectives.soft_ce import SoftCE
 from megadistill.run.build import build
 from megadistill.run.config import check, load
-from megadistill.teachers.answers import Keep, chosen, read_back, record
+from megadistill.teachers import asking
+from megadistill.teachers.answers import Keep, chosen, read_back, read_index, record
 from megadistill.teachers.cached import CachedTeacher
 from megadistill.testing import tiny, workspace
 from megadistill.testing.heads import distance
@@ -98,6 +104,38 @@ def test_masked_rows_are_found_where_their_masks_are_drawn_again(tmp_path):
     assert "data.targets.seed" in caught.value.fix
 
 
+def test_who_is_asked_about_pairs_is_told_which_text_is_which(tmp_path, monkeypatch):
+    targets = "data.targets={kind: mlm, maskings: 1}"
+    config = load(workspace.make(tmp_path), [targets, "data.packing=pairs", "data.corpora.0.max_documents=40"])
+    prepare(config.data, lambda line: None)
+    teacher, signals, typed = cached(tmp_path), LanguageModel.signals, set()
+    monkeypatch.setattr(LanguageModel, "signals", lambda self, *args: typed.add(self.typed) or signals(self, *args))
+    teacher.prepare(config.data, 0, lambda line: None, (0, 1))
+    assert typed == {True}
+    teacher.check(config.data)
+    with pytest.raises(UserError, match="attention: 'pair' there, 'row' here"):
+        teacher.check(config.data.model_copy(update={"packing": "split"}))
+
+
+@pytest.mark.parametrize("drawn", ["clm", "mlm"])
+def test_rows_that_are_given_up_as_damaged_have_an_answer(causal, tmp_path, drawn):
+    data = load(causal / "run.yaml").data
+    targets = "{kind: clm}" if drawn == "clm" else "{kind: mlm, maskings: 1}"
+    options = [f"data.dir={tmp_path / 'prepared'}", f"data.targets={targets}", "data.read.damaged=quarantine"]
+    shutil.copytree(data.dir, tmp_path / "prepared")
+    data = load(causal / "run.yaml", options).data
+    teacher = cached(causal, dir=str(tmp_path / "answers"))
+    teacher.prepare(data, 0, lambda line: None, (0, 1))
+    spoil(next((data.dir / "text" / "train").glob("*.tar")), at=5000)
+    source, stream = teacher.build(CPU), Stream(data, World(), 16, 16, seed=0)
+    alone = 0
+    for step in range(stream.rows_per_epoch // 16):
+        batch = stream.take(step)[0]
+        alone += int((batch.mask.sum(1) == 1).sum())
+        assert bool(source.signals(batch, Needs(teacher=True)).kept(batch.attended).log_probs.isfinite().all())
+    assert alone > 0
+
+
 # ------------------------------------------------------------------ what is kept
 
 
@@ -166,15 +204,65 @@ def test_shares_and_a_kill_end_with_the_same_bytes(causal, tmp_path, monkeypatch
     whole, shared = (cached(causal, dir=str(tmp_path / name)) for name in ("whole", "shared"))
     whole.prepare(data, 0, lambda line: None, (0, 1))
     said = []
-    shared.prepare(data, 0, said.append, (1, 2))
+    assert shared.prepare(data, 0, said.append, (1, 2)) is False
     assert "other shares have them" in said[-1]
     making = next(tmp_path.glob(".shared.*.making"))
     next(making.glob("*.rows.npy")).unlink()  # as a kill between its two files leaves a block
-    shared.prepare(data, 0, said.append, (1, 2))
-    shared.prepare(data, 0, said.append, (0, 2))
+    assert shared.prepare(data, 0, said.append, (1, 2)) is False
+    assert shared.prepare(data, 0, said.append, (0, 2)) is True
     assert files(tmp_path / "whole") == files(tmp_path / "shared")
-    shared.prepare(data, 0, said.append, (0, 1))
+    assert shared.prepare(data, 0, said.append, (0, 1)) is True
     assert "made already and sound" in said[-1]
+
+
+def test_of_shares_that_see_all_blocks_there_at_once_one_finishes(causal, tmp_path, monkeypatch):
+    data = load(causal / "run.yaml").data
+    teacher = cached(causal, dir=str(tmp_path / "answers"))
+    teacher.prepare(data, 0, lambda line: None, (0, 1))
+    before = files(teacher.dir)
+    key = read_index(teacher.dir).facts["key"]
+    (teacher.dir / "index.json").unlink()
+    teacher.dir.rename(tmp_path / f".answers.{key[:16]}.making")
+    write, met = asking.write_index, threading.Barrier(2)
+
+    def slowly(*arguments):
+        index = write(*arguments)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            met.wait(timeout=2)
+        return index
+
+    monkeypatch.setattr(asking, "write_index", slowly)
+    ended = {}
+
+    def share(number):
+        ended[number] = teacher.prepare(data, 0, lambda line: None, (number, 2))
+
+    threads = [threading.Thread(target=share, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(ended) == {0, 1}
+    assert any(ended.values())
+    assert files(teacher.dir) == before
+
+
+def test_what_is_next_is_said_only_when_all_answers_are_there(causal, tmp_path, monkeypatch):
+    monkeypatch.setattr(asking, "BLOCK_ROWS", 64)
+    fields = yaml.safe_load((causal / "run.yaml").read_text())
+    fields["teacher"] = cached(causal, dir=str(tmp_path / "answers")).model_dump(mode="json")
+    fields["objectives"] = [{"kind": "soft_ce"}]
+    fields["data"]["dir"] = str(tmp_path / "prepared")
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(fields))
+
+    def last_line(share):
+        done = CliRunner().invoke(app, ["prepare", str(path), "--workers", "1", "--share", share])
+        assert done.exit_code == 0, done.output
+        return done.output.splitlines()[-1]
+
+    told = [last_line(share) for share in ("1/2", "0/2", "1/2", "0/2")]
+    assert [line.split(":")[0] for line in told] == ["still to do", "still to do", "next", "next"]
 
 
 def test_more_entries_than_there_are_cannot_be_kept(causal):
@@ -259,6 +347,25 @@ def test_a_flipped_bit_is_told_when_its_block_is_read(copy):
     signals = source.signals(batch, Needs(teacher=True))
     with pytest.raises(UserError, match="is damaged"):
         signals.kept(batch.attended)
+
+
+@pytest.mark.parametrize("share", [(0, 1), (1, 2)])
+def test_prepare_makes_damaged_blocks_again_and_no_others(causal, tmp_path, monkeypatch, share):
+    monkeypatch.setattr(asking, "BLOCK_ROWS", 64)
+    data, said, written = load(causal / "run.yaml").data, [], []
+    teacher = cached(causal, dir=str(tmp_path / "answers"))
+    teacher.prepare(data, 0, said.append, (0, 1))
+    before, write = files(teacher.dir), asking.write_block
+    spoil(teacher.dir / "000001.answers.npy")
+    spoil(teacher.dir / "000003.rows.npy", at=-12)
+    (teacher.dir / "000005.rows.npy").unlink()
+    monkeypatch.setattr(asking, "write_block", lambda *args: written.append(args[1]) or write(*args))
+    assert teacher.prepare(data, 0, said.append, share) is True
+    assert written == [1, 3, 5]
+    assert files(teacher.dir) == before
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["answers"]
+    assert teacher.prepare(data, 0, said.append, share) is True
+    assert "made already and sound" in said[-1]
 
 
 @pytest.mark.parametrize(
