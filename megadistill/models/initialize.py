@@ -115,9 +115,10 @@ def copy_teacher_layers(student: Any, teacher: Any, layers: LayerChoice, width: 
             if not new_head:
                 problems.append(f"{name}: the teacher has no {source}")
             continue
-        theirs = given[source] if fit is None else fit.fit(name, given[source], value.shape)
+        theirs = given[source].to(value.dtype)  # before they are turned: 16 bits would round what comes out
+        theirs = theirs if fit is None else fit.fit(name, theirs, value.shape)
         if theirs.shape == value.shape:
-            taken[name] = theirs.to(value.dtype)
+            taken[name] = theirs
         elif not new_head:
             problems.append(f"{name}: {list(value.shape)}, the teacher's is {list(given[source].shape)}")
     if problems:
@@ -164,7 +165,8 @@ def _bert_as_distilbert(bert: dict[str, Tensor]) -> dict[str, Tensor]:
             name = name.replace(old, new)
         result[name] = value
     positions = "distilbert.embeddings.position_embeddings.weight"
-    result[positions] = result[positions] + result["distilbert.embeddings.token_type_embeddings.weight"][0]
+    types = result["distilbert.embeddings.token_type_embeddings.weight"]
+    result[positions] = result[positions].float() + types[0].float()
     return result
 
 

@@ -88,6 +88,9 @@ class CachedTeacher(Teacher):
     def origin(self, empty: bool = False) -> LanguageModel | None:
         return (self.of.empty if empty else self.of.build)(torch.device("cpu")).models[0]
 
+    def stored(self) -> LanguageModel:
+        return self.of.stored()
+
     def check(self, data: DataConfig) -> None:
         """Raises:
         UserError: no answers, or others than of this teacher, text, tokenizer and keep.

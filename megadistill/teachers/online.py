@@ -88,6 +88,9 @@ class OnlineTeacher(Teacher):
         # what shall not be whole on a device is not put there even once
         return OnlineSource(self.path, model.to(device) if self.placement == "replicated" else model)
 
+    def stored(self) -> LanguageModel:
+        return load_pretrained(self.path, self.revision, "auto")
+
     def empty(self, device: torch.device) -> OnlineSource:
         model = load_empty(self.path, self.revision).to(self.torch_dtype(device))
         model.placement = self.placement

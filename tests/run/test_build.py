@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from megadistill.core.dist import World
 from megadistill.core.errors import UserError
@@ -61,6 +62,14 @@ def test_a_teacher_that_sees_the_answers_is_refused_where_it_teaches(bert, gpt2)
     with pytest.raises(UserError, match=r"the teacher \(BertForMaskedLM\) sees"):
         built(gpt2, other, *as_architecture("gpt2"))
     built(gpt2, other, *as_architecture("gpt2"), HARD)
+
+
+def test_a_student_starts_from_what_a_16_bit_teacher_is_rounded_from(bert):
+    exact, rounded = (built(bert, f"teacher.dtype={dtype}") for dtype in ("float32", "bfloat16"))
+    assert {p.dtype for p in rounded.teacher.model.parameters()} == {torch.bfloat16}
+    for ours, theirs in zip(rounded.student.parameters(), exact.student.parameters(), strict=True):
+        assert ours.dtype == torch.float32
+        assert torch.equal(ours, theirs)
 
 
 def test_a_bert_decoder_may_learn_next_tokens(bert):
