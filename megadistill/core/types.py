@@ -168,6 +168,8 @@ class Needs:
     """Reads the teacher's probability of every entry, also where it is next to nothing."""
     temperatures: frozenset[float] = frozenset()
     """At which it reads the teacher's distribution."""
+    padding: bool = False
+    """Asks the teacher at padding too."""
 
     def __or__(self, other: Needs) -> Needs:
         return Needs(**{f.name: getattr(self, f.name) | getattr(other, f.name) for f in fields(self)})
