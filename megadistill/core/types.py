@@ -146,6 +146,8 @@ class Dims:
     confined to documents."""
     causal: bool = False
     """Whether it predicts the next token from those before."""
+    inner_head: bool = True
+    """Whether its head can be asked about layers before the last: what lies between is known."""
 
 
 @dataclass(frozen=True)
