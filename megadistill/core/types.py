@@ -150,6 +150,8 @@ class Dims:
     confined to documents."""
     causal: bool = False
     """Whether it predicts the next token from those before."""
+    inner_head: bool = True
+    """Whether its head can be asked about layers before the last: what lies between is known."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,8 @@ class Needs:
     """Reads the teacher's probability of every entry, also where it is next to nothing."""
     temperatures: frozenset[float] = frozenset()
     """At which it reads the teacher's distribution."""
+    padding: bool = False
+    """Asks the teacher at padding too."""
 
     def __or__(self, other: Needs) -> Needs:
         return Needs(**{f.name: getattr(self, f.name) | getattr(other, f.name) for f in fields(self)})

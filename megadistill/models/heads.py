@@ -79,7 +79,9 @@ def output_layer(hf: Any) -> nn.Linear:
         UserError: it has none.
     """
     if answers(hf) == "tokens":
-        found = hf.get_output_embeddings()
+        found = getattr(hf, "lm_head", None)
+        if not isinstance(found, nn.Linear):  # asked second: it wants input embeddings, which may be elsewhere
+            found = hf.get_output_embeddings()
     else:
         names = ("score", "qa_outputs", "classifier")
         found = next((getattr(hf, name) for name in names if hasattr(hf, name)), None)

@@ -16,8 +16,8 @@ from megadistill.core.schema import Strict
 from megadistill.models.heads import answers, is_of_head
 from megadistill.models.width import Width, narrower
 
-LAYER = re.compile(r"(?<=\.)(layer|layers|h)\.(\d+)\.")
-"""How transformers names the layers of its stacks: `encoder.layer.3.`, `transformer.h.3.`."""
+LAYER = re.compile(r"(?<=\.)(layer|layers|h|blocks)\.(\d+)\.")
+"""How transformers names the layers of its stacks: `encoder.layer.3.`, `transformer.h.3.`, `transformer.blocks.3.`."""
 
 LayerChoice = Literal["uniform", "first", "last"] | list[int]
 
@@ -102,6 +102,7 @@ def copy_teacher_layers(student: Any, teacher: Any, layers: LayerChoice, width: 
     """
     layers = chosen_layers(layers, student.config.num_hidden_layers, teacher.config.num_hidden_layers)
     _refuse_other_attention(student.config, teacher.config, layers)
+    _refuse_unknown_names(student, layers)
     fit = narrower(student, teacher, width)
     given = teacher.state_dict()
     if student.config.model_type == "distilbert" and teacher.config.model_type == "bert":
@@ -109,15 +110,16 @@ def copy_teacher_layers(student: Any, teacher: Any, layers: LayerChoice, width: 
     taken: dict[str, Tensor] = {}
     problems = []
     for name, value in student.state_dict().items():
-        source = LAYER.sub(lambda m: f"{m[1]}.{layers[int(m[2])]}.", name)
+        source = _counterpart(name, layers)
         new_head = answers(student) != "tokens" and is_of_head(student, name)
         if source not in given:
             if not new_head:
                 problems.append(f"{name}: the teacher has no {source}")
             continue
-        theirs = given[source] if fit is None else fit.fit(name, given[source], value.shape)
+        theirs = given[source].to(value.dtype)  # before they are turned: 16 bits would round what comes out
+        theirs = theirs if fit is None else fit.fit(name, theirs, value.shape)
         if theirs.shape == value.shape:
-            taken[name] = theirs.to(value.dtype)
+            taken[name] = theirs
         elif not new_head:
             problems.append(f"{name}: {list(value.shape)}, the teacher's is {list(given[source].shape)}")
     if problems:
@@ -128,6 +130,26 @@ def copy_teacher_layers(student: Any, teacher: Any, layers: LayerChoice, width: 
         )
     student.load_state_dict(taken, strict=answers(student) == "tokens")
     return sum(v.numel() for v in taken.values())
+
+
+def _counterpart(name: str, layers: list[int]) -> str:
+    """The teacher's name of what the student has as `name`."""
+    if layers == list(range(len(layers))):
+        return name
+    return LAYER.sub(lambda m: f"{m[1]}.{layers[int(m[2])]}.", name, count=1)
+
+
+def _refuse_unknown_names(student: Any, layers: list[int]) -> None:
+    """Layers that could not be told by their names would all be taken in the teacher's order."""
+    depth = list(range(len(layers)))
+    found = {int(match[2]) for name in student.state_dict() if (match := LAYER.search(name))}
+    shared = getattr(student.config, "num_hidden_groups", None) == 1  # ALBERT: every layer is the same one
+    if layers != depth and found != set(depth) and not shared:
+        raise UserError(
+            f"student.init.layers: {layers} cannot be chosen of a {student.config.model_type}",
+            "its layers are not named in a way that megadistill knows, such as encoder.layer.3 or transformer.h.3",
+            "set student.init.layers: first, or use student.init: {kind: random}",
+        )
 
 
 def _refuse_other_attention(student: Any, teacher: Any, layers: list[int]) -> None:
@@ -164,7 +186,8 @@ def _bert_as_distilbert(bert: dict[str, Tensor]) -> dict[str, Tensor]:
             name = name.replace(old, new)
         result[name] = value
     positions = "distilbert.embeddings.position_embeddings.weight"
-    result[positions] = result[positions] + result["distilbert.embeddings.token_type_embeddings.weight"][0]
+    types = result["distilbert.embeddings.token_type_embeddings.weight"]
+    result[positions] = result[positions].float() + types[0].float()
     return result
 
 

@@ -22,7 +22,8 @@ def likeness(student: LanguageModel, teacher: LanguageModel, batch: Batch) -> di
     Returns:
         kl: KL(teacher || student) at temperature 1, mean, in nats; agreement_top1: share of positions where both rank
         the same token first; and by student layer, each beside the teacher layer at the same relative depth:
-        agreement: that share, had both models ended there; cosine: mean cosine of the states, 0 being the embedding
+        agreement: that share, had both models ended there (of the last layer only, where the heads of others cannot be
+        asked); cosine: mean cosine of the states, 0 being the embedding
         output, empty where widths differ.
     """
     modes = student.training, teacher.training
@@ -35,7 +36,7 @@ def likeness(student: LanguageModel, teacher: LanguageModel, batch: Batch) -> di
     rows = batch.attended[:MAX_TOKENS]
     kl, agreed = _compare(mine, goal, rows)
     some, agreement = rows[:LAYER_TOKENS], {}
-    for layer in range(1, ours.layers):
+    for layer in range(1, ours.layers) if ours.inner_head and theirs.inner_head else ():
         other = pairs[layer] if pairs[layer] < theirs.layers else -1
         agreement[layer] = _compare(mine, goal, some, layer, other)[1] / len(some)
     cosine = {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -24,14 +24,17 @@ from megadistill.models.signals import LanguageModel
 
 
 def load_pretrained(
-    path: str, revision: str | None = None, dtype: torch.dtype = torch.float32, attention: str = "sdpa"
+    path: str,
+    revision: str | None = None,
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
+    attention: str = "sdpa",
 ) -> LanguageModel:
     """A language model, or a task's model, in the Hugging Face format: whichever its config says.
 
     Args:
         path: a local folder, or a hub name such as `google-bert/bert-base-uncased`.
         revision: hub branch, tag or commit.
-        dtype: of the loaded weights.
+        dtype: of the loaded weights; auto: as they are stored.
         attention: transformers' name of the implementation.
 
     Raises:
@@ -166,7 +169,7 @@ def _load(auto: Any, path: str, **options: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def load_empty(path: str, revision: str | None = None, head: TaskHead | None = None) -> LanguageModel:
-    """The model of a local folder, or of a hub name, with its sizes and no weights (on torch's meta device).
+    """The model of a local folder, or of a hub name, with its sizes and no weights (on torch's meta device); float32.
 
     Args:
         head: a task's, over the same body; None: the model's own.
@@ -181,7 +184,7 @@ def load_empty(path: str, revision: str | None = None, head: TaskHead | None = N
             refuse_other_view(path, load_processor(_found(path)), processor)
     try:
         with torch.device("meta"):
-            return wrapped((auto or _auto_class(config)).from_config(config), processor)
+            return wrapped((auto or _auto_class(config)).from_config(config, dtype=torch.float32), processor)
     except UserError:
         raise
     except Exception as error:  # each architecture checks its fields in its own way

@@ -75,6 +75,7 @@ class LanguageModel(nn.Module):
             config.num_attention_heads,
             full_attention=not (is_causal(self.hf) or slides or self.attends == "document"),
             causal=is_causal(self.hf),
+            inner_head=last_norm(self.hf) is not None or _ends_with_layers(self.hf),
         )
 
     def forward(self, *arguments: Any) -> Signals:
@@ -259,9 +260,34 @@ def _first_position(hf: Any) -> int:
     return 0 if padding is None else padding + 1
 
 
+def last_norm(hf: Any) -> nn.Module | None:
+    """What a body does to the output of its last layer; None: nothing, or nothing that is known here."""
+    for part in (hf.base_model, getattr(hf.base_model, "decoder", None)):
+        for name in ("ln_f", "norm", "final_norm", "final_layer_norm", "final_layernorm", "norm_f"):
+            if isinstance(found := getattr(part, name, None), nn.Module):
+                return found
+    return None
+
+
 def _finished(hf: Any, hidden: Tensor) -> Tensor:
-    """What a model does to the output of its last layer, done to that of another: [N, H] -> [N, H]."""
-    for name in ("ln_f", "norm", "final_norm"):
-        if isinstance(getattr(hf.base_model, name, None), nn.Module):
-            return getattr(hf.base_model, name)(hidden)
-    return hidden
+    """What a model does to the output of its last layer, done to that of another: [N, H] -> [N, H].
+
+    Raises:
+        UserError: that is not known.
+    """
+    norm = last_norm(hf)
+    if norm is None and not _ends_with_layers(hf):
+        raise UserError(
+            f"{type(hf).__name__} has no last norm that megadistill knows",
+            "states of its inner layers cannot be given to its head",
+            "leave out objectives on the answers of inner layers",
+        )
+    return hidden if norm is None else norm(hidden)
+
+
+def _ends_with_layers(hf: Any) -> bool:
+    """Whether the head reads what the last layer gives: in encoders (also where they predict the next token), whose
+    layers end with a norm of their own."""
+    from transformers import AutoModelForMaskedLM
+
+    return not is_causal(hf) or type(hf.config) in AutoModelForMaskedLM._model_mapping

@@ -90,8 +90,14 @@ class KDCompat(Objective):
     label only, or, of a task, with a question, labelled or not, and then its mean is over them."""
 
     def needs(self) -> Needs:
-        entropy = ORIGINALS[self.original].entropy
-        return Needs(teacher=True, logits=entropy, whole=entropy, temperatures=frozenset({self.temperature}))
+        form = ORIGINALS[self.original]
+        return Needs(
+            teacher=True,
+            logits=form.entropy,
+            whole=form.entropy,
+            temperatures=frozenset({self.temperature}),
+            padding=form.padding and self.scope == "tokens",
+        )
 
     def remark(self) -> str:
         return (

@@ -35,6 +35,12 @@ class SelfLayers(Objective):
         return Needs(student_hidden=frozenset({LAST, *self.layers}))
 
     def build(self, student: Dims, teacher: Dims | None) -> _SelfLayersLoss:
+        if not student.inner_head:
+            raise UserError(
+                "layers: the student's head cannot be asked about its inner layers",
+                "no norm that megadistill knows lies between its last layer and its head",
+                "take a student such as BERT, GPT-2, Llama or Pythia, or leave this objective out",
+            )
         outside = [layer for layer in self.layers if not 1 <= layer < student.layers]
         if outside:
             raise UserError(

@@ -81,7 +81,7 @@ def build(config: RunConfig, world: World, device: torch.device) -> Parts:
     models = teacher.models if teacher is not None else ()
     causal = config.task is None and config.text.targets.kind == "clm"
     student = located(config.student).build(
-        models[0] if models else origin,
+        origin,
         vocabulary,
         causal,
         seeds.derive(config.seed, "student"),
@@ -198,10 +198,15 @@ def show_images(head: TaskHead, student: ImageModel, teachers: Sequence[ImageMod
 
 
 def _teacher(config: RunConfig, device: torch.device) -> tuple[Source | None, LanguageModel | None]:
-    """The teacher; and, where it has no model in the process, one for the student to start from, if it needs one."""
+    """The teacher; and the model for the student to start from: the teacher's own, unless it has none in the process,
+    or one of 16 bits, which the student's first weights need not be rounded to."""
     teacher = teacher_of(config)
     if teacher is None:
         return None, None
     if config.data is not None:
         teacher.check(config.data)
-    return teacher.build(device), teacher.origin() if config.student.starts_from_teacher else None
+    built, starts = teacher.build(device), config.student.starts_from_teacher
+    model = built.models[0] if built.models else None
+    if starts and (model is None or next(model.parameters()).dtype != torch.float32):
+        return built, teacher.stored() or model
+    return built, model

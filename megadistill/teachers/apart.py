@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from megadistill.core.dist import World
 from megadistill.core.errors import Exit
 from megadistill.core.types import IGNORE, Attends, Batch, Signals
-from megadistill.models.signals import LanguageModel
+from megadistill.models.signals import LanguageModel, last_norm
 
 _HEADER = 256
 """Numbers in the head of a message: what it is, rows, positions, how it attends, how many states, which."""
@@ -73,8 +73,10 @@ class FarModel(LanguageModel):
 
     def let_go(self) -> None:
         """Drop the body, in host memory until now: the student has taken from it what it starts with. The head goes to
-        the device."""
-        setattr(self.hf, self.hf.base_model_prefix, nn.Module())
+        the device, and the norm before it, which states of inner layers need."""
+        body = nn.Module()
+        body.register_module("norm", last_norm(self.hf))
+        setattr(self.hf, self.hf.base_model_prefix, body)
         self.to(self.device)
 
     @property

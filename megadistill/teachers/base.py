@@ -121,6 +121,11 @@ class Teacher(Strict):
         """A model for the student's shapes and weights, where the built source has none (`empty`: for shapes only)."""
         return None
 
+    def stored(self) -> LanguageModel | None:
+        """The model that gives the student its first weights, as its files have them, where `build` may have rounded
+        it; None: what is built is all there is."""
+        return self.origin()
+
     def empty(self, device: torch.device) -> Source:
         """What `build` makes for `device`, with its sizes and without its weights (on torch's meta device): `plan` runs
         it for its shapes."""

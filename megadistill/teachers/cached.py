@@ -68,6 +68,7 @@ class CachedTeacher(Teacher):
             "a second answer": needs.again,
             "logits": needs.logits,
             "the probability of every entry": needs.whole,
+            "answers at padding": needs.padding,
         }
         wanted = [name for name, is_needed in missing.items() if is_needed]
         if wanted:
@@ -89,6 +90,9 @@ class CachedTeacher(Teacher):
 
     def origin(self, empty: bool = False) -> LanguageModel | None:
         return (self.of.empty if empty else self.of.build)(torch.device("cpu")).models[0]
+
+    def stored(self) -> LanguageModel:
+        return self.of.stored()
 
     def check(self, data: DataConfig) -> None:
         """Raises:
@@ -165,7 +169,9 @@ class CachedSource:
         known = {id(batch.attended): home.attended, id(batch.targets): home.targets}
         flat = known.get(id(rows), rows).cpu().numpy()  # other rows than these would wait for the device
         row, column = np.divmod(flat, home.mask.shape[1])
-        tokens = home.mask.numpy().cumsum(axis=1)[row, column] - 1
+        mask = home.mask.numpy()
+        assert mask[row, column].all(), "answers are of attended tokens"
+        tokens = mask.cumsum(axis=1)[row, column] - 1
         kept = read_back(self.answers.records(places[row], tokens), self.answers.index)
         ids, log_probs = (part.to(self.device, non_blocking=True) for part in (kept.ids, kept.log_probs))
         return Kept(ids, log_probs, kept.ghost, kept.temperature)

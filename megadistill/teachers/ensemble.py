@@ -15,6 +15,7 @@ from megadistill.core.errors import UserError
 from megadistill.core.files import sha256_json
 from megadistill.core.types import Batch, Dims, HeadFunction, Needs, Signals
 from megadistill.data.config import DataConfig
+from megadistill.models.signals import LanguageModel
 from megadistill.teachers.base import Teacher
 from megadistill.teachers.online import OnlineSource, OnlineTeacher
 
@@ -90,6 +91,9 @@ class EnsembleTeacher(Teacher):
             return weigh[0][0].model_copy(update={"guard": self.guard})
         members, weights = ([one[part] for one in weigh] for part in (0, 1))
         return self.model_copy(update={"members": members, "weights": weights, "routes": None})
+
+    def stored(self) -> LanguageModel:
+        return self.members[0].stored()
 
     def build(self, device: torch.device) -> EnsembleSource:
         return self._joined([member.build(device) for member in self.members])

@@ -88,6 +88,9 @@ class OnlineTeacher(Teacher):
         # what shall not be whole on a device is not put there even once
         return OnlineSource(self.path, model.to(device) if self.placement == "replicated" else model)
 
+    def stored(self) -> LanguageModel:
+        return load_pretrained(self.path, self.revision, "auto")
+
     def empty(self, device: torch.device) -> OnlineSource:
         model = load_empty(self.path, self.revision).to(self.torch_dtype(device))
         model.placement = self.placement
@@ -146,7 +149,7 @@ def sha256_of(model: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

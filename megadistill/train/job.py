@@ -333,8 +333,9 @@ class Job:
         elif self.parts.likeness is not None:
             like = self.parts.likeness
             self.say(f"at the start: KL {like['kl']:.3f} to the teacher, top-1 agreement {like['agreement_top1']:.1%}")
-            by_layer = " ".join(f"{share:.0%}" for share in like["agreement"].values())
-            self.say(f"after each layer: agreement {by_layer} with the teacher's of its depth")
+            if 1 in like["agreement"]:  # else only the last layer's is known
+                by_layer = " ".join(f"{share:.0%}" for share in like["agreement"].values())
+                self.say(f"after each layer: agreement {by_layer} with the teacher's of its depth")
         for reason in self.directory.not_bitwise:
             self.say(f"not bitwise: {reason}")
 

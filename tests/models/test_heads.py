@@ -5,11 +5,12 @@ import torch
 
 from megadistill.core.errors import UserError
 from megadistill.core.types import Batch
-from megadistill.models.heads import TaskHead
+from megadistill.models.heads import TaskHead, output_layer
 from megadistill.models.initialize import Folder, Random, TeacherLayers
 from megadistill.models.loading import load_for_task, load_pretrained, save_pretrained
 from megadistill.models.scoring import outputs
 from megadistill.models.students.hf import HFStudent
+from megadistill.teachers.apart import FarModel
 from megadistill.testing import tiny
 
 LABEL, VALUE, SPAN = TaskHead("label", 3, ("a", "b", "c")), TaskHead("value", 1), TaskHead("span", 2)
@@ -158,3 +159,12 @@ def test_language_models_are_as_they_were():
     model = tiny.language_model()
     assert model.answers == "tokens"
     assert model.num_tokens == model.dims.vocabulary == 61
+
+
+@pytest.mark.parametrize("architecture", tiny.FAMILIES)
+def test_a_model_whose_body_is_elsewhere_keeps_its_head(architecture):
+    """transformers tells of no output embeddings where there are no input embeddings."""
+    model = tiny.language_model(architecture)
+    found = output_layer(model.hf)
+    FarModel(model.hf, None, tiny.CPU).let_go()
+    assert output_layer(model.hf) is found

@@ -1,5 +1,7 @@
 """Image classifiers as signal sources: any architecture's head, two heads, and what each model sees."""
 
+from hashlib import sha256
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ from megadistill.models.loading import load_for_task, load_pretrained, save_pret
 from megadistill.models.scoring import outputs, score_rows
 from megadistill.models.students.hf import HFStudent
 from megadistill.run.build import show_images
-from megadistill.teachers.online import OnlineTeacher
+from megadistill.teachers.online import OnlineTeacher, sha256_of
 from megadistill.testing import tiny
 
 SIZE, CLASSES = 32, 7
@@ -133,6 +135,27 @@ def test_a_teacher_sees_the_students_images_in_its_own_size_or_as_the_student_wh
     with caplog.at_level("WARNING"):
         assert torch.allclose(answer(online.build(tiny.CPU)), theirs, atol=1e-5)
     assert "has no preprocessor_config.json: it is shown what the student sees" in caplog.text
+
+
+@pytest.mark.parametrize("architecture", SMALL)
+def test_every_weight_and_statistic_of_a_teacher_is_in_its_identity(architecture, tmp_path):
+    """Of RegNet and ResNet also how many batches their norms have counted, a number without any axis."""
+    path = saved(made(architecture), tmp_path / architecture)
+    source = OnlineTeacher(kind="online", path=path).build(tiny.CPU)
+    before = sha256_of(source.model)
+    assert source.identity() == {"kind": "online", "path": path, "sha256": before}
+    for value in source.model.state_dict().values():
+        value += 1
+        assert sha256_of(source.model) != before
+        value -= 1
+
+
+def test_the_order_that_weights_lie_in_memory_does_not_change_their_hash():
+    weights = torch.arange(6.0).reshape(2, 3)
+    plain, turned = torch.nn.Linear(3, 2, bias=False), torch.nn.Linear(3, 2, bias=False)
+    plain.weight.data, turned.weight.data = weights, weights.T.contiguous().T
+    assert sha256_of(plain) == sha256_of(turned)
+    assert sha256_of(plain) == sha256(b"weight" + weights.numpy().tobytes()).hexdigest()
 
 
 def head(size=SIZE, names=tuple("abcdefg")):

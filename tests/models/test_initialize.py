@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from megadistill.core.errors import UserError
 from megadistill.models.initialize import chosen_layers, copy_teacher_layers
+from megadistill.models.interventions import layer_modules
 from megadistill.testing import tiny
 
 
@@ -111,3 +113,41 @@ def test_another_width_is_refused_by_name():
     wide = tiny.language_model("bert", 2, hidden_size=32)
     with pytest.raises(UserError, match="word_embeddings"):
         copy_teacher_layers(tiny.language_model("bert", 2).hf, wide.hf, [0, 1])
+
+
+CAUSAL_STACKS = {
+    "mpt": {"d_model": 16, "n_heads": 2, "max_seq_len": 12},  # transformer.blocks.3
+    "gpt_neox": {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32},
+    "opt": {"hidden_size": 16, "word_embed_proj_dim": 16, "num_attention_heads": 2},
+}
+
+
+@pytest.mark.parametrize("architecture", CAUSAL_STACKS)
+@pytest.mark.parametrize("choice", ["first", "last", "uniform", [2, 1]])
+def test_layers_are_known_by_the_names_of_their_stack(architecture, choice):
+    teacher, student = (
+        AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(architecture, vocab_size=61, num_hidden_layers=depth, **CAUSAL_STACKS[architecture])
+        )
+        for depth in (4, 2)
+    )
+    copy_teacher_layers(student, teacher, choice)
+    for ours, layer in zip(layer_modules(student), chosen_layers(choice, 2, 4), strict=True):
+        theirs = layer_modules(teacher)[layer].state_dict()
+        assert all(torch.equal(value, theirs[name]) for name, value in ours.state_dict().items())
+
+
+def test_layers_of_a_stack_with_other_names_are_not_chosen():
+    """XLM keeps the parts of its layers in a list each: attentions.3, ffns.3."""
+    teacher, student = (
+        AutoModelForMaskedLM.from_config(
+            AutoConfig.for_model("xlm", vocab_size=61, n_words=61, emb_dim=16, n_layers=layers, n_heads=2)
+        )
+        for layers in (4, 2)
+    )
+    for choice in ("uniform", [1, 0]):
+        with pytest.raises(UserError, match=r"cannot be chosen of a xlm") as caught:
+            copy_teacher_layers(student, teacher, choice)
+        assert "student.init.layers: first" in caught.value.fix
+    copy_teacher_layers(student, teacher, "first")
+    assert torch.equal(student.transformer.ffns[1].lin1.weight, teacher.transformer.ffns[1].lin1.weight)

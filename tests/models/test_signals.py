@@ -4,8 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from megadistill.core.errors import UserError
+from megadistill.models.interventions import layer_modules
+from megadistill.models.likeness import likeness
+from megadistill.models.signals import LanguageModel
+from megadistill.objectives.self_layers import SelfLayers
+from megadistill.teachers.apart import FarModel
 from megadistill.testing import tiny
 
 
@@ -65,3 +71,61 @@ def test_a_head_that_is_not_known_is_refused_before_it_misleads():
     model.hf.config.model_type = "unknown"  # its transform is then left out
     with pytest.raises(UserError, match="computes its logits in a way that megadistill does not know"):
         model.check_head()
+
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+OTHERS = {
+    "gpt_neox": {**SIZES, "intermediate_size": 32},
+    "opt": {**SIZES, "word_embed_proj_dim": 16, "ffn_dim": 32},
+    "phi": {**SIZES, "intermediate_size": 32},
+    "mpt": {"d_model": 16, "n_layers": 3, "n_heads": 2, "max_seq_len": tiny.LENGTH},
+    "bert": {**SIZES, "intermediate_size": 32, "is_decoder": True},
+    "ctrl": {"n_embd": 16, "dff": 32, "n_layer": 3, "n_head": 2, "n_positions": tiny.LENGTH},
+}
+"""Causal models besides the families of `tiny`; the last one's last norm has a name that is not known."""
+
+
+@torch.no_grad()
+def made(architecture):
+    """With norms that do something."""
+    if architecture in tiny.FAMILIES:
+        model = tiny.language_model(architecture, 3, seed=1)
+    else:
+        config = AutoConfig.for_model(architecture, vocab_size=tiny.VOCABULARY, **OTHERS[architecture])
+        model = LanguageModel(AutoModelForCausalLM.from_config(config))
+    for parameter in model.parameters():
+        parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
+    return model.eval()
+
+
+@pytest.mark.parametrize("architecture", [*tiny.FAMILIES, *list(OTHERS)[:-1]])
+@torch.no_grad()
+def test_the_head_reads_inner_layers_as_it_reads_the_last(architecture):
+    """What the last layer gives, taken for an inner layer's, gives the model's own logits."""
+    model, batch = made(architecture), tiny.batch(3)
+    given = []
+    hook = layer_modules(model.hf)[-1].register_forward_hook(
+        lambda _, __, output: given.append(output[0] if isinstance(output, tuple) else output)
+    )
+    last = model.signals(batch, frozenset({-1})).hidden[-1]
+    hook.remove()
+    head = model.head_on(batch, last, {1: given[-1]})
+    assert model.dims.inner_head
+    torch.testing.assert_close(head(logits, batch.attended, (1,)), head(logits, batch.attended))
+    far = FarModel(model.hf, None, tiny.CPU)
+    far.let_go()
+    torch.testing.assert_close(far.head_on(batch, last, {1: given[-1]})(logits, batch.attended, (1,)),
+                               head(logits, batch.attended))  # fmt: skip
+
+
+def test_inner_layers_are_not_read_where_the_last_norm_is_not_known():
+    model, batch = made("ctrl"), tiny.batch(3)
+    model.check_head()
+    assert not model.dims.inner_head
+    with pytest.raises(UserError, match="layers: the student's head cannot be asked about its inner layers"):
+        SelfLayers(kind="self_layers", layers=[1]).build(model.dims, None)
+    with pytest.raises(UserError, match="has no last norm that megadistill knows"):
+        model.signals(batch, frozenset({1})).head(logits, batch.attended, (1,))
+    found = likeness(model, model, batch)
+    assert found["agreement"] == {3: 1}
+    assert set(found["cosine"]) == {0, 1, 2, 3}

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from megadistill.core.errors import UserError
+from megadistill.models.heads import TaskHead
 from megadistill.models.initialize import Folder, TeacherLayers
-from megadistill.models.loading import save_pretrained
+from megadistill.models.loading import load_pretrained, save_pretrained
 from megadistill.models.students.hf import HFStudent
 from megadistill.testing import tiny
 
@@ -86,3 +87,33 @@ def test_fields_that_make_no_model_are_named(config, message, own):
 def test_an_architecture_without_such_a_model_is_named():
     with pytest.raises(UserError, match="gpt2 has no masked language model"):
         build(architecture="gpt2")
+
+
+@pytest.mark.parametrize("init", [{"kind": "random"}, {"kind": "teacher_layers", "layers": "last"}])
+@pytest.mark.parametrize("architecture", [None, "bert"])
+@pytest.mark.parametrize("head", [None, TaskHead("label", 3)])
+def test_a_student_of_a_16_bit_teacher_is_made_in_float32(tmp_path, init, architecture, head):
+    made = tiny.language_model("bert", 2)
+    save_pretrained(made, tmp_path, {name: p.detach() for name, p in made.named_parameters()})
+    teacher = load_pretrained(str(tmp_path), dtype=torch.bfloat16)
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 12}
+    config = {"num_hidden_layers": 1, **({} if architecture is None else sizes)}
+    student = HFStudent(kind="hf", architecture=architecture, config=config, init=init)
+    made = student.build(teacher, 61, False, 0, head=head)
+    for model in (made, student.empty(teacher.to("meta"), 61, False, head=head)):
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        assert model.hf.config.dtype == torch.float32
+    assert {p.dtype for p in teacher.parameters()} == {torch.bfloat16}
+    assert teacher.hf.config.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("config", [{}, {"num_hidden_layers": 1}])
+@pytest.mark.parametrize("head", [None, TaskHead("label", 3)])
+def test_a_student_of_a_16_bit_folder_is_made_in_float32(tmp_path, config, head):
+    made = tiny.language_model("bert", 2)
+    save_pretrained(made, tmp_path, {name: p.detach().bfloat16() for name, p in made.named_parameters()})
+    init = Folder(kind="folder", path=str(tmp_path), layers="last" if config else None)
+    student = HFStudent(kind="hf", config=config, init=init)
+    for model in (student.build(None, 61, False, 0, head=head), student.empty(None, 61, False, head=head)):
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        assert model.hf.config.dtype == torch.float32

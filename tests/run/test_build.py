@@ -83,6 +83,14 @@ def test_a_teacher_that_sees_the_answers_is_refused_where_it_teaches(bert, gpt2)
     built(gpt2, other, *as_architecture("gpt2"), HARD)
 
 
+def test_a_student_starts_from_what_a_16_bit_teacher_is_rounded_from(bert):
+    exact, rounded = (built(bert, f"teacher.dtype={dtype}") for dtype in ("float32", "bfloat16"))
+    assert {p.dtype for p in rounded.teacher.model.parameters()} == {torch.bfloat16}
+    for ours, theirs in zip(rounded.student.parameters(), exact.student.parameters(), strict=True):
+        assert ours.dtype == torch.float32
+        assert torch.equal(ours, theirs)
+
+
 def test_a_bert_decoder_may_learn_next_tokens(bert):
     built(bert, "data.targets={kind: clm}", "student.config.is_decoder=true", HARD)
 

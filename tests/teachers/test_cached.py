@@ -368,6 +368,15 @@ def test_prepare_makes_damaged_blocks_again_and_no_others(causal, tmp_path, monk
     assert "made already and sound" in said[-1]
 
 
+def test_padding_has_no_answer(answered):
+    _, teacher = answered
+    source, padded = teacher.build(CPU), tiny.batch(3)
+    rows = torch.arange(padded.mask.numel())
+    with pytest.raises(AssertionError, match="attended"):
+        source._kept(padded, rows, np.zeros(3, dtype=np.int64))
+    assert len(source._kept(padded, padded.attended, np.zeros(3, dtype=np.int64)).ids) == len(padded.attended)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -376,6 +385,7 @@ def test_prepare_makes_damaged_blocks_again_and_no_others(causal, tmp_path, monk
         (["objectives=[{kind: soft_ce, divergence: jsd}]"], "no the probability of every entry"),
         (["objectives=[{kind: soft_ce}, {kind: cosine}]"], "no hidden states; use teacher: online"),
         (["objectives=[{kind: attention_mse}]"], "no attention"),
+        (["objectives=[{kind: kd_compat, original: maxtext, temperature: 2}]"], "kept no answers at padding"),
         (["objectives=[{kind: teacher_label}]"], "no logits"),
         (["objectives=[{kind: counterfactual}]"], "a second answer"),
         (["data.targets={kind: mlm}"], r"set data\.targets\.maskings"),
@@ -384,6 +394,9 @@ def test_prepare_makes_damaged_blocks_again_and_no_others(causal, tmp_path, monk
 def test_what_it_cannot_give_is_told_when_the_config_is_read(causal, changes, message):
     fields = yaml.safe_load((causal / "run.yaml").read_text())
     fields["teacher"] = cached(causal).model_dump(mode="json")
+    for form in ({"original": "hf_distil"}, {"original": "maxtext", "scope": "targets"}):
+        fields["objectives"] = [{"kind": "kd_compat", "temperature": 2, **form}]
+        check(fields, "file")
     fields["objectives"] = [{"kind": "soft_ce"}]
     check(fields, "file")
     path = causal / "changed.yaml"

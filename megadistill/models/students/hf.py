@@ -39,7 +39,9 @@ from megadistill.models.students.base import Student
 
 class HFStudent(Student):
     """A transformers language model: masked where `data.targets` is mlm, causal where it is clm. In a run with a `task`
-    the same body under the task's head; in one on images a vision model, and `deit` has a distillation token."""
+    the same body under the task's head; in one on images a vision model, and `deit` has a distillation token. It is
+    made in float32, whatever its teacher's or folder's dtype; `engine.precision` says in what it is trained.
+    """
 
     kind: Literal["hf"]
     architecture: str | None = None
@@ -143,7 +145,8 @@ class HFStudent(Student):
             )
         try:
             with seeded(seed):
-                student = wrapped(auto.from_config(config), head.processor if head is not None else None)
+                hf = auto.from_config(config, dtype=torch.float32)  # the config may bring its teacher's own
+            student = wrapped(hf, head.processor if head is not None else None)
         except UserError:
             raise
         except Exception as error:  # each architecture checks, or divides by, its fields in its own way
