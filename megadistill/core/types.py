@@ -152,6 +152,10 @@ class Dims:
     """Whether it predicts the next token from those before."""
     inner_head: bool = True
     """Whether its head can be asked about layers before the last: what lies between is known."""
+    queries: int | None = None
+    """Values of a position's queries in one layer, all heads together; None: its config does not tell."""
+    keys: int | None = None
+    """Likewise of its keys, and of its values: fewer than `queries` where a key head serves several of them."""
 
 
 @dataclass(frozen=True)

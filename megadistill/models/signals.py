@@ -14,6 +14,7 @@ from megadistill.core.types import IGNORE, AnswerKind, Attends, Attention, Batch
 from megadistill.models.attention import attending, has_interface, noticing_direction, positions
 from megadistill.models.heads import answers, as_entries, is_causal, output_layer, output_layers, read_at, transform
 from megadistill.models.interventions import replacing
+from megadistill.models.width import attention_widths
 
 Result = TypeVar("Result")
 
@@ -68,6 +69,7 @@ class LanguageModel(nn.Module):
     def dims(self) -> Dims:
         config = self.hf.config
         slides = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+        queries, keys = attention_widths(config)
         return Dims(
             config.num_hidden_layers,
             config.hidden_size,
@@ -76,6 +78,8 @@ class LanguageModel(nn.Module):
             full_attention=not (is_causal(self.hf) or slides or self.attends == "document"),
             causal=is_causal(self.hf),
             inner_head=last_norm(self.hf) is not None or _ends_with_layers(self.hf),
+            queries=queries,
+            keys=keys,
         )
 
     def forward(self, *arguments: Any) -> Signals:

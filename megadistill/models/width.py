@@ -152,6 +152,16 @@ def narrower(student: Any, teacher: Any, width: Width) -> Narrower | None:
     return Narrower(theirs, ours, principal(teacher, ours.hidden_size) if width == "svd" else None)
 
 
+def attention_widths(config: Any) -> tuple[int | None, int | None]:
+    """Of the queries of a layer, and of its keys and its values, all heads together; None where a transformers config
+    does not tell (DeepSeek's values are of another width than its keys)."""
+    heads = config.num_attention_heads
+    grouped = getattr(config, "num_key_value_heads", None) or heads
+    if hasattr(config, "v_head_dim") or not (isinstance(heads, int) and isinstance(grouped, int)):
+        return None, None
+    return heads * _head_size(config), grouped * _head_size(config)
+
+
 def principal(model: Any, size: int) -> Tensor:
     """[H, size] the directions in which the input embeddings of `model` vary most, orthonormal, largest first."""
     table = model.get_input_embeddings().weight.detach().double()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -62,13 +63,8 @@ class AttentionRelation(Objective):
                 "without `heads`, head i of the student learns from head i of the teacher",
                 "set `heads` (MiniLMv2) to a number that divides both models' widths",
             )
-        for dims in (student, teacher):
-            if self.heads is not None and dims.hidden % self.heads:
-                raise UserError(
-                    f"heads: {self.heads} does not divide a model's width of {dims.hidden}",
-                    "relation heads are cut from the width",
-                    "take a divisor of both widths",
-                )
+        if self.heads is not None:
+            self._refuse_uneven(self.heads, student, teacher)
         weights = self.relation_weights or [1.0] * len(self.relations)
         if len(weights) != len(self.relations):
             raise UserError(
@@ -77,6 +73,23 @@ class AttentionRelation(Objective):
                 "give one weight per relation",
             )
         return _RelationLoss(self, weights)
+
+    def _refuse_uneven(self, heads: int, student: Dims, teacher: Dims) -> None:
+        """Of a `qk` relation both sides are as wide as the queries: keys are repeated for the queries they serve."""
+        sides = {{"kk": "keys", "vv": "values"}.get(relation, "queries") for relation in self.relations}
+        widths = {
+            f"the {who}'s {side}": dims.queries if side == "queries" else dims.keys
+            for who, dims in (("student", student), ("teacher", teacher))
+            for side in sorted(sides)
+        }
+        known = {name: width for name, width in widths.items() if width is not None}
+        uneven = [f"{name} have {width} values" for name, width in known.items() if width % heads]
+        if uneven:
+            raise UserError(
+                f"heads: {heads} does not divide what relations are made of",
+                "; ".join(uneven),
+                f"take a divisor of {math.gcd(*known.values())}",
+            )
 
 
 class _RelationLoss:
@@ -115,7 +128,13 @@ class _RelationLoss:
 
 
 def regrouped(values: Tensor, heads: int) -> Tensor:
-    """[B, A, L, D] -> [B, heads, L, A D / heads]: the heads laid side by side and cut anew (MiniLMv2, section 3.2)."""
+    """[B, A, L, D] -> [B, heads, L, A D / heads]: the heads laid side by side and cut anew (MiniLMv2, section 3.2).
+
+    Raises:
+        UserError: `heads` does not divide A D.
+    """
     num_rows, a, length, d = values.shape
+    if a * d % heads:
+        raise UserError(f"attention_relation: heads: {heads} does not divide {a} heads of {d}", "", "take a divisor")
     flat = values.transpose(1, 2).reshape(num_rows, length, a * d)
     return flat.view(num_rows, length, heads, -1).transpose(1, 2)

@@ -1,5 +1,7 @@
 """Attention confined to documents, and what is captured of it, in every family."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM
@@ -8,6 +10,7 @@ from megadistill.core.errors import UserError
 from megadistill.core.types import IGNORE, Batch
 from megadistill.models.attention import positions
 from megadistill.models.signals import LanguageModel
+from megadistill.objectives.attention_relation import AttentionRelation
 from megadistill.testing import tiny
 
 EMPTY = frozenset()
@@ -156,3 +159,32 @@ def test_sizes_say_whether_all_positions_see_one_another(name):
     model.attends = "document"
     assert not model.dims.full_attention
     assert model.dims.heads == 2
+
+
+@pytest.mark.parametrize("name", tiny.FAMILIES)
+def test_the_widths_that_a_config_tells_are_those_of_queries_keys_and_values(name):
+    decoder = name in tiny.CAUSAL and name != "gpt2"
+    sizes = {"hidden_size": 12, "num_attention_heads": 6, "num_key_value_heads": 2} if decoder else {}
+    model, batch = family(name, **sizes), tiny.batch(3)
+    seen = model.signals(batch, EMPTY, frozenset({-1})).attention[-1]
+    query, key, value = (side.shape[1] * side.shape[3] for side in (seen.query, seen.key, seen.value))
+    assert (model.dims.queries, model.dims.keys, model.dims.keys) == (query, key, value)
+    assert (query == 3 * key) == decoder
+
+
+def test_relation_heads_must_divide_only_what_their_relations_are_made_of():
+    sizes = {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 4}
+    model, batch = family("qwen3", **sizes), tiny.batch(3)  # queries of 24 values, keys and values of 8
+    signals = model.signals(batch, EMPTY, frozenset({-1}))
+
+    def loss(heads, relations, dims=model.dims):
+        objective = AttentionRelation(kind="attention_relation", relations=relations, heads=heads)
+        return objective.build(dims, dims)(signals, signals, batch).sum.item()
+
+    for heads, relations in ((12, ["qk", "qq"]), (4, ["kk", "vv"]), (8, ["qk", "qq", "kk", "vv"])):
+        assert loss(heads, relations) == pytest.approx(0, abs=1e-9)
+    for relation in ("kk", "vv"):
+        with pytest.raises(UserError, match="heads: 12 does not divide what relations are made of"):
+            loss(12, ["qq", relation])
+        with pytest.raises(UserError, match="heads: 12 does not divide 2 heads of 4"):
+            loss(12, ["qq", relation], replace(model.dims, queries=None, keys=None))

@@ -16,8 +16,13 @@ from megadistill.objectives.layer_maps import layer_map
 from megadistill.objectives.pkd import PKD
 from megadistill.objectives.soft_ce import SoftCE
 
-SIX, TWELVE = Dims(6, 768, 30522, 12), Dims(12, 768, 30522, 12)
-SMALL = Dims(4, 312, 30522, 12)
+SIX, TWELVE = (Dims(layers, 768, 30522, 12, queries=768, keys=768) for layers in (6, 12))
+SMALL = Dims(4, 312, 30522, 12, queries=312, keys=312)
+GROUPED = Dims(4, 48, 30522, 6, queries=96, keys=32)
+
+
+def relation_heads(heads, *relations):
+    return AttentionRelation(kind="attention_relation", relations=relations, heads=heads)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +92,20 @@ def test_a_temperature_that_is_none(value):
         ),
         (AttentionRelation(kind="attention_relation"), Dims(6, 768, 1, 8), TWELVE, "set `heads`"),
         (AttentionRelation(kind="attention_relation", heads=48), SMALL, TWELVE, "48 does not divide.*312"),
+        (
+            AttentionRelation(kind="attention_relation", relations=["qq", "kk"], heads=12),
+            GROUPED,
+            TWELVE,
+            "keys have 32",
+        ),
+        (
+            AttentionRelation(kind="attention_relation", relations=["qk", "vv"], heads=3),
+            GROUPED,
+            TWELVE,
+            "values have 32",
+        ),
+        (relation_heads(64, "qq"), GROUPED, TWELVE, "a divisor of 96"),
+        (relation_heads(64, "vv"), TWELVE, GROUPED, "a divisor of 32"),
         (AttentionRelation(kind="attention_relation", teacher_layer=13), SIX, TWELVE, "no layer 13"),
         (AttentionRelation(kind="attention_relation", student_layer=0), SIX, TWELVE, "no layer 0"),
         (

@@ -61,6 +61,17 @@ def test_what_fits_is_not_complained_of(bert):
             "objectives.0 (attention_mse): the teacher has 2 attention heads a layer, the student 4",
         ),
         (
+            [
+                "student.architecture=llama",
+                "student.config={num_hidden_layers: 1, hidden_size: 16, num_attention_heads: 4}",
+                "student.config.num_key_value_heads=1",
+                RANDOM,
+                "data.targets={kind: clm}",
+                "objectives=[{kind: attention_relation, relations: [qq, vv], heads: 8}]",
+            ],
+            "objectives.0.heads (attention_relation): 8 does not divide",
+        ),
+        (
             ["objectives=[{kind: attention_mse, form: gram}]", "data.attention=document"],
             "objectives.0.form (attention_mse): gram",
         ),
