@@ -2,8 +2,8 @@
 
 DeepSpeed's own converter turns the shards of all ranks into one file per parameter and kind of state (its universal
 form); frozen parameters, which it leaves out, are put beside them. Every rank then takes its share of each into the
-engine that it has. The next save is a plain one of the new
-layout, so the universal form never outlives the start that needed it.
+engine that it has. The next save is a plain one of the new layout, so the universal form never outlives the start that
+needed it.
 """
 
 from __future__ import annotations
