@@ -27,7 +27,7 @@ from megadistill.data.index import INDEX, read_index, read_table, write_index
 from megadistill.data.pack import Folders, Packed, Shape, documents, merged, pack, pack_task, packed
 from megadistill.data.packing import Frame
 from megadistill.data.reader import verify
-from megadistill.data.settings import hashed, recorded
+from megadistill.data.settings import differences, hashed, recorded
 from megadistill.data.shards import ROWS_PER_MEMBER, token_dtype
 from megadistill.data.statistics import STATS, CorpusStats, PartStats, named_bins, read_stats
 from megadistill.data.stream import COUNTS, check_locality
@@ -144,7 +144,13 @@ class _Making:
         key = sha256_json([self.settings, [[s.name, s.stamp] for s in sources]])
         self.key = done.key if done is not None and not sources else key
         self.folders = Folders(self.final.with_name(f".{self.corpus.name}.{self.key[:KEY_DIGITS]}.making"))
-        if done is None or done.key != self.key:
+        if done is None:
+            return None
+        if done.key != self.key:
+            others = "; ".join(differences(done.made_with or {}, recorded(self.config, self.corpus), self.corpus.name))
+            self.log(
+                f"{self.corpus.name}: replaces what is in {self.final} once done: {others or 'its sources differ'}"
+            )
             return None
         problems = [problem for part in PARTS for problem in verify(self.final / part)]
         for problem in problems:

@@ -67,7 +67,7 @@ def checked_index(config: DataConfig, corpus: Corpus, part: str, tokenizer: Toke
         )
     stats = read_stats(config.dir / corpus.name / STATS)
     if stats is not None and stats.made_with is not None:
-        others = list(_differences(stats.made_with, recorded(config, corpus), "data", corpus.name))
+        others = list(differences(stats.made_with, recorded(config, corpus), corpus.name))
         if others:
             raise _prepared_otherwise(folder, "; ".join(others))
     return index
@@ -82,12 +82,12 @@ def _of_all(config: DataConfig) -> dict[str, Any]:
     }
 
 
-def _differences(then: Any, now: Any, at: str, corpus: str) -> Iterator[str]:
+def differences(then: Any, now: Any, corpus: str, at: str = "data") -> Iterator[str]:
     """A line for every setting that differs; one that only a side knows is passed over."""
     if isinstance(then, dict) and isinstance(now, dict):
         for name in sorted(then.keys() & now.keys()):
             place = f"{at}.{name} ({corpus})" if name == "corpora" else f"{at}.{name}"
-            yield from _differences(then[name], now[name], place, corpus)
+            yield from differences(then[name], now[name], corpus, place)
     elif then != now:
         yield f"{at} was {json.dumps(then)}, and is {json.dumps(now)}"
 

@@ -45,14 +45,17 @@ def read(path: Path, special: Collection[str]) -> tokenizers.Tokenizer:
         steps += [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]
     if proto.normalizer_spec.precompiled_charsmap:
         steps.append(normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap))
-    steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
-    backend.normalizer = normalizers.Sequence(steps)
-    space = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=kind == UNIGRAM)
+    single, prefixed = proto.normalizer_spec.remove_extra_whitespaces, proto.normalizer_spec.add_dummy_prefix
+    if single:
+        steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+    steps += [normalizers.Prepend("▁")] if prefixed else []
+    backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
+    # runs of spaces may be pieces, which must not be cut
+    space = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="never", split=kind == UNIGRAM and single)
     apart = pre_tokenizers.Split(Regex(_first_letters(proto, special)), "isolated")
     backend.pre_tokenizer = pre_tokenizers.Sequence([space, apart]) if kind == UNIGRAM else space
-    backend.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
-    if proto.trainer_spec.byte_fallback:
-        backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    spaces = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence([*spaces, *([decoders.Strip(" ", 1, 0)] if prefixed else [])])
     return backend
 
 

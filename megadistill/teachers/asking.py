@@ -169,7 +169,7 @@ class Asking:
         else:
             for path in (file for number in made for file in reversed(block_files(self.making, number))):
                 path.replace(self.final / path.name)  # the second file first: without it a block is not made
-            index = self._index(self.final, len(there.blocks))
+            index = self._index(self.final, max(len(there.blocks), max(made) + 1))
             shutil.rmtree(self.making)
         fsync_directory(self.final.parent)
         self.say(f"answers: {_told(index)} in {self.final}")
@@ -182,12 +182,14 @@ class Asking:
         """The blocks that are to be made: all, or those of a finished folder that are damaged."""
         if there is None:
             return list(range(self.blocks))
-        damaged = damaged_blocks(self.final, there)
-        if damaged:
-            self.say(f"answers: making {len(damaged):,} of {len(there.blocks):,} blocks again, damaged in {self.final}")
-        else:
+        wanted = damaged_blocks(self.final, there)
+        if wanted:
+            self.say(f"answers: making {len(wanted):,} of {len(there.blocks):,} blocks again, damaged in {self.final}")
+        if self.data.read.damaged == "quarantine":  # folders made by an earlier version lack the last block
+            wanted += range(len(there.blocks), self.blocks)
+        if not wanted:
             self.say(f"answers: made already and sound, {_told(there)} in {self.final}")
-        return damaged
+        return wanted
 
     def _there(self) -> Index | None:
         """The index of the finished folder, where it is of what is asked for."""

@@ -75,7 +75,11 @@ def test_a_second_time_does_nothing_until_something_changes(config, changed, tmp
     assert "prepared already" in lines[-1]
     reweighted = changed(config, corpora=[config.corpora[0].model_dump() | {"weight": 2.0}])
     assert prepare(reweighted, quiet).fresh == []
-    assert prepare(changed(config, sequence_length=32), quiet).fresh == ["text"]
+    assert prepare(changed(config, sequence_length=32), lines.append).fresh == ["text"]
+    assert prepare(changed(config, sequence_length=32, packing="split"), lines.append).fresh == ["text"]
+    told = [line for line in lines if "replaces what is in" in line]
+    assert len(told) == 2
+    assert told[1].endswith('data.packing was "concat", and is "split"')
     assert prepare(config, quiet).fresh == ["text"]
     assert read_index(config.dir / "text" / "train") == index  # equal input, equal bytes
     with open(tmp_path / "text.txt", "a") as handle:

@@ -139,6 +139,24 @@ def test_sentencepiece_bpe_encodes_as_sentencepiece_does(tmp_path, documents):
 
 
 @pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+@pytest.mark.parametrize(("single", "prefixed"), [(False, True), (False, False), (True, False)])
+def test_spaces_are_kept_where_the_model_keeps_them(tmp_path, documents, model_type, single, prefixed):
+    options = {
+        "remove_extra_whitespaces": single,
+        "add_dummy_prefix": prefixed,
+        "allow_whitespace_only_pieces": True,
+        "byte_fallback": True,
+        "normalization_rule_name": "identity",
+    }
+    spaced = [text.replace(" ", "  ") for text in documents(300)]
+    original = trained_pieces(tmp_path, lambda number: spaced, vocab_size=330, model_type=model_type, **options)
+    tokenizer = load_tokenizer(str(tmp_path / "spiece.model"))
+    for text in [*documents(20, seed=9), *spaced[:9], "bano:\n    der  ban\n", " bano", "   bano ", "bano\n"]:
+        assert tokenizer.encode(text) == original.encode(text), text
+        assert tokenizer.decode(tokenizer.encode(text)) == original.decode(original.encode(text))
+
+
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
 def test_text_never_becomes_a_special_piece(tmp_path, documents, model_type):
     options = {"hard_vocab_limit": False} if model_type == "unigram" else {}
     trained_pieces(tmp_path, documents, vocab_size=60, model_type=model_type, **options)

@@ -24,7 +24,7 @@ from megadistill.objectives.soft_ce import SoftCE
 from megadistill.run.build import build
 from megadistill.run.config import check, load
 from megadistill.teachers import asking
-from megadistill.teachers.answers import Keep, chosen, read_back, read_index, record
+from megadistill.teachers.answers import Keep, block_files, chosen, read_back, read_index, record, write_index
 from megadistill.teachers.cached import CachedTeacher
 from megadistill.testing import tiny, workspace
 from megadistill.testing.heads import distance
@@ -366,6 +366,44 @@ def test_prepare_makes_damaged_blocks_again_and_no_others(causal, tmp_path, monk
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["answers"]
     assert teacher.prepare(data, 0, said.append, share) is True
     assert "made already and sound" in said[-1]
+
+
+def test_answers_from_before_the_row_of_quarantine_gain_it_where_it_is_needed(causal, tmp_path, monkeypatch):
+    monkeypatch.setattr(asking, "BLOCK_ROWS", 64)
+    data, said = load(causal / "run.yaml").data, []
+    teacher = cached(causal, dir=str(tmp_path / "answers"))
+    teacher.prepare(data, 0, said.append, (0, 1))
+    whole, index = files(teacher.dir), read_index(teacher.dir)
+    for path in block_files(teacher.dir, len(index.blocks) - 1):
+        path.unlink()
+    write_index(
+        teacher.dir, len(index.blocks) - 1, index.facts, index.weights, index.vocabulary, index.keep, index.temperature
+    )
+    older = files(teacher.dir)
+    assert teacher.prepare(data, 0, said.append, (0, 1)) is True
+    assert "made already and sound" in said[-1]
+    assert files(teacher.dir) == older
+    data = load(causal / "run.yaml", ["data.read.damaged=quarantine"]).data
+    assert teacher.prepare(data, 0, said.append, (0, 1)) is True
+    assert files(teacher.dir) == whole
+
+
+def test_no_handle_stays_open_for_a_block(causal, tmp_path, monkeypatch):
+    monkeypatch.setattr(asking, "BLOCK_ROWS", 16)
+    data = load(causal / "run.yaml").data
+    teacher = cached(causal, dir=str(tmp_path / "answers"))
+    teacher.prepare(data, 0, lambda line: None, (0, 1))
+    source, stream = teacher.build(CPU), Stream(data, World(), 16, 16, seed=0)
+    told = []
+    for most in (10**6, 3):
+        monkeypatch.setattr("megadistill.teachers.answers.MOST_MAPPED", most)
+        for step in range(4):
+            batch = stream.take(step)[0]
+            told.append(source.signals(batch, Needs(teacher=True)).kept(batch.attended).log_probs)
+    assert len(source.answers._sound) > 10
+    assert not [path for path in Path("/proc/self/fd").iterdir() if str(tmp_path) in str(path.resolve())]
+    for one, again in zip(told[:4], told[4:], strict=True):
+        assert torch.equal(one, again)
 
 
 def test_padding_has_no_answer(answered):
