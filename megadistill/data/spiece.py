@@ -47,7 +47,7 @@ def read(path: Path, special: Collection[str]) -> tokenizers.Tokenizer:
         steps.append(normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap))
     single, prefixed = proto.normalizer_spec.remove_extra_whitespaces, proto.normalizer_spec.add_dummy_prefix
     if single:
-        steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+        steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     steps += [normalizers.Prepend("▁")] if prefixed else []
     backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
     # runs of spaces may be pieces, which must not be cut
