@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -125,7 +126,9 @@ def _tree(task: str, model: str, tokenizer: str, plan: Plan) -> Tree:
     elif task in ("imdb", "race"):
         place = {"kind": task, "folder": str(plan.data / task)}
     else:
-        place = {"kind": "squad", **{part: str(_squad(plan.data, part)) for part in ("train", "dev")}}
+        asked = override({"task": read.get("task") or {}}, plan.assignments)["task"]
+        version = str(asked.get("version", "1.1"))
+        place = {"kind": "squad", **{part: str(_squad(plan.data, part, version)) for part in ("train", "dev")}}
     student = read.get("student") or {}
     if student.get("kind", "hf") == "hf":
         init = {**student.get("init", {}), "kind": "folder", "path": model}
@@ -134,6 +137,7 @@ def _tree(task: str, model: str, tokenizer: str, plan: Plan) -> Tree:
     same = recipe.get("kind") == place["kind"] == "squad"  # the other kinds' fields are of one task of many
     kept = {key: value for key, value in recipe.items() if same or key in _KEPT}
     tree = {**read, "task": {**kept, **place, "tokenizer": tokenizer}, "student": student}
+    _refuse_taken(plan.assignments)
     tree = override(tree, plan.assignments)
     train = tree.get("train") or {}
     config = check({**tree, "name": task, "train": {**train, "steps": train.get("steps", 1)}}, str(base))
@@ -144,17 +148,35 @@ def _tree(task: str, model: str, tokenizer: str, plan: Plan) -> Tree:
     return {**tree, "train": {**train, "steps": max(steps, 1)}}
 
 
+_TAKEN = {"train.steps": "--epochs", "seed": "--seeds", "name": "--output", "directory": "--output"}
+"""What `evaluate` fills in, and the option that says how."""
+
+
+def _refuse_taken(assignments: Sequence[str]) -> None:
+    for text in assignments:
+        if option := _TAKEN.get(text.partition("=")[0]):
+            raise UserError(f"{text}: evaluate fills that in for every task and seed", "", f"use {option} instead")
+
+
 _KEPT = ("sequence_length", "train_file", "augment")
 """What a recipe says of its task that holds for others too."""
 
 _OWN_PRESET = frozenset({"stsb", "imdb", "squad", "race"})
 
 
-def _squad(data: Path, part: str) -> Path:
-    found = sorted(data.glob(f"squad*/{part}*.json"))
-    if not found:
-        raise UserError(f"{data} has no {part} set of SQuAD", f"looked for squad*/{part}*.json", "give another --data")
-    return found[0]
+def _squad(data: Path, part: str, version: str) -> Path:
+    """Names such as squad2/, squad-v1.1/ and train-v2.0.json say of which version a file is; others may be of any."""
+
+    def named(file: Path) -> str | None:
+        found = re.search(r"(?:squad|v)[-_]?([12])", f"{file.parent.name}/{file.name}", re.IGNORECASE)
+        return found and found[1]
+
+    there = sorted(data.glob(f"squad*/{part}*.json"))
+    fitting = [file for file in there if named(file) in (None, version[0])]
+    if not fitting:
+        why = f"looked for squad*/{part}*.json" + (f", and found {there[0]}" if there else "")
+        raise UserError(f"{data} has no {part} set of SQuAD {version}", why, "give another --data")
+    return min(fitting, key=lambda file: (named(file) is None, file))
 
 
 _SCORING = threading.Lock()

@@ -23,6 +23,7 @@ def card(run: RunConfig, step: int, evaluation: Path, checked: Tree | None = Non
     """
     config = dump(run)
     teacher = config["teacher"] or {}
+    teacher = teacher.get("of") or teacher  # of a cached one, who was asked
     members = [member["path"] for member in teacher.get("members", [])] or [teacher.get("path") or teacher.get("kind")]
     role = "teacher" if run.distils or not teacher else "first weights from"
     sections = [

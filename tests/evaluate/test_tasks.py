@@ -1,6 +1,7 @@
 """Scores on tasks: which are asked for, by which configs, and what several seeds say together."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,34 @@ def test_a_recipe_for_squad_says_how_squad_is_asked(data, model, tmp_path):
     found = finetune._tree("squad", str(model), str(model), Plan(data, recipe=recipe, assignments=given))["task"]
     assert (found["version"], found["num_best"], found["stride"]) == (2.0, 7, 8)
     assert found["train"].endswith("squad-small/train.json")
+
+
+def test_squads_files_are_those_of_the_version_that_is_asked_for(tmp_path):
+    def put(*names):
+        for name in names:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).touch()
+
+    def found(version):
+        return str(finetune._squad(tmp_path, "train", version).relative_to(tmp_path))
+
+    put("squad/train-v1.1.json")
+    with pytest.raises(UserError, match=r"no train set of SQuAD 2.0(.|\n)*train-v1.1.json"):
+        found("2.0")
+    put("squad/train-v2.0.json")
+    assert (found("1.1"), found("2.0")) == ("squad/train-v1.1.json", "squad/train-v2.0.json")
+    put("squad-v1.1/train-subset.json", "squad2/train.json", "squad-own/train.json")
+    assert (found("1.1"), found("2.0")) == ("squad/train-v1.1.json", "squad/train-v2.0.json")
+    shutil.rmtree(tmp_path / "squad")
+    assert (found("1.1"), found("2.0")) == ("squad-v1.1/train-subset.json", "squad2/train.json")
+    shutil.rmtree(tmp_path / "squad2")
+    assert found("2.0") == "squad-own/train.json"
+
+
+@pytest.mark.parametrize(("given", "option"), [("train.steps=7", "--epochs"), ("seed=3", "--seeds")])
+def test_what_evaluate_fills_in_is_not_taken_and_forgotten(data, model, given, option):
+    with pytest.raises(UserError, match=rf"{given}: evaluate fills that in(.|\n)*use {option}"):
+        finetune._tree("sst2", str(model), str(model), Plan(data, assignments=(given,)))
 
 
 def test_other_tasks_of_the_same_model_and_recipe_stay_in_the_summary(data, tmp_path):

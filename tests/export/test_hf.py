@@ -1,5 +1,6 @@
 """Does an exported folder, read with transformers alone, answer as the student was trained to?"""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,19 @@ def test_its_tokenizer_tells_a_pairs_texts_apart_where_training_did(tmp_path, na
         found = AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf")(**given).logits
     assert ("token_type_ids" in given) == typed
     torch.testing.assert_close(found, wanted)
+
+
+def test_a_card_names_the_teacher_whose_answers_were_kept(tmp_path):
+    of = {"kind": "online", "path": "megadistill/assets/quickstart_teacher"}
+    config = load(
+        resolve(Path("quickstart")),
+        [
+            "objectives=[{kind: soft_ce, temperature: 2.0}]",
+            "student.init={kind: random}",
+            f"teacher={{kind: cached, dir: x, temperature: 2.0, of: {json.dumps(of)}}}",
+        ],
+    )
+    assert "\n- teacher: `megadistill/assets/quickstart_teacher`\n" in card(config, 3, tmp_path)
 
 
 @pytest.mark.parametrize(
