@@ -124,7 +124,7 @@ def _teacher(config: RunConfig, device: torch.device) -> LanguageModel | None:
     if part is None:
         return None
     origin = part.origin()
-    models = part.build(device).models if origin is None else (origin.to(device),)
+    models = part.build(device).models if origin is None else (origin,)
     for model in models:
-        model.attends = config.attends
+        model.to(device).attends = config.attends  # what training spreads over ranks is whole here
     return models[0] if models else None

@@ -80,10 +80,13 @@ def test_scores_are_made_on_the_gpu_unless_told_otherwise(there, wish, expected,
     assert scores.best_device().type == expected
 
 
-def test_student_and_teacher_are_on_that_device(config, tmp_path, monkeypatch):
+@pytest.mark.parametrize("placement", ["replicated", "sharded", "offloaded", "own_ranks"])
+def test_student_and_teacher_are_on_that_device(config, tmp_path, monkeypatch, placement):
     run = tmp_path / "run"
     run.mkdir()
-    (run / "config.resolved.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    tree = config.model_dump(mode="json")
+    tree["teacher"]["placement"] = placement
+    (run / "config.resolved.yaml").write_text(yaml.safe_dump(tree))
     (run / "student").symlink_to(config.teacher.path)
     seen = []
 
