@@ -16,7 +16,7 @@ from megadistill.data.tokenization import load_tokenizer
 from megadistill.evaluate.heldout import score
 from megadistill.evaluate.wikitext import Cutting, packed, read_text, refuse_other_tokenizer, vocabulary_of
 from megadistill.models.scoring import perplexity
-from megadistill.models.signals import LanguageModel
+from megadistill.teachers.base import Source
 
 ROWS = 64
 """Of the text, if no other number is asked for: a row costs as many passes over it as it has tokens."""
@@ -27,7 +27,7 @@ AT_ONCE = 64
 
 
 def pseudo_perplexity(
-    folder: Path, data: Cutting, student: LanguageModel, teacher: LanguageModel | None, rows: int | None = None
+    folder: Path, data: Cutting, student: Source, teacher: Source | None, rows: int | None = None
 ) -> dict[str, Any]:
     """exp of the mean of -log p(token | its row with that token alone masked) over all tokens but special ones (Salazar
     et al. 2020, arXiv:1910.14659).
@@ -53,9 +53,9 @@ def pseudo_perplexity(
     length = min(LONGEST, data.sequence_length)
     batches = list(_batches(folder, data, length, rows or ROWS))
 
-    def of(model: LanguageModel) -> dict[str, Any]:
-        refuse_other_tokenizer(model, data.tokenizer)
-        found = score(model, batches)
+    def of(source: Source) -> dict[str, Any]:
+        refuse_other_tokenizer(source.models, data.tokenizer)
+        found = score(source, batches)
         loss = float(found.nll.sum() / found.targets.sum())
         return {"loss": loss, "pseudo_perplexity": perplexity(loss), "num_targets": float(found.targets.sum())}
 

@@ -16,10 +16,11 @@ from megadistill.evaluate.pseudo import pseudo_perplexity
 from megadistill.evaluate.tasks import score_task
 from megadistill.evaluate.wikitext import Cutting, plain, wikitext
 from megadistill.models.loading import load_pretrained
-from megadistill.models.signals import LanguageModel
 from megadistill.run.config import RunConfig, check
 from megadistill.run.directory import RunDirectory
 from megadistill.run.trained import teacher_of, trained
+from megadistill.teachers.base import Source
+from megadistill.teachers.online import OnlineSource
 
 FOLDER_TASKS = ("wikitext", "pseudo_perplexity")
 """What any language model can be scored with."""
@@ -59,21 +60,22 @@ def evaluate(
     _refuse_without_text(tasks, wikitext_folder)
     found = trained(directory)
     device = best_device()
-    student = load_pretrained(str(found.path / "student")).to(device)
+    folder = str(found.path / "student")
+    student = load_pretrained(folder).to(device)
     student.attends = config.attends
     if config.task is not None:
         scores = {"step": found.step, "num_parameters": num_parameters(student)}
         scores |= score_task(config.task, student, directory.evaluation)
         write_json(directory.evaluation / f"{OWN_TASK}.json", scores)
         return {OWN_TASK: scores}
-    teacher = _teacher(config, device)
+    asked, teacher = OnlineSource(folder, student), _teacher(config, device)
     results: dict[str, Any] = {}
     for task in tasks:
         if task == "heldout":
-            scores = heldout(config, student, teacher, rows)
+            scores = heldout(config, asked, teacher, rows)
             write_json(directory.evaluation / "heldout_rows.json", scores.pop("rows"))
         else:
-            scores = _on_wikitext(task, wikitext_folder, config.text, student, teacher, rows)
+            scores = _on_wikitext(task, wikitext_folder, config.text, asked, teacher, rows)
         results[task] = {"step": found.step, **scores}
         write_json(directory.evaluation / f"{task}.json", results[task])
     return results
@@ -90,9 +92,9 @@ def evaluate_folder(
     """
     _refuse_without_text(tasks, wikitext_folder)
     model = load_pretrained(str(folder)).to(best_device())
-    data, results = plain(model, tokenizer), {}
+    data, asked, results = plain(model, tokenizer), OnlineSource(str(folder), model), {}
     for task in tasks:
-        scores = _on_wikitext(task, wikitext_folder, data, model, None, rows)
+        scores = _on_wikitext(task, wikitext_folder, data, asked, None, rows)
         results[task] = {**scores, "num_parameters": num_parameters(model)}
         write_json(output / f"{task}.json", results[task])
     return results
@@ -108,8 +110,8 @@ def _on_wikitext(
     task: str,
     folder: Path | None,
     data: Cutting,
-    student: LanguageModel,
-    teacher: LanguageModel | None,
+    student: Source,
+    teacher: Source | None,
     rows: int | None,
 ) -> dict[str, Any]:
     assert folder is not None
@@ -118,13 +120,12 @@ def _on_wikitext(
     return pseudo_perplexity(folder, data, student, teacher, rows)
 
 
-def _teacher(config: RunConfig, device: torch.device) -> LanguageModel | None:
-    """The teacher's model, also where it only gave the student its first weights, or has answered before."""
+def _teacher(config: RunConfig, device: torch.device) -> Source | None:
+    """The teacher, also where it only gave the student its first weights, or has answered before."""
     part = teacher_of(config)
-    if part is None:
+    source = None if part is None else part.asked(device)
+    if source is None or not source.models:
         return None
-    origin = part.origin()
-    models = part.build(device).models if origin is None else (origin.to(device),)
-    for model in models:
-        model.attends = config.attends
-    return models[0] if models else None
+    for model in source.models:
+        model.to(device).attends = config.attends  # what training spreads over ranks is whole here
+    return source

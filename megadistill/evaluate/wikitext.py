@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from megadistill.data.tokenization import Tokenizer, load_tokenizer
 from megadistill.evaluate.heldout import BATCH_ROWS, score, totals
 from megadistill.models.scoring import perplexity
 from megadistill.models.signals import LanguageModel
+from megadistill.teachers.base import Source
 
 NAMES = ("test.txt", "wiki.test.raw", "wiki.test.tokens")
 LONGEST = 512
@@ -72,7 +73,7 @@ def plain(model: LanguageModel, tokenizer: str) -> Plain:
     return Plain(tokenizer, "split", length, Mlm())
 
 
-def wikitext(folder: Path, data: Cutting, student: LanguageModel, teacher: LanguageModel | None) -> dict[str, Any]:
+def wikitext(folder: Path, data: Cutting, student: Source, teacher: Source | None) -> dict[str, Any]:
     """Score the test part as one document, packed into rows as the run's own text (no sliding window: each token sees
     only what precedes it in its row, so perplexities are a little higher than with a stride).
 
@@ -92,9 +93,9 @@ def wikitext(folder: Path, data: Cutting, student: LanguageModel, teacher: Langu
     if not batches:
         raise UserError(f"the text in {folder} is too short to score", f"{len(text)} characters", _FIX)
 
-    def of(model: LanguageModel) -> dict[str, Any]:
-        refuse_other_tokenizer(model, data.tokenizer)
-        rows = score(model, batches)
+    def of(source: Source) -> dict[str, Any]:
+        refuse_other_tokenizer(source.models, data.tokenizer)
+        rows = score(source, batches)
         result: dict[str, Any] = totals(rows, with_teacher=False)
         if data.targets.kind == "clm":
             result["word_perplexity"] = perplexity(float(rows.nll.sum()) / len(text.split()))
@@ -139,17 +140,18 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
     return Vocabulary(tokenizer.vocabulary_size, special.mask, special.ids(), None, tokenizer.opens_word)
 
 
-def refuse_other_tokenizer(model: LanguageModel, tokenizer: str) -> None:
+def refuse_other_tokenizer(models: Sequence[LanguageModel], tokenizer: str) -> None:
     """Raises:
-    UserError: the tokenizer has ids that the model does not know.
+    UserError: the tokenizer has ids that one of the models does not know.
     """
     size = load_tokenizer(tokenizer).vocabulary_size
-    if size > model.num_tokens:
-        raise UserError(
-            f"the tokenizer {tokenizer} is not the model's",
-            f"it has {size:,} tokens, and {type(model.hf).__name__} knows {model.num_tokens:,}",
-            "put the model's own tokenizer into its folder",
-        )
+    for model in models:
+        if size > model.num_tokens:
+            raise UserError(
+                f"the tokenizer {tokenizer} is not the model's",
+                f"it has {size:,} tokens, and {type(model.hf).__name__} knows {model.num_tokens:,}",
+                "put the model's own tokenizer into its folder",
+            )
 
 
 def _batches(text: str, data: Cutting) -> Iterator[Batch]:

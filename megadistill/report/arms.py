@@ -12,7 +12,7 @@ from typing import Any
 
 from megadistill.report.collect import RunFacts, is_number
 from megadistill.report.differences import ABSENT, changes
-from megadistill.report.tables import Table, seen_last
+from megadistill.report.tables import Table, seen_at
 
 Row = dict[str, Any]
 
@@ -20,6 +20,8 @@ _APART = ("seed", "name", "directory")
 """What runs of one arm may differ in."""
 _SEED = re.compile(r"[-_]?seed[-_]?\d+")
 """In names and paths, as in runs/all-seed1."""
+_ROWS = "rows"
+"""Of scores that `evaluate` gave: those of each row."""
 _MOST = 6
 """Changes named in a cell."""
 
@@ -32,7 +34,7 @@ class Arm:
     runs: dict[Any, RunFacts] = field(default_factory=dict)
     """By seed."""
     scores: dict[Any, Row] = field(default_factory=dict)
-    """Of each on held-out text."""
+    """Of each on held-out text; with the `step` that they were made after."""
 
     def all(self, key: str) -> list[float]:
         return [found[key] for found in self.scores.values() if is_number(found.get(key))]
@@ -57,7 +59,8 @@ def arms(runs: Sequence[RunFacts]) -> list[Arm]:
 
 def comparison(runs: Sequence[RunFacts]) -> Table | None:
     """One row an arm: its mean scores, and by how much its loss is above the first arm's; None for a single arm, and
-    where not all were scored on the same text."""
+    where not all were scored on the same text. Of runs on their way, as they were after the last step that there are
+    scores of from all of them."""
     found = arms(runs)
     if len(found) < 2 or not all(arm.all("loss") for arm in found):
         return None
@@ -72,7 +75,7 @@ def comparison(runs: Sequence[RunFacts]) -> Table | None:
     }
     columns = {name: cells for name, cells in columns.items() if set(cells) != {ABSENT}}
     rows = [(arm.name, list(cells)) for arm, cells in zip(found, zip(*columns.values(), strict=True), strict=True)]
-    note = (
+    note = _when(found) + (
         "± after a loss is the standard deviation over seeds. Differences are taken seed by seed, ± their standard "
         "deviation; of a single seed row by row of the held-out text, ± their standard error."
     )
@@ -80,20 +83,37 @@ def comparison(runs: Sequence[RunFacts]) -> Table | None:
 
 
 def _on_the_same_text(runs: Sequence[RunFacts]) -> list[Row]:
-    """Every run's scores: all of `evaluate`, or all as training saw them; nothing where that was other text."""
-    evaluated = [run.evaluation.get("heldout") or {} for run in runs]
-    if all(evaluated) and len({found.get("num_targets") for found in evaluated}) == 1:
-        return evaluated
-    looks = [[run.config.get("evaluate"), run.config.get("data")] for run in runs]
-    return [seen_last(run) for run in runs] if all(look == looks[0] for look in looks) else [{} for _ in runs]
+    """Every run's scores: all of `evaluate`, or all as training saw them, after the same step or at every run's end;
+    nothing where there is no such step, or where that was other text."""
+    evaluated, ends = [run.evaluation.get("heldout") or {} for run in runs], [run.wanted for run in runs]
+    steps = [found.get("step") for found in evaluated]
+    alike = len({found.get("num_targets") for found in evaluated}) == 1
+    if all(evaluated) and alike and (len(set(steps)) == 1 or steps == ends):
+        rows = [run.evaluation.get("heldout_rows", {}) for run in runs]
+        return [found | {_ROWS: its} for found, its in zip(evaluated, rows, strict=True)]
+    read = [[run.config.get("evaluate"), run.config.get("data")] for run in runs]
+    if any(text != read[0] for text in read):
+        return [{} for _ in runs]
+    looks = [{step for step, _ in run.series("heldout/loss")} for run in runs]
+    begun = [seen for seen in looks if seen]
+    if not all(end in seen for end, seen in zip(ends, looks, strict=True) if seen):
+        ends = [max(set.intersection(*begun), default=0)] * len(runs)
+    return [seen_at(run, end) for run, end in zip(runs, ends, strict=True)]
+
+
+def _when(found: Sequence[Arm]) -> str:
+    steps = {its["step"] for arm in found for its in arm.scores.values() if is_number(its.get("step"))}
+    told = [f"{step:,}" for step in sorted(steps)]
+    if len(told) > 1:
+        return f"Each run after its last step: {', '.join(told[:-1])} or {told[-1]}. "
+    return f"After step {told[0]}. " if told else ""
 
 
 def _gap(base: Arm, arm: Arm) -> str:
     ours, theirs = ([seed for seed, its in one.scores.items() if is_number(its.get("loss"))] for one in (base, arm))
     pairs = [(seed, seed) for seed in theirs if seed in ours] or [(ours[0], theirs[0])]
     gaps = [arm.scores[other]["loss"] - base.scores[seed]["loss"] for seed, other in pairs]
-    first = base.runs[pairs[0][0]], arm.runs[pairs[0][1]]
-    rows = [run.evaluation.get("heldout_rows", {}) for run in first]
+    rows = [one.scores[seed].get(_ROWS, {}) for one, seed in zip((base, arm), pairs[0], strict=True)]
     by_row = paired(*rows) if len(gaps) == 1 else None
     error = statistics.stdev(gaps) if len(gaps) > 1 else by_row and by_row[1]
     return f"{statistics.fmean(gaps):+.4f}".replace("-", "−") + (f" ± {error:.4f}" if error is not None else "")

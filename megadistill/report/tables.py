@@ -68,6 +68,13 @@ def seen_last(run: RunFacts) -> Row:
     return {key: value for key, value in seen.items() if value is not None}
 
 
+def seen_at(run: RunFacts, step: int) -> Row:
+    """Scores of the look that training took after `step`, and which step that is; empty where it took none."""
+    seen = {key: dict(run.series(f"heldout/{key}")).get(step) for key in _ON_THE_WAY}
+    found = {key: value for key, value in seen.items() if value is not None}
+    return found and found | {"step": step}
+
+
 def teachers(runs: Sequence[RunFacts]) -> list[tuple[str, int]]:
     """The teachers whose scores are known: what each is called, and the number of a run that has it. Those that scored
     alike, on held-out text or else on another, are one."""

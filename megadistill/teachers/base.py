@@ -133,3 +133,8 @@ class Teacher(Strict):
 
     def build(self, device: torch.device) -> Source:
         raise NotImplementedError
+
+    def asked(self, device: torch.device) -> Source:
+        """What answers rows that training never shows: what is built, or where that only reads answers, who gave them.
+        Its models may be on the CPU yet."""
+        return self.build(device)

@@ -21,7 +21,7 @@ from megadistill.data.tokenization import load_tokenizer
 from megadistill.models.signals import LanguageModel
 from megadistill.teachers.answers import AGAIN, Answers, Keep, read_back, read_index, row_keys
 from megadistill.teachers.asking import Asking
-from megadistill.teachers.base import Teacher
+from megadistill.teachers.base import Source, Teacher
 from megadistill.teachers.ensemble import EnsembleTeacher
 from megadistill.teachers.online import OnlineTeacher, weights_sha256
 
@@ -122,6 +122,9 @@ class CachedTeacher(Teacher):
 
     def build(self, device: torch.device) -> CachedSource:
         return CachedSource(Answers(self.dir), device)
+
+    def asked(self, device: torch.device) -> Source:
+        return self.of.build(torch.device("cpu"))  # dtype auto: nothing is rounded
 
     def facts(self, data: DataConfig) -> dict[str, Any]:
         """What decides the answers besides the weights, in words that a message can tell."""

@@ -32,12 +32,13 @@ class EnsembleTeacher(Teacher):
     """One per member, at least 0, taken relative to their sum; None: all alike."""
     routes: dict[str, list[float]] | None = None
     """Such weights for the rows of each corpus, by its name, as in {wikipedia: [1, 0], books: [0, 1]} where two members
-    know a corpus each (every member still reads every row); or for each task that a run may be of ({sst2: [1, 0], ...};
+    know a corpus each (every member still reads every row, and a text of no corpus, which `evaluate` may score, counts
+    as the first one's); or for each task that a run may be of ({sst2: [1, 0], ...};
     members that weigh nothing there are not even loaded). Instead of `weights`."""
     mean: Literal["geometric", "arithmetic"] = "geometric"
     """geometric: softmax(sum_k w_k z_k / T) at every temperature T, the mean of logits, so that every objective sees
     one teacher. arithmetic: sum_k w_k softmax(z_k / T), for objectives on distributions at one temperature; the guard
-    and the agreement in held-out scores still look at the mean of logits."""
+    and held-out scores still look at the mean of logits."""
 
     @model_validator(mode="after")
     def _weights_weigh(self) -> EnsembleTeacher:

@@ -13,9 +13,10 @@ from megadistill.evaluate import wikitext as module
 from megadistill.evaluate.ask import shown
 from megadistill.evaluate.heldout import heldout
 from megadistill.evaluate.wikitext import wikitext
-from megadistill.models.loading import load_pretrained
+from megadistill.models.loading import load_pretrained, save_pretrained
 from megadistill.run.config import load
-from megadistill.testing import workspace
+from megadistill.teachers.online import OnlineSource
+from megadistill.testing import tiny, workspace
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(config):
-    return load_pretrained(config.teacher.path)
+    return OnlineSource("teacher", load_pretrained(config.teacher.path))
 
 
 @pytest.fixture
@@ -80,22 +81,58 @@ def test_scores_are_made_on_the_gpu_unless_told_otherwise(there, wish, expected,
     assert scores.best_device().type == expected
 
 
-def test_student_and_teacher_are_on_that_device(config, tmp_path, monkeypatch):
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "config.resolved.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    (run / "student").symlink_to(config.teacher.path)
+@pytest.fixture
+def run_with(config, tmp_path, monkeypatch):
+    """teacher -> a run's folder; its student is the workspace's teacher."""
+    monkeypatch.setattr(scores, "trained", lambda directory: type("Found", (), {"path": directory.path, "step": 1}))
+
+    def make(name, **teacher):
+        run = tmp_path / name
+        run.mkdir()
+        tree = config.model_dump(mode="json") | {"teacher": teacher, "objectives": [{"kind": "soft_ce"}]}
+        tree["data"]["targets"]["maskings"] = 1  # answers can be kept
+        (run / "config.resolved.yaml").write_text(yaml.safe_dump(tree))
+        (run / "student").symlink_to(config.teacher.path)
+        return run
+
+    return make
+
+
+@pytest.mark.parametrize("placement", ["replicated", "sharded", "offloaded", "own_ranks"])
+def test_student_and_teacher_are_on_that_device(config, run_with, monkeypatch, placement):
     seen = []
 
     def devices(config, student, teacher, rows):
-        seen.extend(next(model.parameters()).device.type for model in (student, teacher))
+        seen.extend(next(source.models[0].parameters()).device.type for source in (student, teacher))
         return {"rows": {}}
 
-    monkeypatch.setattr(scores, "trained", lambda directory: type("Found", (), {"path": directory.path, "step": 1}))
     monkeypatch.setattr(scores, "best_device", lambda: torch.device("meta"))
     monkeypatch.setattr(scores, "heldout", devices)
-    scores.evaluate(run, ["heldout"])
+    scores.evaluate(run_with("run", kind="online", path=config.teacher.path, placement=placement), ["heldout"])
     assert seen == ["meta", "meta"]
+
+
+def test_an_ensemble_is_scored_as_the_one_teacher_that_it_is(config, run_with, folder, tmp_path, monkeypatch):
+    """Of two members the second alone weighs something: its scores are the ensemble's."""
+    monkeypatch.setattr(scores, "best_device", lambda: torch.device("cpu"))
+    sizes = {"vocab_size": workspace.VOCABULARY, "max_position_embeddings": workspace.LENGTH}
+    model = tiny.language_model("bert", 1, seed=5, initializer_range=0.3, **sizes)
+    save_pretrained(model, tmp_path / "other", dict(model.named_parameters()))
+    other = {"kind": "online", "path": str(tmp_path / "other")}
+    both = {"kind": "ensemble", "members": [{"kind": "online", "path": config.teacher.path}, other], "weights": [0, 1]}
+    kept = {"kind": "cached", "dir": str(tmp_path / "answers"), "of": both}
+    found = {}
+    for name, teacher in (("alone", other), ("both", both), ("kept", kept)):
+        found[name] = scores.evaluate(run_with(name, **teacher), ["heldout", "wikitext"], folder, rows=7)
+    alone = found["alone"]
+    for name in ("both", "kept"):
+        for task, key in (("heldout", "teacher_loss"), ("heldout", "kl"), ("wikitext", "teacher_loss")):
+            assert found[name][task][key] == pytest.approx(alone[task][key], rel=1e-5)
+        for key in ("agreement_top1", "teacher_calibration"):
+            assert found[name]["heldout"][key] == alone["heldout"][key]
+        numbers = alone["heldout"]["num_parameters"], alone["heldout"]["teacher_num_parameters"]
+        assert found[name]["heldout"]["teacher_num_parameters"] == sum(numbers)
+    assert alone["heldout"]["kl"] > 0.1
 
 
 def test_numbers_are_printed_as_json_with_a_list_on_one_line():

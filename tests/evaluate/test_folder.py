@@ -13,6 +13,7 @@ from megadistill.evaluate.pseudo import pseudo_perplexity
 from megadistill.evaluate.wikitext import Plain, plain
 from megadistill.models.heads import TaskHead
 from megadistill.models.loading import load_pretrained, save_pretrained
+from megadistill.teachers.online import OnlineSource
 from megadistill.testing import task_files, tiny
 
 LENGTH = 12
@@ -117,7 +118,8 @@ def test_a_teacher_is_scored_on_the_same_rows(masked, text):
     model = load_pretrained(str(masked))
     own = plain(model, str(masked))
     assert (own.packing, own.sequence_length, own.targets.kind) == ("split", LENGTH, "mlm")
-    found = pseudo_perplexity(text, own, model, model, rows=2)
+    source = OnlineSource(str(masked), model)
+    found = pseudo_perplexity(text, own, source, source, rows=2)
     assert found["teacher_pseudo_perplexity"] == found["pseudo_perplexity"]
     with pytest.raises(UserError, match="causal"):
-        pseudo_perplexity(text, Plain(own.tokenizer, "concat", LENGTH, Clm()), model, None)
+        pseudo_perplexity(text, Plain(own.tokenizer, "concat", LENGTH, Clm()), source, None)

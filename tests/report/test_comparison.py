@@ -122,6 +122,56 @@ def test_a_seed_without_scores_yet_stays_out_of_the_difference(tmp_path):
     assert table.rows[1][1][1].startswith("+0.0600")
 
 
+def cut(path: Path, step: int) -> None:
+    """Leave of a run what it was after `step`."""
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    (path / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
+    file = path / "evaluation" / "heldout.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"step": step}))
+
+
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_runs_on_their_way_are_compared_after_one_step(tmp_path, evaluated):
+    base = [write_run(tmp_path, f"all-seed{n}") for n in (1, 2)]
+    other = [write_run(tmp_path, f"plain-seed{n}", offset=0.05) for n in (1, 2)]
+    for path in other:
+        changed(path, objectives=[{"kind": "hard_ce", "weight": 1.0}])
+    cut(other[1], 170)  # its last look was after 150
+    if not evaluated:
+        for path in (*base, *other):
+            shutil.rmtree(path / "evaluation")
+    runs = [collect(path) for path in (*base, *other)]
+    table = comparison(runs)
+    assert table.note.startswith("After step 150. ")
+    assert table.rows[0][1][0] == f"{dict(runs[0].series('heldout/loss'))[150]:.4f} ± 0.0000"
+    assert table.rows[1][1][1] == "+0.0500 ± 0.0000"
+    alone = comparison([runs[0], runs[3]])
+    assert alone.rows[1][1][1] == "+0.0500"  # the rows that `evaluate` scored were other steps'
+
+
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_finished_runs_of_different_lengths_are_compared_at_their_ends(tmp_path, evaluated):
+    paths = [write_run(tmp_path, "short"), write_run(tmp_path, "long", steps=1400, offset=0.05)]
+    if not evaluated:
+        for path in paths:
+            shutil.rmtree(path / "evaluation")
+    runs = [collect(path) for path in paths]
+    table = comparison(runs)
+    assert table.note.startswith("Each run after its last step: 300 or 1,400. ")
+    if evaluated:
+        assert table.rows[1][1][1] == "+0.0500 ± 0.0000"
+    else:
+        assert [cells[0] for _, cells in table.rows] == [f"{run.last('heldout/loss'):.4f}" for run in runs]
+
+
+def test_a_longer_run_on_its_way_is_compared_where_the_shorter_one_ended(tmp_path):
+    paths = [write_run(tmp_path, "short"), write_run(tmp_path, "long", steps=1400, offset=0.05)]
+    cut(paths[1], 1200)
+    table = comparison([collect(path) for path in paths])
+    assert table.note.startswith("After step 300. ")
+    assert table.rows[1][1][1] == "+0.0500"
+
+
 def test_single_runs_are_compared_row_by_row(tmp_path):
     a = collect(write_run(tmp_path, "a"))
     path = write_run(tmp_path, "b")
