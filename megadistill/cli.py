@@ -372,29 +372,14 @@ def doctor(
 ) -> None:
     """Report on this machine, and whether it is fit for a run; or on all nodes of a job."""
     if ranks:
-        return _preflight(file, assignments or [], least, wait, bad_hosts)
+        from megadistill.doctor.preflight import tell
+
+        raise typer.Exit(int(tell(file, assignments or [], least, wait, bad_hosts, typer.echo)))
     from megadistill.doctor.checks import broken, examine, table
 
     sections = examine()
     typer.echo(table(sections))
     raise typer.Exit(int(Exit.CRASH if broken(sections) else Exit.DONE))
-
-
-def _preflight(file: Path | None, assignments: list[str], least: float, wait: float, bad_hosts: Path | None) -> None:
-    from megadistill.core.dist import from_environment
-    from megadistill.doctor.preflight import preflight, table
-    from megadistill.run.config import load
-    from megadistill.run.presets import resolve
-
-    if file is None:
-        raise UserError("doctor --ranks looks at a job", "no config was named", "megadistill doctor FILE --ranks")
-    world = from_environment()
-    verdict = preflight(load(resolve(file), assignments), world, least, wait)
-    if world.is_main:
-        typer.echo(table(verdict))
-        if bad_hosts is not None and verdict.bad_hosts:
-            bad_hosts.write_text(",".join(verdict.bad_hosts) + "\n", encoding="utf-8")
-    raise typer.Exit(int(Exit.USER_ERROR if verdict.problems else Exit.DONE))
 
 
 def _existing(run: Path) -> Path:

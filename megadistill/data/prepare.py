@@ -24,13 +24,14 @@ from megadistill.data.corpora.base import Corpus, Source
 from megadistill.data.decide import Fate, Fates, decide, enough
 from megadistill.data.encode import Encoded, Recipe, Task, encode, encoded, tasks
 from megadistill.data.index import INDEX, read_index, read_table, write_index
+from megadistill.data.locality import check_locality
 from megadistill.data.pack import Folders, Packed, Shape, documents, merged, pack, pack_task, packed
 from megadistill.data.packing import Frame
 from megadistill.data.reader import verify
 from megadistill.data.settings import differences, hashed, recorded
 from megadistill.data.shards import ROWS_PER_MEMBER, token_dtype
 from megadistill.data.statistics import STATS, CorpusStats, PartStats, named_bins, read_stats
-from megadistill.data.stream import COUNTS, check_locality
+from megadistill.data.stream import COUNTS
 from megadistill.data.tokenization import Tokenizer, load_tokenizer
 from megadistill.data.tokenizer_training import train_tokenizer
 from megadistill.data.workers import Log, Workers, cores

@@ -18,9 +18,10 @@ from megadistill.core.files import sha256_json
 from megadistill.core.types import Batch
 from megadistill.data.config import DataConfig
 from megadistill.data.hashing import U64, row_keys
-from megadistill.data.index import INDEX, TABLE, Table
+from megadistill.data.index import INDEX, TABLE
+from megadistill.data.locality import check_locality
 from megadistill.data.masking import Vocabulary
-from megadistill.data.order import ORDER_VERSION, BatchSizes, Blocks, Order, Places
+from megadistill.data.order import ORDER_VERSION, BatchSizes, Order, Places
 from megadistill.data.reader import Shards
 from megadistill.data.rows import Rows
 from megadistill.data.settings import checked_index
@@ -340,45 +341,6 @@ def _order(part: Part, seed: int, skips: Sequence[tuple[int, int]]) -> Order:
         epochs=[corpus.epochs for corpus in config.corpora] if weights else None,
         blocks=config.blocks if config.order == "block" else None,
     )
-
-
-def check_locality(config: DataConfig, tables: Mapping[str, Table]) -> None:
-    """A corpus that does not fit near by must be read block by block, and windows of blocks must fit.
-
-    Args:
-        tables: the training shards of each corpus.
-
-    Raises:
-        UserError: one of these corpora does not.
-    """
-    staging = config.read.staging
-    if staging is None:
-        return
-    for corpus, table in tables.items():
-        total = int(table.bytes.sum())
-        if config.order == "global" and total > staging.max_bytes:
-            raise UserError(
-                f"corpus {corpus} is larger than data.read.staging: max_gigabytes",
-                f"{total / 1e9:,.1f} GB, and data.order is global: every step needs all of it",
-                "set data.order: block (before the run starts), or a larger max_gigabytes",
-            )
-        needed = near_bytes(table, config.blocks)
-        if config.order == "block" and needed > staging.max_bytes:
-            raise UserError(
-                f"corpus {corpus}: a window of blocks does not fit into data.read.staging: max_gigabytes",
-                f"whole shards are copied: those of {config.blocks.window} blocks of {config.blocks.rows:,} rows, and "
-                f"of the window after it, are {needed / 1e9:,.2f} of {total / 1e9:,.2f} GB",
-                "set a smaller data.blocks: window (before the run starts), or a larger max_gigabytes",
-            )
-
-
-def near_bytes(table: Table, blocks: Blocks) -> int:
-    """Bytes of the shards that must be near for none to be copied twice in a window: those that a window's blocks
-    reach into, on average, and those of the next, which are fetched before the window ends; one more for chance."""
-    rows = np.diff(table.first_row)
-    reached = np.minimum(1, blocks.window * (rows + blocks.rows - 1) / max(1, int(rows.sum())))
-    largest = int(table.bytes.max(initial=0))
-    return min(int(table.bytes.sum()), 2 * int((reached * table.bytes).sum()) + largest)
 
 
 def _fetch_index(config: DataConfig, corpus: str, part: str) -> None:

@@ -12,16 +12,19 @@ import statistics
 import subprocess
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
-from megadistill.core.dist import World, barrier, connect, disconnect, gather_objects
+from megadistill.core.dist import World, barrier, connect, disconnect, from_environment, gather_objects
+from megadistill.core.errors import Exit, UserError
 from megadistill.doctor import links, probes
-from megadistill.run.config import RunConfig
+from megadistill.run.config import RunConfig, load
+from megadistill.run.presets import resolve
 
 WAIT_SECONDS = 45.0
 """For the last rank, once rank 0 is there: imports from a cold shared disk take a while."""
@@ -31,6 +34,7 @@ LEAST_DISK_GB, LEAST_INODES = 1.0, 1000
 MOST_BUSY = 0.1
 
 Facts = Mapping[str, Any]
+Log = Callable[[str], object]
 
 
 @dataclass
@@ -203,3 +207,27 @@ def _slurm_hosts() -> list[str]:
         return []
     shown = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=False)
     return shown.stdout.split()
+
+
+def tell(
+    file: Path | None, assignments: Sequence[str], least: float, wait: float, bad_hosts: Path | None, say: Log
+) -> Exit:
+    """The verdict on the job of a config, told by rank 0.
+
+    Args:
+        least, wait: see `preflight`.
+        bad_hosts: receives the hosts to leave out, if any, with commas between.
+        say: receives the table.
+
+    Raises:
+        UserError: no config is named, or there is something wrong with it.
+    """
+    if file is None:
+        raise UserError("doctor --ranks looks at a job", "no config was named", "megadistill doctor FILE --ranks")
+    world = from_environment()
+    verdict = preflight(load(resolve(file), assignments), world, least, wait)
+    if world.is_main:
+        say(table(verdict))
+        if bad_hosts is not None and verdict.bad_hosts:
+            bad_hosts.write_text(",".join(verdict.bad_hosts) + "\n", encoding="utf-8")
+    return Exit.USER_ERROR if verdict.problems else Exit.DONE

@@ -8,10 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from megadistill.data import shards
 from megadistill.data.config import DataConfig
 from megadistill.data.prepare import prepare
+from megadistill.testing.shard_files import ABOUT
 
 WORDS = [a + b + c for a in ("ba", "de", "fi", "go", "lu") for b in ("n", "r", "s", "t") for c in ("", "a", "o")]
 
@@ -74,3 +77,20 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("MEGADISTILL_DATA is not set: no real data to test on")
     return Path(folder)
+
+
+@pytest.fixture
+def rows(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+    """1100 rows, written so that they take several members and tars."""
+    monkeypatch.setattr(shards, "ROWS_PER_MEMBER", 100)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 30_000)
+    rng = np.random.default_rng(0)
+    return rng.integers(5, 500, (1100, 16)), np.ones((1100, 16), dtype=np.uint16)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, rows: tuple[Any, Any]) -> Path:
+    """Those rows on disk."""
+    (tmp_path / "shards").mkdir()
+    shards.write_shards(tmp_path / "shards", "text", ABOUT, [rows])
+    return tmp_path / "shards"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -17,9 +16,7 @@ from megadistill.core import files
 from megadistill.core.errors import StaleAttempt, UserError
 from megadistill.core.together import RankFailed
 from megadistill.engine import checkpoint
-from megadistill.testing import processes
 
-WORKER = str(Path(__file__).with_name("checkpoint_worker.py"))
 KEEP = checkpoint.Keep()
 Usage = namedtuple("Usage", "total used free")
 
@@ -391,22 +388,3 @@ def test_facts_that_are_not_json_fail_before_the_commit(tmp_path):
     with pytest.raises(RankFailed):
         save(tmp_path, 1, facts={"path": Path("x")})
     assert names(tmp_path) == []
-
-
-# ---------------------------------------------------------------------------------- several ranks
-
-
-@pytest.mark.distributed
-@pytest.mark.parametrize("when", ["at once", "asynchronous"])
-def test_two_ranks_save_together_fail_together_and_find_damage_together(tmp_path, when):
-    outputs = processes.run([WORKER, str(tmp_path), when], 2, timeout=60)
-    told = [json.loads(output.splitlines()[-1]) for output in outputs]
-    for answer in told:
-        assert answer["saved"] == "step-00000010-a0001"
-        assert answer["files"] == ["rank-0.bin", "rank-1.bin"]
-        assert answer["failure"] == ["RankFailed", True]
-        assert answer["stale"] == "StaleAttempt"
-        assert answer["newest"] == "step-00000010-a0001"
-        assert "rank-1.bin does not have the sha256" in answer["log"][0]
-    assert [answer["cause"] for answer in told] == ["NoneType", "ValueError"]
-    assert names(tmp_path) == ["step-00000010-a0001", "step-00000040-a0001"]

@@ -3,6 +3,7 @@ together."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,16 +53,16 @@ def augmented(
 def _write(file: Path, encoded: Encoded) -> None:
     arrays = {name: getattr(encoded, name) for name in _ARRAYS}
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items() if array is not None}
-    numbers = {"padding": str(encoded.padding), "truncated": str(encoded.truncated)}
+    numbers = {"padding": encoded.padding, "truncated": encoded.truncated}
     with atomic_write(file, "wb") as handle:
-        handle.write(save(tensors, numbers))
+        handle.write(save(tensors, {"numbers": json.dumps(numbers)}))  # several entries would be in any order
 
 
 def _read(file: Path, head: TaskHead) -> Encoded:
     try:
         with safe_open(file, "pt") as opened:
-            told = opened.metadata()
+            numbers = json.loads(opened.metadata()["numbers"])
             arrays = {name: opened.get_tensor(name).numpy() for name in opened.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} is not as it was written", str(error), "remove it; it is made again") from None
-    return Encoded(head.kind, **arrays, padding=int(told["padding"]), truncated=int(told["truncated"]))
+    return Encoded(head.kind, **arrays, **numbers)
