@@ -131,7 +131,7 @@ class Job:
         """
         if word:
             self._still_ours()
-        if word & stop.UNSAVED:
+        if word & (stop.UNSAVED | stop.ROLLBACK):  # a save under way takes the oldest checkpoint away when it is done
             self.checkpoints.wait()
         if word & stop.ROLLBACK:
             self._roll_back_as_asked(step - 1)
