@@ -21,6 +21,7 @@ from megadistill.core.files import append_line, atomic_write, fsync_directory, r
 from megadistill.core.together import on_main, rank_and_size
 from megadistill.run import environment, sameness
 from megadistill.run.claims import Claims
+from megadistill.run.restarts import refuse_live
 
 if TYPE_CHECKING:
     from megadistill.engine.checkpoint import Origin
@@ -86,7 +87,7 @@ class RunDirectory:
 
         Raises:
             UserError: the directory holds a run of another config (every differing field is named), or no run
-                at all. What is there stays as it is.
+                at all, or one to be moved aside that lives. What is there stays as it is.
         """
 
         def on_rank_0() -> RunDirectory:
@@ -113,6 +114,7 @@ class RunDirectory:
             if not fresh or _already_fresh(identity):
                 self._continue(identity, config, now)
                 return
+            refuse_live(self.owner())
             self._move_aside()
         self.id = secrets.token_hex(8)
         identity = {

@@ -70,13 +70,16 @@ def refuse_fruitless(events: Sequence[Mapping[str, Any]], attempt: int, limit: i
     Args:
         events: the run's journal.
         attempt: the one that starts now.
-        limit: how many attempts in a row may have left neither a checkpoint nor word of having been stopped.
+        limit: how many attempts in a row may have left neither a checkpoint nor word of having been stopped. Those that
+            went back do not count: the next one began in the same process.
 
     Raises:
         NoProgress: as many have.
     """
     fruitful = {event["attempt"] for event in events if event["event"] in _PROGRESS or _ended_well(event)}
-    fruitless = attempt - 1 - max((a for a in fruitful if a is not None and a < attempt), default=0)
+    last = max((a for a in fruitful if a is not None and a < attempt), default=0)
+    went_back = {event["attempt"] for event in events if event["event"] == "rollback"}
+    fruitless = len(set(range(last + 1, attempt)) - went_back)
     if fruitless >= limit:
         errors = [str(e["error"]) for e in events if e["event"] == "end" and e.get("error")]
         raise NoProgress(

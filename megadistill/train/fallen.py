@@ -15,7 +15,7 @@ from megadistill.core.errors import Exit, UserError
 from megadistill.core.files import write_json
 from megadistill.core.together import RankFailed
 from megadistill.train.memory import OutOfMemory
-from megadistill.train.watchdog import Watchdog, hung_file, hung_ranks, last_heard
+from megadistill.train.watchdog import hung_file, hung_ranks, last_heard
 
 PATIENCE_SECONDS = 3.0
 """How long the word of a failed rank may take through a shared file system."""
@@ -28,15 +28,19 @@ class PeerFailed(UserError):
     exit_code = Exit.CRASH
 
 
-def leave_word(run: Path, attempt: int, rank: int, watchdog: Watchdog, error: BaseException) -> None:
-    """Say what failed here, if it failed here first: not what fails on all ranks alike, nor a connection that broke."""
+def leave_word(run: Path, attempt: int, rank: int, doing: str, error: BaseException) -> None:
+    """Say what failed here, if it failed here first: not what fails on all ranks alike, nor a connection that broke.
+
+    Args:
+        doing: the phase that this rank was in, as `Watchdog.doing` says it.
+    """
     alike = isinstance(error, RankFailed | UserError) and not isinstance(error, OutOfMemory)
     if alike or not isinstance(error, Exception) or is_broken_connection(error):
         return
     said = {
         "rank": rank,
         "host": socket.gethostname(),
-        "doing": watchdog.doing,
+        "doing": doing,
         "error": f"{type(error).__name__}: {error}",
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
     }

@@ -86,6 +86,13 @@ def give_up(rollback: RollBack, events: Sequence[Mapping[str, Any]], limit: int,
         Diverged: it has done so often enough, or cannot go back so far.
     """
     done = sum(event["event"] == "rollback" and not event["asked_for"] for event in _of_owners(events))
+    if oldest >= rollback.first == 1:
+        raise Diverged(
+            f"step {rollback.last}: {rollback.why}",
+            "it went wrong from step 1 on, before which there is nothing to go back to",
+            "look at the data of these steps, the weights that training begins with, the objectives and "
+            "engine.precision",
+        )
     if oldest >= rollback.first:
         raise Diverged(
             f"step {rollback.last}: {rollback.why}",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from megadistill.core import faults, log
 from megadistill.core.dist import World
-from megadistill.core.errors import Diverged, Exit, StaleAttempt, UserError
+from megadistill.core.errors import Exit
 from megadistill.core.files import write_json
 from megadistill.core.together import on_main
 from megadistill.core.types import Batch
@@ -29,7 +29,6 @@ from megadistill.train import held_out, rehearsal, stop
 from megadistill.train.accumulate import accumulate
 from megadistill.train.checkpoints import Checkpoints, layout
 from megadistill.train.deadline import Deadline, slurm_end
-from megadistill.train.fallen import PeerFailed, leave_word
 from megadistill.train.health import Health, RollBack, give_up
 from megadistill.train.ledger import Report
 from megadistill.train.predecessors import look_back, refuse_different, refuse_to_continue
@@ -131,7 +130,7 @@ class Job:
         """
         if word:
             self._still_ours()
-        if word & stop.UNSAVED:
+        if word & (stop.UNSAVED | stop.ROLLBACK):  # a save under way takes the oldest checkpoint away when it is done
             self.checkpoints.wait()
         if word & stop.ROLLBACK:
             self._roll_back_as_asked(step - 1)
@@ -246,22 +245,16 @@ class Job:
             self.say(f"next: megadistill {shlex.join(map(str, words))}")
         return Exit.DONE
 
-    def fail(self, error: BaseException) -> None:
-        """Leave word of how the attempt ended; the exception goes on."""
-        leave_word(self.directory.path, self.attempt, self.world.rank, self.watchdog, error)
-        if isinstance(error, UserError) and not isinstance(error, PeerFailed):  # all ranks see the last save through
-            self._save_through()
-        text = f"{type(error).__name__}: {error}"
-        log.get().error(text, exc_info=None if isinstance(error, UserError) else error)
-        state = "diverged" if isinstance(error, Diverged) else "stale" if isinstance(error, StaleAttempt) else "failed"
-        if state == "stale":
-            return  # the run is another attempt's now
-        self.directory.journal("end", state=state, error=text)
-        self.directory.status(state, error=text)
-
     def close(self) -> None:
         """Let go of what DeepSpeed holds, so that another attempt can be made in this process."""
         self.engine.close()
+
+    def save_through(self) -> None:
+        """See the last save through, whatever comes of it."""
+        try:
+            self.checkpoints.wait()
+        except Exception as error:
+            log.get().error(f"the last save failed: {error}")
 
     def _roll_back(self, rollback: RollBack) -> None:
         """Journal what is undone and left out; the next attempt reads it there.
@@ -271,7 +264,7 @@ class Job:
             StaleAttempt: it is not this attempt's to go back with.
         """
         self._still_ours()
-        self._save_through()
+        self.save_through()
         if rollback.wrong:
             events = on_main("read the journal", self.directory.events)
             give_up(rollback, events, self.config.train.max_rollbacks, self.checkpoints.oldest())
@@ -304,13 +297,6 @@ class Job:
 
     def _still_ours(self) -> None:
         on_main("see whose the run is", self.directory.still_ours)
-
-    def _save_through(self) -> None:
-        """See the last save through, whatever comes of it."""
-        try:
-            self.checkpoints.wait()
-        except Exception as error:
-            log.get().error(f"the last save failed: {error}")
 
     def say(self, text: str) -> None:
         """Log on this rank; the console shows rank 0's."""

@@ -11,7 +11,7 @@ import torch
 
 from megadistill.core import dist, log
 from megadistill.core.dist import World
-from megadistill.core.errors import Exit, UserError
+from megadistill.core.errors import Diverged, Exit, StaleAttempt, UserError
 from megadistill.core.together import on_main
 from megadistill.core.types import COUNT_KINDS, Batch
 from megadistill.engine.deepspeed import engine_fits
@@ -21,7 +21,7 @@ from megadistill.run.directory import RunDirectory
 from megadistill.run.trained import teacher_of
 from megadistill.teachers import apart
 from megadistill.train import memory, micro_size, stop
-from megadistill.train.fallen import blame, is_broken_connection
+from megadistill.train.fallen import PeerFailed, blame, is_broken_connection, leave_word
 from megadistill.train.health import RollBack, skipped
 from megadistill.train.job import Job
 from megadistill.train.ledger import Done, Ledger, Report
@@ -98,22 +98,44 @@ def _attempt(config: RunConfig, world: World, device: torch.device, fresh: bool)
     directory = RunDirectory.open(config, fresh, world)
     directory.data_is(parts.stream.fingerprint)
     parts.stream.leave_out(on_main("read the journal", lambda: skipped(directory.events())))
-    with memory.explained(config, world, device):
-        job = Job(config, parts, held_out_rows, directory, world, device)
+    job: Job | None = None
     try:
+        with memory.explained(config, world, device):
+            job = Job(config, parts, held_out_rows, directory, world, device)
         with job.watchdog, memory.explained(config, world, device, job.watchdog):
             return _loop(config, parts, directory, job, world)
     except RollBack:
+        assert job is not None
         job.close()
         raise
     except BaseException as error:
+        if directory.attempt is None:
+            raise  # a start that is refused changes nothing
         told: BaseException = error
         if world.size > 1 and is_broken_connection(error):
-            told = blame(directory.path, job.attempt, directory.log_file(world.rank))
-        job.fail(told)
+            told = blame(directory.path, directory.attempt, directory.log_file(world.rank))
+        _fail(directory, directory.attempt, world.rank, job, told)
         if told is error:
             raise
         raise told from error
+
+
+def _fail(directory: RunDirectory, attempt: int, rank: int, job: Job | None, error: BaseException) -> None:
+    """Leave word of how the attempt ended; the exception goes on.
+
+    Args:
+        job: None: it ended before there was one.
+    """
+    leave_word(directory.path, attempt, rank, "the start" if job is None else job.watchdog.doing, error)
+    if job is not None and isinstance(error, UserError) and not isinstance(error, PeerFailed):
+        job.save_through()  # on all ranks
+    text = f"{type(error).__name__}: {error}"
+    log.get().error(text, exc_info=None if isinstance(error, UserError) else error)
+    if isinstance(error, StaleAttempt):
+        return  # the run is another attempt's now
+    state = "diverged" if isinstance(error, Diverged) else "failed"
+    directory.journal("end", state=state, error=text)
+    directory.status(state, error=text)
 
 
 def _loop(config: RunConfig, parts: Parts, directory: RunDirectory, job: Job, world: World) -> Exit:

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from megadistill.core.dist import World
 from megadistill.core.errors import Exit, StaleAttempt, UserError
-from megadistill.run import environment, sameness
+from megadistill.run import environment, restarts, sameness
 from megadistill.run.directory import RunDirectory, end_cut_line
 from megadistill.run.sections import BatchConfig
 
@@ -177,6 +177,18 @@ def test_fresh_moves_the_old_run_aside(tmp_path):
     ids = [open_run(tmp_path, fresh=True, seed=seed).id for seed in range(3)]
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["tiny", "tiny.old-1", "tiny.old-2"]
     assert json.loads((tmp_path / "runs" / "tiny.old-1" / "run.json").read_text())["id"] == ids[0]
+
+
+def test_fresh_leaves_a_run_that_lives_where_it_is(tmp_path, monkeypatch):
+    run = open_run(tmp_path)
+    run.claim()
+    before = contents(tmp_path)
+    monkeypatch.setattr(restarts, "_trains", lambda pid: pid == os.getpid())  # as another process would see this one
+    with pytest.raises(UserError, match="attempt 1 of this run is training it"):
+        open_run(tmp_path, fresh=True)
+    assert contents(tmp_path) == before
+    monkeypatch.setattr(restarts, "_trains", lambda pid: False)
+    assert open_run(tmp_path, fresh=True).id != run.id
 
 
 def test_a_requeued_job_is_fresh_only_once(tmp_path, monkeypatch):

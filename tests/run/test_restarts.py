@@ -38,6 +38,13 @@ def test_an_attempt_that_was_killed_without_a_word_counts():
         refuse_fruitless([], attempt=4, limit=3)
 
 
+def test_an_attempt_that_went_back_neither_counts_nor_is_progress():
+    events = [event(1, "save"), event(2, "rollback"), event(3, "rollback"), event(4, "rollback")]
+    refuse_fruitless(events, attempt=5, limit=1)
+    with pytest.raises(NoProgress, match="the last 2 attempts"):
+        refuse_fruitless([event(2, "save"), *CRASHES[:1], event(4, "rollback"), *CRASHES[2:]], attempt=6, limit=1)
+
+
 def test_only_a_schedulers_restart_is_one():
     assert not restarted_by_scheduler({})
     assert not restarted_by_scheduler({"SLURM_RESTART_COUNT": "0"})

@@ -74,6 +74,15 @@ def test_what_the_journal_says_of_rollbacks():
         give_up(rollback, [], 2, oldest=5)
 
 
+def test_a_run_that_was_never_sound_is_not_told_to_keep_more_checkpoints():
+    with pytest.raises(Diverged, match="the weights that training begins with") as caught:
+        give_up(RollBack(1, 2, "2 bad steps"), [], 2, oldest=1)
+    assert "checkpoint.keep" not in str(caught.value)
+    give_up(RollBack(1, 1, "a bad step"), [], 2, oldest=0)  # from the beginning, without that step's data
+    with pytest.raises(Diverged, match="keep more of them"):
+        give_up(RollBack(2, 3, "2 bad steps"), [], 2, oldest=2)
+
+
 def test_a_rollback_of_an_attempt_that_was_overtaken_is_not_the_runs():
     started, resumed = {"event": "start", "attempt": 1}, {"event": "resume", "attempt": 2}
     back = {"event": "rollback", "attempt": 1, "first": 5, "skips": [32, 64], "asked_for": False}
