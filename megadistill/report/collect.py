@@ -167,10 +167,13 @@ def _interruptions(journal: list[Row]) -> list[str]:
     told, saved, silent = [], 0, 0
     for before, row in pairwise([{}, *journal]):
         if row.get("event") == "resume":
-            silent += before.get("event") not in ("signal", "end", "requeue")
+            silent += before.get("event") not in ("signal", "end", "requeue", "rollback")
             if row["step"] < saved:
                 told.append(f"attempt {row.get('attempt')} resumed from step {row['step']}, though {saved} was saved")
-        saved = max(saved, row["step"]) if row.get("event") == "save" else saved
+        if row.get("event") == "save":
+            saved = max(saved, row["step"])
+        elif row.get("event") == "rollback":  # what was saved later is undone
+            saved = 0
     return [*told, *([f"{silent} attempt(s) ended without saying why: killed, or crashed"] if silent else [])]
 
 
