@@ -52,8 +52,10 @@ def misfits(config: RunConfig) -> tuple[list[UserError], list[str]]:
             config.data.targets.check(words)
         for corpus in config.data.corpora:
             if (config.data.dir / corpus.name / "train" / INDEX).exists():
-                with collected(problems):
+                others: list[UserError] = []
+                with collected(others):
                     checked_index(config.data, corpus, "train", tokenizer)
+                remarks += [f"{other.what}, and `prepare` makes it anew: {other.why}" for other in others]
     for who, found_part in (("teacher", partial(teacher_of, config)), ("student", partial(located, config.student))):
         paths = None
         with collected(problems):
