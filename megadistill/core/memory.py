@@ -39,6 +39,12 @@ def allowed(device: torch.device) -> float:
     return float(max(min(left), 0))
 
 
+def forget_peak(device: torch.device) -> None:
+    """What has been held so far counts in no later peak of a GPU's allocator."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 class Peak:
     """The most that this process has held since it was made, beyond what it held then. On a CPU only one is to be in
     use at a time."""
@@ -46,8 +52,8 @@ class Peak:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         give_back(device)
+        forget_peak(device)
         if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
             self._before = torch.cuda.memory_reserved(device)
         else:
             with suppress(OSError):  # then older peaks count too, which is too much rather than too little

@@ -103,6 +103,16 @@ class Batch:
         object.__setattr__(moved, "_home", self.home)
         return moved
 
+    def pinned(self) -> Batch:
+        """A copy that a GPU fetches by itself, while whoever sends it goes on."""
+        kept = copy(self)
+        for f in fields(self):
+            if isinstance(value := getattr(self, f.name), Tensor):
+                object.__setattr__(kept, f.name, value.pin_memory())
+        if self.asked is self.targets:
+            object.__setattr__(kept, "asked", kept.targets)
+        return kept
+
     @property
     def home(self) -> Batch:
         """The same batch where it was made, for who reads its numbers on the CPU without waiting for the device."""

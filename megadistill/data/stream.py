@@ -245,8 +245,14 @@ class Stream:
         start, stop = self.order.draws(np.array([first, last], dtype=np.int64)).tolist()
         return start, stop + 1
 
-    def prefetching(self, start_step: int, end_step: int, ahead: int = 2) -> Iterator[list[Batch]]:
-        """`take` of each step in turn, made up to `ahead` steps early by a thread; its errors rise here."""
+    def prefetching(
+        self, start_step: int, end_step: int, ahead: int = 2, pinned: bool = False
+    ) -> Iterator[list[Batch]]:
+        """`take` of each step in turn, made up to `ahead` steps early by a thread; its errors rise here.
+
+        Args:
+            pinned: in memory that a GPU fetches from by itself.
+        """
         ready: queue.Queue[list[Batch] | BaseException] = queue.Queue(maxsize=ahead)
         stop = threading.Event()
         fetched = threading.Semaphore(0 if self.staging is None else self.staging.ahead)
@@ -263,7 +269,8 @@ class Stream:
                 for step in range(start_step, end_step):
                     if stop.is_set():
                         return
-                    put(self.take(step))
+                    made = self.take(step)
+                    put([batch.pinned() for batch in made] if pinned else made)
                     fetched.release()
             except BaseException as error:  # everything belongs to the consumer
                 put(error)

@@ -136,7 +136,7 @@ def _make_state(optimizer: Any, updates: int, zero_stage: int) -> None:
     """AdamW's state of this rank's shares, which it would make at its first step only."""
     for share in next(getattr(optimizer, name) for name in _SHARES if hasattr(optimizer, name)):
         of_share = {state: torch.zeros_like(share) for state in STATES}
-        optimizer.optimizer.state[share] = {"step": torch.tensor(float(updates)), **of_share}
+        optimizer.optimizer.state[share] = {"step": torch.tensor(float(updates), device=share.device), **of_share}
     if zero_stage < 3:
         optimizer._lazy_init_hp_params_optimizer_state()  # parameters learn where in the shares they are
 

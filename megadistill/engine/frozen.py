@@ -35,5 +35,9 @@ def spread(model: nn.Module, in_host_memory: bool, device: torch.device, world: 
         },
     }
     deepspeed = import_deepspeed()
+    # layer by layer, from where it is: `initialize` would first put the whole of it on the device
+    deepspeed.zero.Init(module=model, config_dict_or_path=config, remote_device="cpu" if in_host_memory else None)
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(device)
     # the engine is not kept: what it has hooked into the model does the work
     deepspeed.initialize(model=model, config=config)

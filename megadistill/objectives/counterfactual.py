@@ -119,7 +119,7 @@ def spans(mask: Tensor, proportion: float) -> Tensor:
     """
     both = (mask & mask.roll(1, 0)).sum(1, keepdim=True)  # rows are attended from their start
     length = (both * proportion).ceil().long()
-    draw = torch.rand(mask.shape[0], 1).to(mask.device)
+    draw = torch.rand(mask.shape[0], 1).to(mask.device, non_blocking=True)
     start = (draw * (both - length + 1)).long()
     index = torch.arange(mask.shape[1], device=mask.device)
     return (index >= start) & (index < start + length)

@@ -139,6 +139,7 @@ class EnsembleSource:
             )
         self.vocabulary = min(sizes)
         self._head: tuple[Tensor, Tensor | None] | None = None
+        self._routes: Tensor | None = None
 
     @property
     def dims(self) -> Dims:
@@ -168,9 +169,10 @@ class EnsembleSource:
         """Of each member: one number, or [N, 1] for the flat positions `rows`."""
         if self.routes is None:
             return self.weights
-        dtype = next(self.models[0].parameters()).dtype
-        routes = torch.tensor(self.routes, dtype=dtype, device=rows.device)
-        shares: Sequence[Tensor] = routes[batch.corpora[rows // batch.ids.shape[1]]].split(1, dim=1)
+        if self._routes is None:
+            dtype = next(self.models[0].parameters()).dtype
+            self._routes = torch.tensor(self.routes, dtype=dtype, device=rows.device)
+        shares: Sequence[Tensor] = self._routes[batch.corpora[rows // batch.ids.shape[1]]].split(1, dim=1)
         return shares
 
     def _joined(self, heads: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:

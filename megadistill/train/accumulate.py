@@ -50,7 +50,7 @@ def accumulate(
     engine.accumulate_over(len(micro_batches))
     rank, size = rank_and_size()
     # DeepSpeed divides by ranks and micro-batches; a count of 0 goes with a sum of 0
-    shares = (size * len(micro_batches) / counts.clamp(min=1)).float().to(device)
+    shares = (size * len(micro_batches) / counts.clamp(min=1)).float().to(device, non_blocking=True)
     sums: list[Tensor] = []
     for index, on_cpu in enumerate(micro_batches):
         batch, last = on_cpu.to(device), index == len(micro_batches) - 1

@@ -145,7 +145,8 @@ def _loop(config: RunConfig, parts: Parts, directory: RunDirectory, job: Job, wo
 
     with Recorder(directory, config.log, job.attempt, world.is_main, total_steps=steps, start_step=first - 1) as record:
         started = time.perf_counter()
-        for step, micro_batches in enumerate(parts.stream.prefetching(first - 1, steps), first):
+        ahead = parts.stream.prefetching(first - 1, steps, pinned=job.engine.device.type == "cuda")
+        for step, micro_batches in enumerate(ahead, first):
             waited = time.perf_counter() - started
             job.watchdog.enter("step", step)
             counts, before, word = ledger.exchange(_counts(micro_batches), job.wish())

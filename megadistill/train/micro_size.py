@@ -13,7 +13,7 @@ import torch
 
 from megadistill.core import log
 from megadistill.core.dist import World, gather_objects
-from megadistill.core.memory import Peak, allowed, free, give_back
+from megadistill.core.memory import Peak, allowed, forget_peak, free, give_back
 from megadistill.core.together import on_main
 from megadistill.core.types import Batch
 from megadistill.data.stream import Stream
@@ -53,6 +53,7 @@ def settled(config: RunConfig, world: World, device: torch.device, fresh: bool) 
     found = _measured(config, choices, world, device)
     gc.collect()
     give_back(device)  # the run begins with what it would have had
+    forget_peak(device)
     log.get().info(
         f"batch.micro_size: auto is {found.rows} ({', '.join(found.tried)}; "
         f"{found.room / 1e9:.3g} GB were free to use; {time.perf_counter() - started:.0f} s)"
@@ -130,7 +131,8 @@ def _measured(config: RunConfig, choices: Sequence[int], world: World, device: t
         try:
             prober.step(choices[0])  # from here on the optimizer's state is there
             room = prober.room()
-            rows = largest(choices, prober.need, room, dares=device.type == "cuda", off=OFF[device.type])
+            dares = device.type == "cuda" and world.size == 1  # what runs out on one of several ranks ends the run
+            rows = largest(choices, prober.need, room, dares, OFF[device.type])
         finally:
             prober.engine.close()
     if not rows:
