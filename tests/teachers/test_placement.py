@@ -1,11 +1,21 @@
 """Does a teacher that is spread over the ranks teach what a whole one teaches?"""
 
+from pathlib import Path
+
 import pytest
 
 from megadistill.core.files import read_lines
 from megadistill.data.prepare import prepare
 from megadistill.run.config import load
 from megadistill.testing import processes, workspace
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("placement", ["sharded", "offloaded"])
+def test_a_model_that_is_spread_is_never_whole_on_a_device(placement):
+    worker = str(Path(__file__).with_name("spread_worker.py"))
+    for output in processes.run([worker, placement], 2):
+        assert output.splitlines()[-1] == "moved 0, left 0"
 
 
 @pytest.mark.distributed

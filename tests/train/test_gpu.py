@@ -59,6 +59,16 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(config, stage):
     assert {step: whole[step] for step in again} == again
 
 
+def test_a_run_goes_on_at_another_stage(config):
+    run = config.parent / "runs" / "restaged"
+    for steps, stage in ((12, 1), (15, 2), (18, 3), (21, 1)):
+        options = [f"name={run.name}", f"engine.zero_stage={stage}", "engine.precision=bf16", "schedule.total_steps=60"]
+        processes.run(["-m", "megadistill", "train", str(config), *options, f"train.steps={steps}"], 1, GPU)
+        rows = [row for row in read_lines(run / "metrics.jsonl") if "loss_hex" in row]
+    assert max(row["step"] for row in rows) == 21
+    assert all(float.fromhex(row["loss_hex"]) > 0 for row in rows)
+
+
 def test_the_first_step_is_compared_with_the_plan(config):
     processes.run(["-m", "megadistill", "train", str(config), "name=compared", "train.steps=2"], 1, GPU)
     events = read_lines(config.parent / "runs" / "compared" / "journal.jsonl")
