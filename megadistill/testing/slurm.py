@@ -74,7 +74,7 @@ class Cluster:
         """
         self.folder, self.nodes = folder, [f"node{number}" for number in range(num_nodes)]
         self.environ = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PATH": _SEARCH}
-        for name in [name for name in self.environ if re.match(r"(SLURM|SRUN|SBATCH)_(?!CONF)", name)]:
+        for name in [name for name in self.environ if re.match(r"(SLURM|SRUN|SBATCH)_(?!CONF)|OMP_NUM_THREADS", name)]:
             del self.environ[name]
         host = socket.gethostname()
         lines = [
