@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from trust_tables import measured
 
@@ -37,27 +38,37 @@ def step_table(results: Path) -> str:
         found = measured(results, f"step/{device}")
         if not found:
             continue
-        ours, theirs = found["cases"]["ours"], found["cases"]["textbook"]
+        machines = [found, *filter(None, [measured(results, f"step/{device}_other")])]
         told = f"{found['device']}, {found['preset']}, {found['rows']} x {found['length']} tokens"
-        lines += ["", f"| a step on {told} | goal | measured |", "|---|--:|--:|"]
-        more = {
-            "speed_vs_textbook": f" ({ours['seconds']:.2f} s for {theirs['seconds']:.2f} s)",
-            "memory_vs_textbook": f" ({ours['extra_memory_mb']:,.0f} MB for {theirs['extra_memory_mb']:,.0f} MB, "
-            f"{found['rows_of_memory']} rows)",
-        }
+        columns = ["goal", "measured", "on another"][: 1 + len(machines)]
+        lines += ["", f"| a step on {told} | {' | '.join(columns)} |", "|---|" + "--:|" * len(columns)]
         lines += [
-            f"| {TOLD[name]} | {goal} | {found['ratios'][name]:.2f}{more.get(name, '')} |"
+            f"| {TOLD[name]} | {goal} | {' | '.join(_cell(one, name) for one in machines)} |"
             for name, goal in goals.items()
             if name in found["ratios"]
         ]
     if not lines:
         return ""
-    if scaling := measured(results, "step/scaling"):
-        seconds = f" ({scaling['seconds_1']:.2f} s for {scaling['seconds_2']:.2f} s)"
-        efficiency = f"{scaling['ratios']['weak_scaling_efficiency']:.2f}{seconds}"
-        lines += [f"| one process's step on one core over that of two on two, the same rows each |  | {efficiency} |"]
-    note = "`python tools/bench_step.py`; what was predicted before: `tools/results/step.md`."
+    scaling = [one for one in (measured(results, f"step/scaling{end}") for end in ("", "_other")) if one]
+    if scaling:
+        cells = (
+            f"{one['ratios']['weak_scaling_efficiency']:.2f} ({one['seconds_1']:.2f} s for {one['seconds_2']:.2f} s)"
+            for one in scaling
+        )
+        name = "one process's step on one core over that of two on two, the same rows each"
+        lines += [f"| {name} |  | {' | '.join(cells)} |"]
+    note = "`python tools/bench_step.py`; what was predicted before, and the machines: `tools/results/step.md`."
     return "\n".join([*lines[1:], "", note])
+
+
+def _cell(found: dict[str, Any], name: str) -> str:
+    ours, theirs = found["cases"]["ours"], found["cases"]["textbook"]
+    more = {
+        "speed_vs_textbook": f" ({ours['seconds']:.2f} s for {theirs['seconds']:.2f} s)",
+        "memory_vs_textbook": f" ({ours['extra_memory_mb']:,.0f} MB for {theirs['extra_memory_mb']:,.0f} MB, "
+        f"{found['rows_of_memory']} rows)",
+    }
+    return f"{found['ratios'][name]:.2f}{more.get(name, '')}"
 
 
 HEAD_GOALS = {
