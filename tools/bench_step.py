@@ -179,7 +179,8 @@ class Ours:
                 }
             )
             prepare(config, lambda line: None, workers=1)
-            source = Stream(config, dist.from_environment(), rows, rows, seed=0).prefetching(0, steps + 1)
+            stream = Stream(config, dist.from_environment(), rows, rows, seed=0)
+            source = stream.prefetching(0, steps + 1, pinned=self.device.type == "cuda")
             took = []
             for _ in range(steps + 1):
                 started = time.perf_counter()

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from megadistill.core.dist import best_device
 from megadistill.core.errors import UserError
@@ -16,9 +15,9 @@ from megadistill.evaluate.pseudo import pseudo_perplexity
 from megadistill.evaluate.tasks import score_task
 from megadistill.evaluate.wikitext import Cutting, plain, wikitext
 from megadistill.models.loading import load_pretrained
-from megadistill.run.config import RunConfig, check
+from megadistill.run.config import RunConfig
 from megadistill.run.directory import RunDirectory
-from megadistill.run.trained import teacher_of, trained
+from megadistill.run.trained import config_of, teacher_of, trained
 from megadistill.teachers.base import Source
 from megadistill.teachers.online import OnlineSource
 
@@ -46,9 +45,7 @@ def evaluate(
         UserError: an unknown task, no checkpoint, or text that is not there.
     """
     directory = RunDirectory(run)
-    config = check(
-        yaml.safe_load(directory.resolved_config.read_text(encoding="utf-8")), str(directory.resolved_config)
-    )
+    config = config_of(directory)
     known = TEXT_TASKS if config.task is None else (OWN_TASK,)
     tasks = [known[0]] if tasks is None else tasks
     unknown = [task for task in tasks if task not in known]

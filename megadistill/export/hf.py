@@ -6,17 +6,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from megadistill.core.errors import UserError
 from megadistill.core.files import fsync_directory
 from megadistill.data.tokenization import Tokenizer, load_tokenizer
 from megadistill.export.card import card
 from megadistill.models.loading import load_config
 from megadistill.models.signals import tells_texts_apart
-from megadistill.run.config import check
 from megadistill.run.directory import RunDirectory
-from megadistill.run.trained import trained
+from megadistill.run.trained import config_of, trained
 
 
 def export(run: Path, output: Path | None = None) -> Path:
@@ -31,8 +28,7 @@ def export(run: Path, output: Path | None = None) -> Path:
     """
     directory = RunDirectory(run)
     found = trained(directory)
-    where = directory.resolved_config
-    config = check(yaml.safe_load(where.read_text(encoding="utf-8")), str(where))
+    config = config_of(directory)
     output = output or directory.export / "hf"
     if output.exists() and not (output / "distillation.yaml").exists():
         raise UserError(f"{output} exists and is no export", fix="give another --output")

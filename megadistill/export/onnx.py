@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import yaml
 
 from megadistill.core.dist import World
 from megadistill.core.errors import UserError
@@ -25,9 +24,9 @@ from megadistill.models.images import ImageModel
 from megadistill.models.loading import load_pretrained
 from megadistill.models.signals import LanguageModel
 from megadistill.run.build import held_out
-from megadistill.run.config import RunConfig, check
+from megadistill.run.config import RunConfig
 from megadistill.run.directory import RunDirectory
-from megadistill.run.trained import trained
+from megadistill.run.trained import config_of, trained
 
 CHECK = "check.json"
 """In the folder: what was compared, and what it said."""
@@ -53,8 +52,7 @@ def export(run: Path, to: str, output: Path | None = None) -> Path:
     _require()
     directory = RunDirectory(run)
     found = trained(directory)
-    tree = yaml.safe_load(directory.resolved_config.read_text(encoding="utf-8"))
-    config = check(tree, str(directory.resolved_config))
+    config = config_of(directory)
     output = output or directory.export / to
     if output.exists() and not (output / CHECK).exists():
         raise UserError(f"{output} exists and is no export", fix="give another --output")

@@ -12,7 +12,7 @@ from megadistill.core import log
 from megadistill.core.errors import UserError
 from megadistill.core.schema import Strict
 from megadistill.engine import checkpoint
-from megadistill.run.config import RunConfig
+from megadistill.run.config import RunConfig, check
 from megadistill.run.directory import RunDirectory
 from megadistill.teachers.base import Teacher
 
@@ -29,6 +29,16 @@ def trained(directory: RunDirectory) -> checkpoint.Found:
     if found is None:
         raise UserError(f"{directory.path} has no checkpoint yet", fix="train it first")
     return found
+
+
+def config_of(directory: RunDirectory) -> RunConfig:
+    """The config that a run was last trained by.
+
+    Raises:
+        UserError: it is none, or one of its plugins is not here.
+    """
+    path = directory.resolved_config
+    return check(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
 
 
 def student_folder(spec: str) -> str:
